@@ -1,0 +1,90 @@
+#!/usr/bin/env python3
+"""Prepare `.venv` beside this file and run one of: demo, test, lint, bench."""
+
+import hashlib
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
+PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
+USAGE = "usage: python3 dev.py demo | test | lint | bench NAME  (further arguments are passed on)"
+
+
+def run(*command: object) -> None:
+    """Run a command here; raise when it fails."""
+    subprocess.run([str(part) for part in command], check=True, cwd=ROOT)
+
+
+def wanted() -> str:
+    """Return a digest of everything that decides what `.venv` holds."""
+    files = ("pyproject.toml", "constraints.txt")
+    parts = [(ROOT / name).read_bytes() for name in files] + [
+        sys.version.encode(),
+        str(ROOT).encode(),
+    ]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def make_venv() -> tuple[object, ...]:
+    """Create `.venv` and return the command that installs into it."""
+    if uv := shutil.which("uv"):
+        run(uv, "venv", "-q", "--clear", "--python", sys.executable, VENV)
+        return (uv, "pip", "install", "-q", "--python", PYTHON)
+    shutil.rmtree(VENV, ignore_errors=True)
+    try:
+        run(sys.executable, "-m", "venv", VENV)
+    except subprocess.CalledProcessError:  # Debian without python3-venv: borrow the outer pip
+        shutil.rmtree(VENV, ignore_errors=True)
+        run(sys.executable, "-m", "venv", "--without-pip", VENV)
+        return (sys.executable, "-m", "pip", "--python", PYTHON, "install", "-q")
+    return (PYTHON, "-m", "pip", "install", "-q")
+
+
+def prepare() -> None:
+    """Make `.venv` unless it is there and fits."""
+    stamp, digest = VENV / ".stamp", wanted()
+    if PYTHON.exists() and stamp.exists() and stamp.read_text() == digest:
+        return
+    print("preparing .venv (once, about a minute) ...", file=sys.stderr)
+    run(*make_venv(), "-c", "constraints.txt", "-e", ".[dev]")
+    stamp.write_text(digest)
+
+
+def lint() -> None:
+    """Check style, types and the floor plan."""
+    run(PYTHON, "-m", "ruff", "check")
+    run(PYTHON, "-m", "ruff", "format", "--check")
+    run(PYTHON, "-m", "mypy")
+    run(BIN / "lint-imports")
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command and return its exit code."""
+    if sys.version_info < (3, 11):  # noqa: UP036 -- whoever runs an older one should read why
+        print(
+            "rowsignal needs Python 3.11 or newer; this is " + sys.version.split()[0],
+            file=sys.stderr,
+        )
+        return 2
+    command, rest = (arguments or ["help"])[0], arguments[1:]
+    modules = {"demo": ["rowsignal", "demo"], "test": ["pytest"], "bench": ["benchmarks"]}
+    if command not in {*modules, "lint"}:
+        print(USAGE, file=sys.stderr)
+        return 0 if command in {"help", "-h", "--help"} else 2
+    try:
+        prepare()
+        if command == "lint":
+            lint()
+            return 0
+    except subprocess.CalledProcessError as error:
+        return error.returncode
+    return subprocess.call([str(PYTHON), "-m", *modules[command], *rest], cwd=ROOT)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,117 @@
+"""What happened to a row: `Change`, its `Operation`, and the filter that picks changes."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+JSON_SAFE_INTEGER = 2**53 - 1
+
+
+class Operation(StrEnum):
+    """The kinds of row change."""
+
+    INSERT = "insert"
+    UPDATE = "update"
+    DELETE = "delete"
+    TRUNCATE = "truncate"
+
+
+def browser_safe(value: object) -> object:
+    """Return `value` with integers that JavaScript would round as strings (RFC 8259, 6)."""
+    if isinstance(value, bool) or not isinstance(value, int | dict | list | tuple):
+        return value
+    if isinstance(value, int):
+        return value if abs(value) <= JSON_SAFE_INTEGER else str(value)
+    if isinstance(value, dict):
+        return {name: browser_safe(item) for name, item in value.items()}
+    return [browser_safe(item) for item in value]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One committed change of one row (of a whole table for `truncate`).
+
+    `key` maps primary-key column names to JSON values: integers and booleans as such, everything
+    else as PostgreSQL's text (`"1.00"`, `"2026-11-21T09:30:00+00:00"`). It is None when the change
+    is not of one known row: a truncate, or a hint for many rows at once.
+    `changed` names the columns that an update gave another value; None says "unknown, maybe all".
+    `position` is an opaque string to resume after (logged tables only), `row` the column values
+    where they were asked for.
+    """
+
+    operation: Operation
+    schema: str
+    table: str
+    key: Mapping[str, Any] | None = None
+    changed: tuple[str, ...] | None = None
+    position: str | None = None
+    transaction_id: int | None = None
+    captured_at: datetime | None = None
+    row: Mapping[str, Any] | None = field(default=None)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the wire form as a dict; integers beyond 2**53 - 1 become strings."""
+        captured = self.captured_at and self.captured_at.isoformat()
+        return {
+            "operation": str(self.operation),
+            "schema": self.schema,
+            "table": self.table,
+            "key": self.key and browser_safe(dict(self.key)),
+            "changed": self.changed and list(self.changed),
+            "position": self.position,
+            "transaction_id": self.transaction_id and str(self.transaction_id),
+            "captured_at": captured,
+            **({} if self.row is None else {"row": browser_safe(dict(self.row))}),
+        }
+
+    def to_json(self) -> str:
+        """Return the wire form: a compact JSON object."""
+        return json.dumps(self.to_dict(), separators=(",", ":"), ensure_ascii=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reset:
+    """A gap: changes may be missing before this point, so start again from the tables.
+
+    `reason` is a sentence for people; `position` is where the stream continues, if it has one.
+    """
+
+    reason: str
+    position: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeFilter:
+    """Which changes a reader wants; None means all.
+
+    `keys` holds `Change.key` mappings, `columns` names columns of which an update must have
+    changed at least one, `predicate` decides on the whole change.
+    """
+
+    keys: tuple[Mapping[str, Any], ...] | None = None
+    operations: frozenset[Operation] | None = None
+    columns: frozenset[str] | None = None
+    predicate: Callable[[Change], bool] | None = None
+
+    def matches(self, change: Change) -> bool:
+        """Tell whether a reader with this filter wants `change`; what is unknown is wanted."""
+        return (
+            self._wants_operation(change)
+            and self._wants_key(change)
+            and self._wants_columns(change)
+            and (self.predicate is None or self.predicate(change))
+        )
+
+    def _wants_operation(self, change: Change) -> bool:
+        return self.operations is None or change.operation in self.operations
+
+    def _wants_key(self, change: Change) -> bool:
+        return self.keys is None or change.key is None or change.key in self.keys
+
+    def _wants_columns(self, change: Change) -> bool:
+        if self.columns is None or change.operation is not Operation.UPDATE:
+            return True
+        return change.changed is None or not self.columns.isdisjoint(change.changed)

@@ -1,0 +1,57 @@
+"""What can go wrong, each also an instance of the builtin that fits."""
+
+
+class RowSignalError(Exception):
+    """Base of every error that rowsignal raises on its own account."""
+
+
+class NotFoundError(RowSignalError, LookupError):
+    """The row does not exist, or was deleted while somebody waited for it."""
+
+
+class WaitTimeoutError(RowSignalError, TimeoutError):
+    """A row did not change in time."""
+
+
+class PendingChangesError(RowSignalError, ValueError):
+    """The caller's own unfinished work would be mistaken for, or lost to, a change."""
+
+
+class TriggerInstallError(RowSignalError, ValueError):
+    """A table can not carry triggers, or the server would turn them into failing writes."""
+
+
+class SchemaVersionError(RowSignalError, RuntimeError):
+    """The database's `rowsignal` schema is missing, older or newer than this library."""
+
+
+class PositionError(RowSignalError, ValueError):
+    """A position is malformed, or belongs to another log."""
+
+
+class StandbyError(RowSignalError, RuntimeError):
+    """Something that needs a primary was asked of a standby."""
+
+
+class PoolExhaustedError(RowSignalError, TimeoutError):
+    """No connection became free in the pool in time."""
+
+
+class LockTimeoutError(RowSignalError, TimeoutError):
+    """A lock was not granted in time."""
+
+
+class DatabaseExistsError(RowSignalError, ValueError):
+    """The database to create is there already."""
+
+
+class MissingSessionError(RowSignalError, RuntimeError):
+    """`db.session` was used where no session is open."""
+
+
+class SessionNotInitialisedError(RowSignalError, RuntimeError):
+    """`db` was used before a middleware or a call of `init` gave it an engine."""
+
+
+class PoolTimeoutError(PoolExhaustedError):
+    """No place became free among a block's `max_concurrent` sessions in time."""
