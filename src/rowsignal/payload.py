@@ -18,7 +18,13 @@ from typing import Any, Self
 from rowsignal.changes import Operation
 
 CHANNEL = "rowsignal"
+LOG_CHANNEL = "rowsignal_log"
 MAX_BYTES = 7999
+
+# Session-level advisory locks are (LOCK_CLASS, bucket): held shared by whoever needs hints.
+LOCK_CLASS = 1919907699  # "rows" in ASCII
+BUCKETS = 128
+LOG_BUCKET = 1000  # held shared by readers of the change log while they sleep
 
 KeyValue = int | str | bool
 Key = tuple[KeyValue, ...]
