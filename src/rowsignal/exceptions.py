@@ -55,3 +55,15 @@ class SessionNotInitialisedError(RowSignalError, RuntimeError):
 
 class PoolTimeoutError(PoolExhaustedError):
     """No place became free among a block's `max_concurrent` sessions in time."""
+
+
+class EmbeddedPostgresError(RowSignalError, RuntimeError):
+    """A PostgreSQL server of our own could not be found, started or used."""
+
+
+class MigrationError(RowSignalError, RuntimeError):
+    """The database, the models and the migrations do not fit together."""
+
+
+class MissingExtraError(RowSignalError, ImportError):
+    """Something was used that an optional part of the installation provides."""
