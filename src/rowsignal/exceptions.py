@@ -67,3 +67,11 @@ class MigrationError(RowSignalError, RuntimeError):
 
 class MissingExtraError(RowSignalError, ImportError):
     """Something was used that an optional part of the installation provides."""
+
+
+class FilterError(RowSignalError, ValueError):
+    """A filter from outside is not in the grammar, or does not fit its column."""
+
+
+class AccessDeniedError(RowSignalError, PermissionError):
+    """A token or ticket is missing, spent, expired or not meant for this."""

@@ -1,0 +1,103 @@
+"""Frames: what leaves, byte for byte (HTML standard, 9.2: server-sent events)."""
+
+import json
+import random
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+JITTER = random.SystemRandom()
+
+
+def compact(data: object) -> str:
+    """Return `data` as one line of JSON."""
+    return json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def frame(event: str, data: object, position: str | None = None) -> bytes:
+    """Encode one event; a `position` becomes its id, so that a reader can resume after it.
+
+    >>> print(frame("bye", {"reason": "shutdown"}).decode().strip())
+    event: bye
+    data: {"reason":"shutdown"}
+    """
+    place = "" if position is None else f"id: {position}\n"
+    return f"{place}event: {event}\ndata: {compact(data)}\n\n".encode()
+
+
+def retry(delay: float) -> bytes:
+    """Tell a browser how many seconds to wait before it reconnects."""
+    return f"retry: {int(delay * 1000)}\n\n".encode()
+
+
+def jittered(delay: float) -> float:
+    """Spread a delay, so that a thousand readers do not come back in the same instant."""
+    return delay * JITTER.uniform(0.5, 1.5)
+
+
+def heartbeat(interval: float, position: str | None = None) -> bytes:
+    """Say that the stream lives and how far it has come; `interval` is the longest silence."""
+    return frame("heartbeat", {"at": datetime.now(UTC).isoformat(), "interval": interval}, position)
+
+
+def reset(reason: str, *, continues: bool = False) -> bytes:
+    """Say that changes may be missing; the empty id makes a browser forget its place."""
+    data = {"reason": reason, **({"continues": True} if continues else {})}
+    return frame("reset", data, "")
+
+
+def bye(reason: str, delay: float) -> bytes:
+    """Say that the server closes this stream, and when to come back."""
+    delay = jittered(delay)
+    milliseconds = int(delay * 1000)
+    return b"retry: %d\n" % milliseconds + frame("bye", {"reason": reason, "retry": milliseconds})
+
+
+def snapshot_end(tables: Iterable[str], rows: int, position: str | None) -> bytes:
+    """Say that the current rows are complete."""
+    return frame("snapshot-end", {"tables": list(tables), "rows": rows}, position)
+
+
+class FrameParser:
+    """Reads a stream of frames that arrives in pieces cut anywhere, also inside a character.
+
+    For tests, tools and servers that read a stream; browsers have their own. Lines may end in CR,
+    LF or both; `last_id` is what to send as `Last-Event-ID`. Only what an empty line has finished
+    counts: an event that was cut off is not reported and its id not kept.
+    """
+
+    def __init__(self, on_retry: Callable[[int], None] | None = None) -> None:
+        self.last_id = ""
+        self._rest = b""
+        self._lines: list[str] = []
+        self._on_retry = on_retry
+
+    def feed(self, data: bytes) -> list[tuple[str, str]]:
+        """Take the next bytes and return the events that they complete, as (name, data)."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        events = []
+        for raw in lines:
+            line = raw.rstrip(b"\r").decode()
+            if line:
+                self._lines.append(line)
+            elif (event := self._finish()) is not None:
+                events.append(event)
+        return events
+
+    def _finish(self) -> tuple[str, str] | None:
+        fields, self._lines = _fields(self._lines), []
+        if "id" in fields:
+            self.last_id = fields["id"][-1]
+        if "retry" in fields and self._on_retry is not None:
+            self._on_retry(int(fields["retry"][-1]))
+        if "data" not in fields:
+            return None
+        return fields.get("event", ["message"])[-1], "\n".join(fields["data"])
+
+
+def _fields(lines: Iterable[str]) -> Mapping[str, list[Any]]:
+    fields: dict[str, list[Any]] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        fields.setdefault(name, []).append(value.removeprefix(" "))
+    return fields

@@ -1,0 +1,204 @@
+"""Kinds of column types: how their values are read, compared and bound in a filter."""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Column, ColumnElement, bindparam, cast
+from sqlalchemy import types as sql
+from sqlalchemy.dialects import postgresql
+
+from rowsignal.exceptions import FilterError
+
+MAX_DIGITS = 400
+REAL_BITS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A number that may be NaN, ordered as PostgreSQL orders it (manual, 8.1.3)."""
+
+    value: Any
+
+    def rank(self) -> tuple[bool, Any]:
+        """Return what to compare: every number is below NaN."""
+        is_nan = self.value != self.value  # only NaN differs from itself
+        return (is_nan, 0 if is_nan else self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Number) and self.rank() == other.rank()
+
+    def __hash__(self) -> int:
+        return hash(self.rank())
+
+    def __lt__(self, other: "Number") -> bool:
+        return self.rank() < other.rank()
+
+    def __le__(self, other: "Number") -> bool:
+        return self.rank() <= other.rank()
+
+    def __gt__(self, other: "Number") -> bool:
+        return self.rank() > other.rank()
+
+    def __ge__(self, other: "Number") -> bool:
+        return self.rank() >= other.rank()
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A family of column types: `read` takes JSON values of rows, `accept` checks a filter's."""
+
+    name: str
+    read: Callable[[Any], Any]
+    type_: sql.TypeEngine[Any] = field(compare=False)
+    accept: Callable[[Any], bool] = lambda _: True
+    is_ordered: bool = True
+    is_text: bool = False
+
+    def parse(self, text: str) -> Any:
+        """Read a value from a filter's text; raise `FilterError` when it is not of this kind."""
+        try:
+            text.encode()
+            value = self.read(text)
+            is_accepted = self.accept(value)
+        except (ValueError, ArithmeticError, LookupError) as error:
+            raise FilterError(f"{text!r} is not a value of type {self.name}.") from error
+        if not is_accepted:
+            raise FilterError(f"{text!r} is out of the range of type {self.name}.")
+        return value
+
+    def comparable(self, column: Column[Any]) -> ColumnElement[Any]:
+        """Return the column as it is compared: text without the database's collation."""
+        if not self.is_text:
+            return column
+        plain: ColumnElement[Any] = cast(column, sql.Text()).collate("C")
+        return plain
+
+    def bound(self, value: Any) -> ColumnElement[Any]:
+        """Return a bound parameter."""
+        raw = value.value if isinstance(value, Number) else value
+        return bindparam(None, raw, type_=self.type_, unique=True)
+
+
+def plain_type(type_: sql.TypeEngine[Any]) -> sql.TypeEngine[Any]:
+    """Return the stored type behind decorators and domains."""
+    while isinstance(type_, sql.TypeDecorator | postgresql.DOMAIN):
+        type_ = type_.impl_instance if isinstance(type_, sql.TypeDecorator) else type_.data_type
+    return type_
+
+
+def kind_of(column: Column[Any]) -> Kind:
+    """Return the kind of a column; raise `FilterError` for types that can not be filtered by."""
+    type_ = plain_type(column.type)
+    for family, make in FAMILIES:
+        if isinstance(type_, family):
+            return make(type_)
+    raise FilterError(f"{column.name} is of type {type_}, which can not be filtered by.")
+
+
+def _integer(type_: sql.TypeEngine[Any]) -> Kind:
+    bits = 63 if isinstance(type_, sql.BigInteger) else 31
+    bits = 15 if isinstance(type_, sql.SmallInteger) else bits
+    return Kind("integer", _read_integer, type_, lambda value: -(2**bits) <= value < 2**bits)
+
+
+def _read_integer(value: Any) -> int:
+    if isinstance(value, str) and not value.lstrip("-").isascii():
+        raise ValueError("other digits than 0 to 9")
+    return int(value)
+
+
+def _numeric(_: sql.TypeEngine[Any]) -> Kind:
+    def accept(number: Number) -> bool:
+        value: Decimal = number.value
+        if not value.is_finite():
+            return value.is_qnan()
+        return value == 0 or abs(value.adjusted()) < MAX_DIGITS
+
+    return Kind("numeric", lambda value: Number(Decimal(str(value))), sql.Numeric(), accept)
+
+
+def _float(type_: sql.TypeEngine[Any]) -> Kind:
+    if isinstance(type_, sql.REAL) or (getattr(type_, "precision", None) or 53) <= REAL_BITS:
+        return Kind("real", lambda value: Number(_rounded(float(value))), sql.REAL())
+    return Kind("float", lambda value: Number(float(value)), sql.Double())
+
+
+def _rounded(value: float) -> float:
+    rounded: float = struct.unpack("f", struct.pack("f", value))[0]
+    return rounded
+
+
+def _text(type_: sql.TypeEngine[Any]) -> Kind:
+    if isinstance(type_, sql.CHAR | postgresql.CITEXT):
+        raise FilterError(f"{type_} has an equality of its own and can not be filtered by.")
+    return Kind("text", str, sql.Text(), is_text=True)
+
+
+def _enum(type_: sql.TypeEngine[Any]) -> Kind:
+    labels = frozenset(getattr(type_, "enums", ()))
+    return Kind("enum", str, sql.Text(), labels.__contains__, is_ordered=False, is_text=True)
+
+
+def _boolean(type_: sql.TypeEngine[Any]) -> Kind:
+    names = {"true": True, "false": False}
+    return Kind("boolean", lambda value: names[str(value).lower()], type_, is_ordered=False)
+
+
+def _uuid(_: sql.TypeEngine[Any]) -> Kind:
+    return Kind("uuid", lambda value: UUID(str(value)), sql.Uuid())
+
+
+def _moment(type_: sql.TypeEngine[Any]) -> Kind:
+    if getattr(type_, "timezone", False):
+        latest, earliest = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
+    else:
+        latest, earliest = datetime.max, datetime.min  # noqa: DTZ901 -- the column has no zone
+
+    def read(value: str) -> datetime:
+        if value in {"infinity", "-infinity"} or value.endswith(" BC"):
+            return latest if value == "infinity" else earliest
+        moment = datetime.fromisoformat(value)
+        if (moment.tzinfo is None) != (latest.tzinfo is None):
+            raise ValueError("an offset is missing or too much")
+        return moment if moment.tzinfo is None else moment.astimezone(UTC)
+
+    return Kind("timestamp", read, type_, lambda value: value not in {latest, earliest})
+
+
+def _date(type_: sql.TypeEngine[Any]) -> Kind:
+    def read(value: str) -> date:
+        if value in {"infinity", "-infinity"} or value.endswith(" BC"):
+            return date.max if value == "infinity" else date.min
+        return date.fromisoformat(value)
+
+    return Kind("date", read, type_, lambda value: value not in {date.max, date.min})
+
+
+def _time(type_: sql.TypeEngine[Any]) -> Kind:
+    def read(value: str) -> time:
+        moment = time.fromisoformat(value)
+        if moment.tzinfo is not None:
+            raise ValueError("a time of day has no offset here")
+        return moment
+
+    return Kind("time", read, type_)
+
+
+# The first family that fits decides: an Enum is a String, too.
+FAMILIES: tuple[tuple[type[sql.TypeEngine[Any]], Callable[[sql.TypeEngine[Any]], Kind]], ...] = (
+    (sql.Enum, _enum),
+    (sql.Boolean, _boolean),
+    (sql.Integer, _integer),
+    (sql.Float, _float),
+    (sql.Numeric, _numeric),
+    (sql.String, _text),
+    (sql.Uuid, _uuid),
+    (sql.DateTime, _moment),
+    (sql.Date, _date),
+    (sql.Time, _time),
+)
