@@ -1,0 +1,106 @@
+"""The folder with a server's data: whose it is, which version made it, who serves it."""
+
+import os
+from pathlib import Path
+
+from rowsignal.embedded.programs import Account, Programs, can_enter
+from rowsignal.exceptions import EmbeddedPostgresError
+
+READY_STATES = ("ready", "standby")
+
+
+def account_for(data_dir: Path, account: Account | None) -> Account | None:
+    """Return whom a server on this folder has to run as: its owner, where root asks."""
+    if account is None or not data_dir.exists():
+        return account
+    status = data_dir.stat()
+    return Account(status.st_uid, status.st_gid) if status.st_uid else account
+
+
+def prepare(data_dir: Path, programs: Programs) -> bool:
+    """Make the folder when it is missing, and tell whether it holds data.
+
+    Raises `EmbeddedPostgresError` for a folder that can not be used, for data of another major
+    version, and for data that a running server has in use.
+    """
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        has_data = (data_dir / "PG_VERSION").exists()
+        is_empty = not any(data_dir.iterdir())
+    except OSError as error:
+        raise EmbeddedPostgresError(f"data_dir can not be used: {error}.") from error
+    if not has_data and not is_empty:
+        raise EmbeddedPostgresError(
+            f"{data_dir} holds something else than PostgreSQL's data: "
+            "choose an empty folder, or one that does not exist yet, as data_dir."
+        )
+    _make_reachable(data_dir, programs.account)
+    if has_data:
+        _refuse_other_major(data_dir, programs)
+        _refuse_data_in_use(data_dir)
+    return has_data
+
+
+def is_ready(data_dir: Path, pid: int) -> bool:
+    """Tell whether the server with this process id accepts connections (manual, 66.1).
+
+    `postmaster.pid` says so: process id in the first line, state in the eighth.
+    """
+    try:
+        lines = (data_dir / "postmaster.pid").read_text().splitlines()
+    except FileNotFoundError:
+        return False
+    return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() in READY_STATES
+
+
+def _make_reachable(data_dir: Path, account: Account | None) -> None:
+    if account is None:
+        return
+    if data_dir.stat().st_uid == 0:
+        for path in (data_dir, *data_dir.rglob("*")):
+            os.chown(path, *account, follow_symlinks=False)
+    if not can_enter(data_dir, account):
+        raise EmbeddedPostgresError(
+            f"The server can not run as root, and its user, with the id {account.uid}, can not "
+            f"reach {data_dir}: choose a data_dir below folders that everybody may enter."
+        )
+
+
+def _refuse_other_major(data_dir: Path, programs: Programs) -> None:
+    made_by = (data_dir / "PG_VERSION").read_text().strip()
+    if made_by != programs.major:
+        raise EmbeddedPostgresError(
+            f"The data in {data_dir} was made by PostgreSQL {made_by}, and the programs in "
+            f"{programs.bin_dir} are {programs.version}: set ROWSIGNAL_PG_BIN or bin_dir to "
+            f"those of PostgreSQL {made_by}, or choose another data_dir."
+        )
+
+
+def _refuse_data_in_use(data_dir: Path) -> None:
+    """Let a server in use be, and free the data from a pid file that a crash left behind.
+
+    PostgreSQL looks only whether *some* process has the id in that file, and refuses to start when
+    the id has been given to another program since. What it takes for stale is its parent's id; the
+    file itself has to stay, since it leads to shared memory that orphans may still write to.
+    """
+    pid_file = data_dir / "postmaster.pid"
+    if not pid_file.exists() or not Path("/proc/self").exists():
+        return
+    first, separator, rest = pid_file.read_text().partition("\n")
+    if not first.lstrip("-").isdecimal():
+        return
+    if _works_in(int(first.lstrip("-")), data_dir):
+        raise EmbeddedPostgresError(
+            f"A server with the process id {first} has the data in {data_dir} in use: "
+            "stop it, or choose another data_dir."
+        )
+    with pid_file.open("r+") as stale:
+        stale.write(f"{os.getpid()}{separator}{rest}")
+        stale.truncate()
+
+
+def _works_in(pid: int, folder: Path) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cwd").samefile(folder)
+    except OSError:
+        return False

