@@ -41,8 +41,24 @@ class LockTimeoutError(RowSignalError, TimeoutError):
     """A lock was not granted in time."""
 
 
+class LockLostError(RowSignalError, RuntimeError):
+    """A lock went away with its connection before its block had ended."""
+
+
+class DeadlockError(RowSignalError, RuntimeError):
+    """Transactions waited for each other's locks, and PostgreSQL ended this one's wait."""
+
+
+class AbortedTransactionError(RowSignalError, RuntimeError):
+    """A commit was asked for after PostgreSQL had already undone the transaction."""
+
+
 class DatabaseExistsError(RowSignalError, ValueError):
     """The database to create is there already."""
+
+
+class DatabaseInUseError(RowSignalError, RuntimeError):
+    """The database to drop, or to copy, has connections."""
 
 
 class MissingSessionError(RowSignalError, RuntimeError):
