@@ -1,19 +1,81 @@
-"""A second engine beside the application's: same server, own connections."""
+"""A connection of our own beside the application's pool: same server, not counted against it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from sqlalchemy.engine import Engine
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+Result = TypeVar("Result")
 
 
-def beside(engine: AsyncEngine) -> AsyncEngine:
-    """Return an engine that connects exactly as `engine` does, from a pool of its own.
+def beside(engine: AsyncEngine, url: str | None = None) -> AsyncEngine:
+    """Return an engine that connects as `engine` does (or to `url`), from a pool of its own.
 
     Everything that decides how a connection is made (arguments, `creator`, pool events such as
     those that fetch a token) is kept; the application's pool is neither used nor counted against.
     """
     ours = engine.sync_engine
-    if ours.dialect.driver == "asyncpg":
-        pool = ours.pool.recreate()
-        return AsyncEngine(
-            Engine(pool, ours.dialect, ours.url, hide_parameters=ours.hide_parameters)
+    if url is not None:
+        return create_async_engine(url, poolclass=NullPool)
+    if ours.dialect.driver != "asyncpg":
+        return create_async_engine(
+            ours.url.set(drivername="postgresql+asyncpg"), poolclass=NullPool
         )
-    return create_async_engine(ours.url.set(drivername="postgresql+asyncpg"))
+    pool = ours.pool.recreate()
+    return AsyncEngine(Engine(pool, ours.dialect, ours.url, hide_parameters=ours.hide_parameters))
+
+
+class OwnConnection:
+    """One connection in autocommit, opened at first use; what is run on it queues up.
+
+    It never takes part in anybody's transaction, so it sees what is committed. After an error, a
+    time-out or a cancellation it is thrown away, and the next use opens another.
+    """
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._connection: AsyncConnection | None = None
+        self._turn = asyncio.Lock()
+
+    async def run(
+        self, work: Callable[[AsyncConnection], Awaitable[Result]], *, timeout: float
+    ) -> Result:
+        """Run `work` on the connection; `TimeoutError` after `timeout` seconds of its turn."""
+        async with self._turn:
+            try:
+                async with asyncio.timeout(timeout):
+                    connection = await self._open()
+                    result = await work(connection)
+                    await connection.rollback()  # ends SQLAlchemy's book-keeping, sends nothing
+                    return result
+            except TimeoutError as error:
+                await self._discard()
+                raise TimeoutError(f"PostgreSQL did not answer within {timeout:g} s.") from error
+            except BaseException:
+                await self._discard()
+                raise
+
+    async def close(self) -> None:
+        """Close the connection; a later use opens it again."""
+        async with self._turn:
+            await self._discard()
+            await self._engine.dispose()
+
+    async def _open(self) -> AsyncConnection:
+        if self._connection is None:
+            connection = await self._engine.connect()
+            self._connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
+        return self._connection
+
+    async def _discard(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await asyncio.shield(_throw_away(connection))
+
+
+async def _throw_away(connection: AsyncConnection) -> None:
+    await connection.invalidate()
+    await connection.close()

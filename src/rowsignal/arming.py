@@ -1,0 +1,260 @@
+"""How changes of one table reach this process: by notification while it is quiet, else by looks.
+
+Being notified costs the writers of a table; looking costs us. A table is armed while it is quiet,
+and looked at in intervals while it is busy, as network drivers turn interrupts into polling.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from rowsignal.listener import OUTAGES, Lease, Listener
+from rowsignal.payload import Hint
+from rowsignal.sql import query
+from rowsignal.triggers import Capture, captures
+
+logger = logging.getLogger("rowsignal.arming")
+
+TableName = tuple[str | None, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How often a table is looked at, in seconds, and how busy one may be that notifies.
+
+    `settle` is the first interval of looks for writers that were at work when the table was armed,
+    `safety` the interval of looks at an armed table, `recheck` how often a table without triggers
+    is asked for them. Above `busy_rate` notifying transactions a second a table is looked at
+    instead, every `busy_look` seconds but at most `share_of_time` of the time, for `quiet` seconds
+    at first and for `longest_stay` at most. A table that nobody waits for is disarmed after
+    `linger`. `answer` is how long a query may take.
+    """
+
+    settle: float = 0.02
+    safety: float = 30.0
+    recheck: float = 5.0
+    busy_rate: float = 50.0
+    busy_look: float = 0.025
+    share_of_time: float = 0.1
+    quiet: float = 0.25
+    longest_stay: float = 30.0
+    linger: float = 3.0
+    answer: float = 5.0
+
+
+class Audience(Protocol):
+    """Whoever waits for rows of the table."""
+
+    @property
+    def interval(self) -> float:
+        """Return the seconds between looks that suit the most impatient one."""
+
+    @property
+    def is_streaming(self) -> bool:
+        """Tell whether somebody reads the notifications themselves, and so needs them all."""
+
+    async def look(self) -> bool:
+        """Look at every waited-for row; tell whether one had changed."""
+
+    def mode_changed(self, mode: str) -> None:
+        """Hear how the table is watched from now on."""
+
+
+class Rate:
+    """Transactions that notified, as a level that drains by `limit` a second."""
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was counted."""
+        self._level, self._at = 0.0, time.monotonic()
+
+    def add(self, count: int) -> None:
+        """Count transactions that notified."""
+        now = time.monotonic()
+        self._level = max(0.0, self._level - (now - self._at) * self._limit) + count
+        self._at = now
+
+    @property
+    def is_high(self) -> bool:
+        """Tell whether a second's worth has come together."""
+        return self._level >= self._limit
+
+
+class TableWatch:
+    """One watched table, and how its changes come.
+
+    `mode` is `starting`, `settling` (armed, and looking until writers from before are gone),
+    `armed`, `busy` (looked at because it notified too often) or `polling` (notifications do not
+    come).
+    """
+
+    def __init__(self, name: TableName, listener: Listener, audience: Audience, pace: Pace) -> None:
+        self.name = name
+        self.mode = "starting"
+        self.capture: Capture | None = None
+        self._listener = listener
+        self._audience = audience
+        self._pace = pace
+        self._rate = Rate(pace.busy_rate)
+        self._stay = pace.quiet
+        self._leases: list[Lease] = []
+        self._stirred = asyncio.Event()
+
+    @property
+    def label(self) -> str:
+        """Return the table's name for people and metrics."""
+        return ".".join(part for part in self.name if part)
+
+    @property
+    def tokens(self) -> frozenset[str]:
+        """Return what marks the hints of this table."""
+        channels = self.capture.channels if self.capture else ()
+        return frozenset(token for token, _ in channels)
+
+    @property
+    def is_notifying(self) -> bool:
+        """Tell whether the table has triggers that can notify."""
+        return self.capture is not None and self.capture.is_notifying
+
+    def hinted(self, hints: Iterable[Hint]) -> None:
+        """Count hints that arrived for the table."""
+        self._rate.add(len({hint.transaction_id for hint in hints}))
+        if self._rate.is_high and not self._audience.is_streaming:
+            self._stirred.set()
+
+    def stir(self) -> None:
+        """Take notice: the listener's state has changed."""
+        self._stirred.set()
+
+    def hurry(self) -> None:
+        """Take notice: somebody less patient has come."""
+        if self.mode == "polling":
+            self._stirred.set()
+
+    async def run(self) -> None:
+        """Keep the audience informed until cancelled."""
+        while True:
+            try:
+                await self._round()
+            except OUTAGES as error:
+                logger.info("%s: looking again soon: %s", self.label, error)
+                self._enter("polling")
+                await self._stirred_within(min(self._audience.interval, 1.0))
+            finally:
+                await self._disarm()
+
+    async def _round(self) -> None:
+        """Do what fits the table and the listener now; return when that is to be asked again."""
+        self._stirred.clear()
+        self._rate.clear()
+        self.capture = await self._ask_catalogue()
+        if not self.capture.is_notifying or not await self._arm(self.capture):
+            await self._poll()
+            return
+        armed_at = time.monotonic()
+        await self._settle(self.capture)
+        await self._stay_armed(self.capture)
+        if self._rate.is_high:
+            await self._disarm()
+            self._lengthen_stay(since=armed_at)
+            await self._stay_busy()
+
+    async def _arm(self, capture: Capture) -> bool:
+        for bucket in sorted({bucket for _, bucket in capture.channels}):
+            lease = await self._listener.arm(bucket)
+            if lease is None:
+                return False
+            self._leases.append(lease)
+        return True
+
+    async def _disarm(self) -> None:
+        leases, self._leases = self._leases, []
+        for lease in leases:
+            try:
+                await lease.release()
+            except OUTAGES as error:  # the lock has gone with its connection
+                logger.debug("%s: %s", self.label, error)
+
+    async def _settle(self, capture: Capture) -> None:
+        """Look until every transaction is over whose triggers may have run before the arming."""
+        self._enter("settling")
+        delay = self._pace.settle
+        writers = await self._writers(capture)
+        await self._audience.look()
+        while writers and not await self._stirred_within(delay):
+            delay = min(delay * 1.5, max(self._audience.interval, self._pace.settle))
+            writers &= await self._writers(capture)  # before the look: who is gone has committed
+            await self._audience.look()
+
+    async def _stay_armed(self, capture: Capture) -> None:
+        self._enter("armed")
+        while not await self._stirred_within(self._pace.safety * _spread()):
+            if await self._ask_catalogue() != capture:
+                return
+            await self._audience.look()
+
+    def _lengthen_stay(self, *, since: float) -> None:
+        is_relapse = time.monotonic() - since < 1.0
+        longer = min(self._stay * 2, self._pace.longest_stay)
+        self._stay = longer if is_relapse else self._pace.quiet
+
+    async def _stay_busy(self) -> None:
+        """Look in short intervals until nothing waited for has changed for a while."""
+        self._enter("busy")
+        self._stirred.clear()
+        quiet_since = time.monotonic()
+        while (began := time.monotonic()) - quiet_since < self._stay:
+            has_changed = await self._audience.look()
+            now = time.monotonic()
+            quiet_since = now if has_changed else quiet_since
+            cost = (now - began) / self._pace.share_of_time
+            if await self._stirred_within(max(self._pace.busy_look, cost)):
+                return
+
+    async def _poll(self) -> None:
+        """Look in the audience's own interval until the table may be able to notify."""
+        self._enter("polling")
+        until = time.monotonic() + self._pace.recheck * _spread()
+        while time.monotonic() < until and not await self._stirred_within(self._audience.interval):
+            await self._audience.look()
+
+    async def _stirred_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stirred.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _ask_catalogue(self) -> Capture:
+        async def work(connection: AsyncConnection) -> list[Capture]:
+            return await captures(connection, [self.name])
+
+        found = await self._listener.own.run(work, timeout=self._pace.answer)
+        return found[0]
+
+    async def _writers(self, capture: Capture) -> frozenset[str]:
+        async def work(connection: AsyncConnection) -> frozenset[str]:
+            relations = list(capture.relations)
+            rows = await connection.exec_driver_sql(query("writers_in_flight"), (relations,))
+            return frozenset(rows.scalars())
+
+        return await self._listener.own.run(work, timeout=self._pace.answer)
+
+    def _enter(self, mode: str) -> None:
+        if mode != self.mode:
+            self.mode = mode
+            self._audience.mode_changed(mode)
+
+
+def _spread() -> float:
+    return random.uniform(0.8, 1.2)  # noqa: S311 -- keeps many processes from looking at once
