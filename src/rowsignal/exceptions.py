@@ -70,7 +70,20 @@ class SessionNotInitialisedError(RowSignalError, RuntimeError):
 
 
 class PoolTimeoutError(PoolExhaustedError):
-    """No place became free among a block's `max_concurrent` sessions in time."""
+    """No connection in the pool, or place among a block's `max_concurrent`, became free in time.
+
+    `retry_after`: seconds, for the header of a 503.
+    """
+
+    retry_after = 1
+
+
+class ProxyBoundError(RowSignalError, RuntimeError):
+    """A `db` proxy that serves one database was given another."""
+
+
+class SessionInUseError(RowSignalError, RuntimeError):
+    """A request or block ended while another task was running a statement on its session."""
 
 
 class EmbeddedPostgresError(RowSignalError, RuntimeError):
@@ -91,3 +104,11 @@ class FilterError(RowSignalError, ValueError):
 
 class AccessDeniedError(RowSignalError, PermissionError):
     """A token or ticket is missing, spent, expired or not meant for this."""
+
+
+class ReaderLimitError(RowSignalError, RuntimeError):
+    """There are as many open streams as there may be; `is_own` says that they are the caller's."""
+
+    def __init__(self, message: str, *, is_own: bool = False) -> None:
+        super().__init__(message)
+        self.is_own = is_own
