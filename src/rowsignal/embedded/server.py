@@ -12,7 +12,13 @@ from urllib.parse import quote
 
 from rowsignal.embedded import data_folder
 from rowsignal.embedded.cluster import Cluster
-from rowsignal.embedded.programs import Programs, find_bin_dir, unprivileged_account
+from rowsignal.embedded.programs import (
+    Account,
+    Programs,
+    can_enter,
+    find_bin_dir,
+    unprivileged_account,
+)
 from rowsignal.embedded.watchdog import Watchdog
 from rowsignal.exceptions import EmbeddedPostgresError
 
@@ -29,6 +35,7 @@ OWN_SETTINGS = {"data_directory", "port", "unix_socket_directories"}
 INITDB_OPTIONS = ["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-instructions"]
 SHUTDOWN_SIGNALS = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 DEFAULT_PORT = 5432
+MAX_TEMP_DIR = 64  # characters
 
 
 class EmbeddedPostgres:
@@ -188,11 +195,12 @@ class EmbeddedPostgres:
     def _start(self, cleanup: ExitStack) -> None:
         self._owner = os.getpid()
         keeps_data = self._wanted_data_dir is not None
-        run_dir = Path(tempfile.mkdtemp(prefix="rowsignal-", dir=_short_temp_dir()))
+        account = unprivileged_account()
+        run_dir = Path(tempfile.mkdtemp(prefix="rowsignal-", dir=_temp_dir(account)))
         watchdog = Watchdog(run_dir, goodbye="INT" if keeps_data else "QUIT")
         cleanup.callback(watchdog.close)
         data_dir = self._wanted_data_dir or run_dir / "data"
-        account = data_folder.account_for(data_dir, unprivileged_account())
+        account = data_folder.account_for(data_dir, account)
         if account is not None:
             os.chown(run_dir, *account)
         bin_dir = self._wanted_bin_dir or find_bin_dir()
@@ -244,9 +252,11 @@ def postgres_url(server: EmbeddedPostgres | None = None) -> Iterator[str]:
         yield started.url
 
 
-def _short_temp_dir() -> str | None:
+def _temp_dir(account: Account | None) -> Path:
     # The path of a socket is limited to some 100 bytes; the temporary folders of macOS are long.
-    return "/tmp" if os.access("/tmp", os.W_OK) else None  # noqa: S108 - mkdtemp follows
+    usual = Path(tempfile.gettempdir())
+    is_good = len(str(usual)) <= MAX_TEMP_DIR and can_enter(usual, account)
+    return usual if is_good else Path("/tmp")  # noqa: S108 - only its name is predictable
 
 
 def _free_port() -> int:

@@ -13,7 +13,7 @@ SCRIPT = """
 group=
 while read -r line; do group=$line; done
 attempt=0
-while [ -n "$group" ] && kill -0 -- "-$group" 2>/dev/null; do
+while [ -n "$group" ] && kill -s 0 -- "-$group" 2>/dev/null; do
     case $attempt in
         0) kill -s "$2" -- "-$group" ;;
         150) kill -s QUIT -- "-$group" ;;
