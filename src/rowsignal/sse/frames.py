@@ -1,6 +1,7 @@
 """Frames: what leaves, byte for byte (HTML standard, 9.2: server-sent events)."""
 
 import json
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -10,8 +11,19 @@ JITTER = random.SystemRandom()
 
 
 def compact(data: object) -> str:
-    """Return `data` as one line of JSON."""
-    return json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    """Return `data` as one line of JSON; NaN and infinities, which JSON has not, as strings."""
+    try:
+        return json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(data), separators=(",", ":"), ensure_ascii=False)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {name: _finite(item) for name, item in data.items()}
+    if isinstance(data, list):
+        return [_finite(item) for item in data]
+    return str(data) if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def frame(event: str, data: object, position: str | None = None) -> bytes:

@@ -1,0 +1,254 @@
+"""The fan-out in one process: each event is decided and encoded once for all who see the same."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rowsignal.exceptions import ReaderLimitError
+from rowsignal.hooks import Hooks, NoHooks
+from rowsignal.sse import frames
+from rowsignal.sse.exposures import Exposure
+from rowsignal.sse.readers import Reader
+from rowsignal.sse.views import Event, Lens, RowKey, TableView, UnknownHistoryError
+
+UNKNOWN = (
+    "It is not known which rows this reader has seen. Log the filter's columns to make such a"
+    " stream resumable."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one process serves.
+
+    `tick` is the shortest time between two writes to a reader, `heartbeat` the longest (seconds);
+    `buffer` the bytes that may wait for one reader, `stall` the seconds that one write may take;
+    `readers` and `readers_each` count streams in all and per principal, `tracked` the rows
+    remembered for a filter whose columns are not logged.
+    """
+
+    tick: float = 0.02
+    heartbeat: float = 15.0
+    stall: float = 30.0
+    retry: float = 2.0
+    buffer: int = 256 * 1024
+    readers: int = 2000
+    readers_each: int = 100
+    tracked: int = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class AudienceKey:
+    """What readers must have in common to be shown the same frames.
+
+    `with_id` says that the stream can be resumed, `known` that it is known which rows its readers
+    have seen.
+    """
+
+    views: tuple[TableView, ...]
+    with_id: bool
+    known: bool
+
+
+class Audience:
+    """Readers who are shown the same."""
+
+    def __init__(self, key: AudienceKey, exposures: Mapping[str, Exposure], tracked: int) -> None:
+        self.key = key
+        self.readers: set[Reader] = set()
+        self.lenses = {
+            view.name: Lens(view, exposures[view.name], known=key.known, tracked=tracked)
+            for view in key.views
+        }
+
+    def show(self, events: Iterable[Event]) -> list[tuple[tuple[str, RowKey], bytes]]:
+        """Return the frames of some events, each with the row that it is about."""
+        shown: list[tuple[tuple[str, RowKey], bytes]] = []
+        for event in events:
+            lens = self.lenses.get(event.exposure.name)
+            chunk = lens and lens.show(event, with_id=self.key.with_id)
+            if chunk:
+                shown.append(((event.exposure.name, event.row_key), chunk))
+        return shown
+
+    def remember(self, other: "Audience") -> None:
+        """Take over what a reader who joins has been shown on its own so far."""
+        for name, lens in other.lenses.items():
+            mine, theirs = self.lenses[name].seen, lens.seen
+            if theirs.keys is None:
+                mine.keys = None
+            else:
+                mine.add(theirs.keys)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a hub has done since it was made."""
+
+    delivered: int = 0
+    bytes: int = 0
+    resets: int = 0
+    overflows: int = 0
+    changes: dict[str, Counter[str]] = field(default_factory=dict)
+    last_change: dict[str, float] = field(default_factory=dict)
+
+
+class Hub:
+    """Holds the readers and writes to them: at once when idle, once a tick under load."""
+
+    def __init__(
+        self, exposures: Mapping[str, Exposure], limits: Limits, hooks: Hooks | None = None
+    ) -> None:
+        self.exposures = exposures
+        self.limits = limits
+        self.hooks = hooks or NoHooks()
+        self.counts = Counts()
+        self.is_closing = False
+        self._audiences: dict[AudienceKey, Audience] = {}
+        self._principals: Counter[str] = Counter()
+        self._waiting: list[Event] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._flushed_at = 0.0
+        self.flushed: Callable[[Sequence[Event]], None] = lambda _: None
+
+    @property
+    def readers(self) -> int:
+        """How many streams are open."""
+        return self._principals.total()
+
+    def readers_of(self, table: str) -> int:
+        """Return how many open streams show a table."""
+        return sum(
+            len(audience.readers)
+            for audience in self._audiences.values()
+            if table in audience.lenses
+        )
+
+    def admit(self, principal: str) -> None:
+        """Count one more stream; raise `ReaderLimitError` when there are too many."""
+        if self.is_closing:
+            raise ReaderLimitError("The service is stopping; come back in a moment.")
+        if self.readers >= self.limits.readers:
+            raise ReaderLimitError(f"All {self.limits.readers} streams are taken; try again later.")
+        if self._principals[principal] >= self.limits.readers_each:
+            raise ReaderLimitError(
+                f"You have {self.limits.readers_each} streams open, which is as many as one may"
+                " have; close some, or ask for several tables in one.",
+                is_own=True,
+            )
+        self._principals[principal] += 1
+
+    def dismiss(self, principal: str) -> None:
+        """Count one stream less."""
+        self._principals[principal] -= 1
+        if self._principals[principal] <= 0:
+            del self._principals[principal]
+
+    def private(self, key: AudienceKey) -> Audience:
+        """Return an audience for one reader who is still catching up."""
+        return Audience(key, self.exposures, self.limits.tracked)
+
+    def attach(self, reader: Reader, audience: Audience) -> None:
+        """Show a reader everything that is published from now on."""
+        self.flush()
+        shared = self._audiences.get(audience.key)
+        if shared is None:
+            shared = self._audiences[audience.key] = audience
+        else:
+            shared.remember(audience)
+        shared.readers.add(reader)
+
+    def detach(self, reader: Reader, key: AudienceKey) -> None:
+        """Forget a reader; its audience goes with the last one."""
+        audience = self._audiences.get(key)
+        if audience is not None:
+            audience.readers.discard(reader)
+            if not audience.readers:
+                del self._audiences[key]
+
+    def publish(self, events: Sequence[Event]) -> None:
+        """Take committed changes, in order."""
+        for event in events:
+            name = event.exposure.name
+            self.counts.changes.setdefault(name, Counter())[str(event.operation)] += 1
+            self.counts.last_change[name] = time.time()
+        self._waiting.extend(events)
+        if self._timer is None:
+            self._flush_or_wait()
+
+    def _flush_or_wait(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = self._flushed_at + self.limits.tick
+        if loop.time() >= due:
+            self.flush()
+        else:
+            self._timer = loop.call_at(due, self.flush)
+
+    def flush(self) -> None:
+        """Write what is waiting to all readers."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        events, self._waiting = self._waiting, []
+        if events:
+            self._flushed_at = asyncio.get_running_loop().time()
+            for audience in list(self._audiences.values()):
+                self._show(audience, events)
+            self.flushed(events)
+
+    def _show(self, audience: Audience, events: Sequence[Event]) -> None:
+        try:
+            rows = audience.show(events)
+        except UnknownHistoryError:
+            self._end(audience.readers, frames.reset(UNKNOWN))
+            return
+        if not rows:
+            return
+        joined = b"".join(chunk for _, chunk in rows)
+        for reader in audience.readers:
+            reader.push(joined, rows)
+            if reader.overflowed:
+                self.counts.overflows += 1
+        self.counts.delivered += len(rows) * len(audience.readers)
+        self.counts.bytes += len(joined) * len(audience.readers)
+        for name in {about[0] for about, _ in rows}:
+            count = sum(about[0] == name for about, _ in rows)
+            self.hooks.delivered(table=name, count=count * len(audience.readers))
+
+    def beat(self, position: str | None) -> None:
+        """Send a heartbeat after everything that was published; `position` is how far that is."""
+        self.flush()
+        for key, audience in self._audiences.items():
+            beat = frames.heartbeat(self.limits.heartbeat, position if key.with_id else None)
+            for reader in audience.readers:
+                reader.push(beat)
+
+    def reset(self, reason: str, tables: Iterable[str], *, continues: bool = False) -> None:
+        """Tell the readers of some tables that changes may be missing."""
+        self.flush()
+        names = set(tables)
+        for audience in list(self._audiences.values()):
+            if not names.isdisjoint(audience.lenses):
+                chunk = frames.reset(reason, continues=continues)
+                if continues:
+                    for reader in audience.readers:
+                        reader.push(chunk)
+                else:
+                    self._end(audience.readers, chunk)
+                self.counts.resets += len(audience.readers)
+        for name in names:
+            self.hooks.reset(table=name, reason=reason)
+
+    def _end(self, readers: Iterable[Reader], last: bytes) -> None:
+        for reader in readers:
+            reader.close(last)
+
+    def close(self) -> None:
+        """Say goodbye to every reader and admit nobody any more."""
+        self.is_closing = True
+        self.flush()
+        for audience in self._audiences.values():
+            for reader in audience.readers:
+                reader.close(frames.bye("shutdown", self.limits.retry))
