@@ -137,6 +137,14 @@ class Migrations:
         self.config.attributes["connection"] = connection
         try:
             run()
+        except RuntimeError as error:
+            if "running event loop" not in str(error):
+                raise
+            raise MigrationError(
+                f"env.py in {self._scripts().dir} starts an event loop although it is given a"
+                ' connection: let it use config.attributes["connection"] when that is there, as'
+                " the one written by `rowsignal db init` does."
+            ) from error
         finally:
             del self.config.attributes["connection"]
 
