@@ -41,8 +41,7 @@ def _imported(metadata: str | None) -> tuple[str, str]:
     parts = METADATA.fullmatch(metadata)
     if parts is None:
         raise ValueError(
-            f"metadata={metadata!r} is not of the form module:name, as in"
-            " shop.models:Base.metadata"
+            f"metadata={metadata!r} is not of the form module:name, as in shop.models:Base.metadata"
         )
     return f"from {parts['module']} import {parts['name']}", metadata.partition(":")[2]
 
