@@ -1,7 +1,7 @@
 -- The change log: every committed change of every logged table, and what says which part of it
 -- a position may still be read from. Nobody but the owner has rights on any of it.
 
--- name: change_log
+-- :: change_log
 -- Columns go from wide to narrow so that no byte is lost to alignment. `xid` is the top-level
 -- transaction even inside a savepoint. The identity must not be cached by sessions: the id is
 -- drawn while the row's lock is held, which is what keeps the changes of a row in order.
@@ -35,7 +35,8 @@ create unlogged table if not exists rowsignal.incarnation (
 
 -- What is visible in this snapshot may have been pruned.
 create table if not exists rowsignal.horizon (
-    snapshot pg_snapshot not null
+    snapshot pg_snapshot not null,
+    last_id bigint not null default 0
 );
 
 -- A change can commit hours after it was captured, so its age is that of a snapshot that saw it.
@@ -55,3 +56,148 @@ create table if not exists rowsignal.stored_position (
 
 revoke all on rowsignal.change, rowsignal.incarnation, rowsignal.horizon, rowsignal.tick,
     rowsignal.stored_position from public;
+
+-- :: log_origin
+-- Reads pg_control, which no dump carries: a dump that is restored elsewhere brings an incarnation
+-- and future transaction ids along, and must not be taken for the log it was taken of.
+create or replace function rowsignal.log_origin_v1() returns text
+language sql stable parallel safe
+set search_path = pg_catalog, pg_temp
+as $origin$
+    select c.system_identifier || ':' || d.oid || ':' || 'rowsignal.change'::regclass::oid
+    from pg_control_system() as c, pg_database as d
+    where d.datname = current_database()
+$origin$;
+
+-- :: start_incarnation
+-- Called by whoever finds no incarnation of this log: after installation, after a crash or a
+-- promotion, after a restore. Takes no lock that a writer would wait for: what was logged before is
+-- behind the new horizon, and pruned like everything else there.
+create or replace function rowsignal.start_incarnation_v1() returns uuid
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $incarnation$
+declare
+    here constant text := rowsignal.log_origin_v1();
+    found_id uuid;
+begin
+    lock table rowsignal.incarnation in share row exclusive mode;
+    select i.id into found_id from rowsignal.incarnation as i where i.origin = here;
+    if found then
+        return found_id;
+    end if;
+    -- Restored rows may be of transactions still to come, and would be delivered when their ids
+    -- come round. Writers at work are safe: what they have not committed is not visible here.
+    delete from rowsignal.change as c where c.xid >= pg_snapshot_xmax(pg_current_snapshot());
+    delete from rowsignal.tick;
+    delete from rowsignal.stored_position;
+    delete from rowsignal.horizon;
+    insert into rowsignal.horizon (snapshot, last_id)
+    values (
+        pg_current_snapshot(),
+        coalesce(pg_sequence_last_value('rowsignal.change_id_seq'), 0)
+    );
+    delete from rowsignal.incarnation;
+    insert into rowsignal.incarnation (id, origin) values (gen_random_uuid(), here)
+    returning id into found_id;
+    return found_id;
+end
+$incarnation$;
+
+-- :: store_position
+create or replace function rowsignal.store_position_v1(before pg_snapshot, after pg_snapshot)
+returns uuid
+language sql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $store$
+    insert into rowsignal.stored_position (before, after) values ($1, $2) returning id
+$store$;
+
+-- :: prune
+-- Remembers now and then what is visible; moves the horizon up to the newest such tick that is
+-- older than `max_age`, or further while the log is larger than `max_bytes`; then deletes up to
+-- `batch_size` changes behind it, from transaction `start` on. A reader that finds rows gone finds
+-- the horizon moved as well, since both are written in one transaction.
+create or replace function rowsignal.prune_v1(
+    max_age interval default '3 days',
+    max_bytes bigint default 1073741824,
+    batch_size integer default 10000,
+    start text default '0',
+    out is_ours boolean,    -- false: somebody else is pruning, nothing was done
+    out deleted bigint,
+    out reached text,       -- where to start the next batch; null when there is nothing left
+    out bytes bigint        -- estimated size of what is in front of the horizon
+)
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set plan_cache_mode = force_custom_plan
+as $prune$
+declare
+    visible_now constant pg_snapshot := pg_current_snapshot();
+    newest_id constant bigint := coalesce(pg_sequence_last_value('rowsignal.change_id_seq'), 0);
+    width bigint;
+    target rowsignal.tick;
+begin
+    -- What this transaction had written would count as seen by the tick, and is not yet committed.
+    if pg_current_xact_id_if_assigned() is not null then
+        raise exception 'rowsignal.prune_v1 must be called in a transaction that has written nothing'
+            using errcode = 'active_sql_transaction';
+    end if;
+    is_ours := pg_try_advisory_xact_lock(1919907699, 1001);
+    if not is_ours then
+        return;
+    end if;
+    perform rowsignal.start_incarnation_v1();
+
+    -- A change costs its values, a header, a line pointer and an entry in the index.
+    select coalesce(avg(pg_column_size(c.*)), 100)::bigint + 48 into width
+    from (select * from rowsignal.change order by xid desc limit 200) as c;
+
+    insert into rowsignal.tick (snapshot, last_id)
+    select visible_now, newest_id
+    where not exists (
+        select from rowsignal.tick as t
+        where t.taken_at > clock_timestamp() - max_age / 1000
+            and (newest_id - t.last_id) * width < max_bytes / 50
+    );
+
+    select (newest_id - h.last_id) * width into bytes from rowsignal.horizon as h;
+    select * into target from rowsignal.tick as t
+    where t.taken_at <= clock_timestamp() - max_age
+        or (bytes > max_bytes and t.taken_at <= (
+            select min(s.taken_at) from rowsignal.tick as s
+            where (newest_id - s.last_id) * width <= max_bytes
+        ))
+    order by t.taken_at desc
+    limit 1;
+    if found then
+        update rowsignal.horizon set snapshot = target.snapshot, last_id = target.last_id;
+        delete from rowsignal.tick as t where t.taken_at <= target.taken_at;
+        delete from rowsignal.stored_position as p where p.stored_at < target.taken_at;
+        bytes := (newest_id - target.last_id) * width;
+    end if;
+
+    with behind as materialized (
+        select c.ctid, c.xid
+        from rowsignal.change as c, rowsignal.horizon as h
+        where c.xid >= start::xid8
+            and c.xid < pg_snapshot_xmax(h.snapshot)
+            and pg_visible_in_snapshot(c.xid, h.snapshot)
+        order by c.xid
+        limit batch_size
+    ),
+    gone as (
+        delete from rowsignal.change as c where c.ctid = any (array(select b.ctid from behind as b))
+    )
+    select count(*), (array_agg(b.xid order by b.xid desc))[1]::text into deleted, reached
+    from behind as b;
+    if deleted < batch_size then
+        reached := null;
+    end if;
+end
+$prune$;
+
+revoke all on function rowsignal.start_incarnation_v1(),
+    rowsignal.store_position_v1(pg_snapshot, pg_snapshot),
+    rowsignal.prune_v1(interval, bigint, integer, text) from public;

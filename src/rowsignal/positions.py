@@ -40,6 +40,14 @@ class Snapshot:
         xmin = self.running[0] if self.running else self.xmax
         return f"{xmin}:{self.xmax}:{','.join(map(str, self.running))}"
 
+    def sees(self, xid: int) -> bool:
+        """Tell whether a transaction had ended."""
+        return xid < self.xmax and xid not in self.running
+
+    def includes(self, older: "Snapshot") -> bool:
+        """Tell whether everything that `older` sees is seen here, too."""
+        return older.xmax <= self.xmax and not any(map(older.sees, self.running))
+
 
 @dataclass(frozen=True, slots=True)
 class Position:

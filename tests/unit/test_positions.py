@@ -53,6 +53,22 @@ def test_a_snapshot_reads_what_postgresql_writes() -> None:
     assert str(Snapshot(20)) == "20:20:"
 
 
+@given(windows())
+def test_a_later_snapshot_includes_an_older_one(window: tuple[Snapshot, Snapshot]) -> None:
+    old, new = window
+    assert new.includes(old)
+    assert old.includes(new) == (old.xmax == new.xmax and old.running == new.running)
+
+
+def test_a_snapshot_does_not_include_what_it_saw_running() -> None:
+    assert Snapshot(30, (5,)).includes(Snapshot(20, (5, 7)))
+    assert not Snapshot(30, (5,)).includes(Snapshot(20, (7,)))
+    assert not Snapshot(10).includes(Snapshot(20, (7,)))
+    assert Snapshot(10, (7,)).sees(9)
+    assert not Snapshot(10, (7,)).sees(7)
+    assert not Snapshot(10, (7,)).sees(10)
+
+
 @given(st.uuids(), snapshots())
 def test_a_position_survives_its_text(incarnation: UUID, seen: Snapshot) -> None:
     position = Position(incarnation, seen)

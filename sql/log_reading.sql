@@ -1,0 +1,96 @@
+-- How the change log is read. Everything but the writers is asked in one REPEATABLE READ, READ ONLY
+-- transaction, so that all of it is of one snapshot.
+
+-- :: log_begin
+-- Plans must not depend on statistics, which are stale just when a log has grown, nor on plans that
+-- were made for another position: sequential scans are off, and each plan is made anew.
+begin isolation level repeatable read, read only;
+set local enable_seqscan = off;
+set local plan_cache_mode = force_custom_plan;
+set local jit = off;
+set local work_mem = '16MB';
+set local idle_in_transaction_session_timeout = 0
+
+-- :: log_head
+-- The snapshot is the position; the rest says whether positions of before still count.
+select
+    pg_catalog.pg_is_in_recovery() as is_standby,
+    pg_catalog.pg_current_xact_id_if_assigned() is not null as has_written,
+    pg_catalog.pg_current_snapshot()::text as now,
+    (
+        select i.id from rowsignal.incarnation as i where i.origin = rowsignal.log_origin_v1()
+    ) as incarnation,
+    (select h.snapshot::text from rowsignal.horizon as h) as horizon
+
+-- :: log_stored_position
+select p.before::text, p.after::text from rowsignal.stored_position as p where p.id = $1
+
+-- :: log_changes
+-- What was not visible in the old snapshot ($1: its xmax, $2: its running transactions) and is in
+-- the new one ($3), after an id ($4), of some tables ($5) or all. One OR of both conditions would
+-- be a scan of the whole index. The order of ids is the order of changes of a row.
+select
+    c.id, c.xid, c.captured_at, c.relation, c.operation, c.key::text, c.changed,
+    c.old_row::text, c.new_row::text
+from (
+    select * from rowsignal.change where xid >= $1
+    union all
+    select * from rowsignal.change where xid = any ($2::xid8[])
+) as c
+where pg_catalog.pg_visible_in_snapshot(c.xid, $3::text::pg_snapshot)
+    and c.id > $4
+    and ($5::oid[] is null or c.relation = any ($5))
+order by c.id
+limit $6
+
+-- :: log_relation_names
+-- A partition goes by its root's name, by which programs know it.
+select c.oid, n.nspname::text as schema, r.relname::text as name
+from pg_catalog.pg_class as c
+join pg_catalog.pg_class as r on r.oid = coalesce(pg_catalog.pg_partition_root(c.oid), c.oid)
+join pg_catalog.pg_namespace as n on n.oid = r.relnamespace
+where c.oid = any ($1::oid[])
+
+-- :: log_relations
+select t.relation
+from unnest($1::text[], $2::text[]) as w (schema, name)
+join pg_catalog.pg_namespace as n on n.nspname = w.schema
+join pg_catalog.pg_class as c on c.relnamespace = n.oid and c.relname = w.name
+cross join lateral (
+    select c.oid as relation
+    union
+    select p.relid::oid from pg_catalog.pg_partition_tree(c.oid) as p
+) as t
+
+-- :: log_writers
+-- Asked before the snapshot is taken: a writer that is gone by then is visible in it.
+select exists (
+    select from pg_catalog.pg_locks as l
+    where l.locktype = 'relation'
+        and l.database = (
+            select d.oid from pg_catalog.pg_database as d
+            where d.datname = pg_catalog.current_database()
+        )
+        and l.relation = 'rowsignal.change'::regclass
+        and l.mode = 'RowExclusiveLock'
+)
+
+-- :: log_has_unflushed
+select pg_catalog.pg_current_wal_insert_lsn() > pg_catalog.pg_current_wal_flush_lsn()
+
+-- :: log_flush
+-- A commit that is flushed takes along all that was written before it. Waiting for the WAL writer
+-- instead would not end while the last page holds the work of an open transaction.
+begin;
+set local synchronous_commit = local;
+select pg_catalog.pg_logical_emit_message(true, 'rowsignal', '');
+commit
+
+-- :: log_start
+select rowsignal.start_incarnation_v1()
+
+-- :: log_store_position
+select rowsignal.store_position_v1($1::text::pg_snapshot, $2::text::pg_snapshot)
+
+-- :: log_prune
+select is_ours, deleted, reached, bytes from rowsignal.prune_v1($1::interval, $2, $3, $4)

@@ -1,0 +1,224 @@
+"""One look at the change log: a transaction on the primary that sees one snapshot of it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+from uuid import UUID
+
+import asyncpg
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from rowsignal.exceptions import PendingChangesError, SchemaVersionError, StandbyError
+from rowsignal.log_queries import query
+from rowsignal.log_records import Record
+from rowsignal.positions import Position, Snapshot, StoredPosition
+
+TableName = tuple[str, str]
+Result = TypeVar("Result")
+
+_NOT_THERE = (
+    asyncpg.InvalidSchemaNameError,
+    asyncpg.UndefinedColumnError,
+    asyncpg.UndefinedFunctionError,
+    asyncpg.UndefinedTableError,
+)
+
+ON_STANDBY = (
+    "The change log can not be read on a standby, whose snapshots do not say which transactions "
+    "are running; connect to the primary."
+)
+
+
+class IncarnationMissing(Exception):  # noqa: N818 -- a signal between two floors, no error
+    """The log has no incarnation here: it is new, or was crashed, promoted or restored."""
+
+
+class PositionLost(Exception):  # noqa: N818 -- as above
+    """A position is well-formed, but what follows it is not all there any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What the log is at one snapshot."""
+
+    incarnation: UUID
+    now: Snapshot
+    horizon: Snapshot | None
+
+    @classmethod
+    def of(cls, record: Any) -> Self:
+        """Read the answer of `log_head`; raise where this is no place to read a log."""
+        if record["is_standby"]:
+            raise StandbyError(ON_STANDBY)
+        if record["has_written"]:
+            raise PendingChangesError(
+                "The change log can not be read in a transaction that has written something: "
+                "its snapshot would take its own work for committed. Use another transaction."
+            )
+        if record["incarnation"] is None:
+            raise IncarnationMissing
+        horizon = record["horizon"]
+        return cls(
+            record["incarnation"],
+            Snapshot.parse(record["now"]),
+            None if horizon is None else Snapshot.parse(horizon),
+        )
+
+    def check(self, position: Position) -> None:
+        """Raise `PositionLost`, with a sentence, when the log does not reach back to `position`."""
+        if position.incarnation != self.incarnation:
+            raise PositionLost(
+                "the position is of another log: another database, or this one before a crash, "
+                "a promotion or a restore"
+            )
+        if (position.upto or position.seen).xmax > self.now.xmax:
+            raise PositionLost("the position is ahead of the log")
+        if self.horizon is not None and not position.seen.includes(self.horizon):
+            raise PositionLost("the changes after the position have been pruned")
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The changes between two snapshots that are still to be read."""
+
+    incarnation: UUID
+    seen: Snapshot
+    upto: Snapshot
+    last_id: int
+    is_latest: bool  # whether `upto` is the log's present
+
+    @classmethod
+    def after(cls, position: Position, head: Head) -> Self:
+        """Return the window that begins at `position`: the rest of its own, or up to now."""
+        upto = position.upto or head.now
+        return cls(head.incarnation, position.seen, upto, position.last_id, upto == head.now)
+
+    @property
+    def is_empty(self) -> bool:
+        """Tell, without asking the log, that nothing can have been committed."""
+        return self.seen == self.upto
+
+
+class LogTransaction:
+    """A transaction that reads the log, on asyncpg's own connection."""
+
+    def __init__(self, driver: asyncpg.Connection) -> None:
+        self._driver = driver
+        self.names: dict[int, tuple[str, str]] = {}
+
+    async def head(self) -> Head:
+        """Return what the log is."""
+        return Head.of(await self._driver.fetchrow(query("log_head")))
+
+    async def window(self, position: Position | StoredPosition) -> Window:
+        """Return what is to be read after a position; raise `PositionLost`."""
+        head = await self.head()
+        if isinstance(position, StoredPosition):
+            position = await self._restore(position)
+        head.check(position)
+        return Window.after(position, head)
+
+    async def _restore(self, stored: StoredPosition) -> Position:
+        record = await self._driver.fetchrow(query("log_stored_position"), stored.key)
+        if record is None or (record["after"] is None) != (stored.last_id is None):
+            raise PositionLost("the position was stored on the server, which has dropped it")
+        upto = None if record["after"] is None else Snapshot.parse(record["after"])
+        seen = Snapshot.parse(record["before"])
+        return Position(stored.incarnation, seen, upto, stored.last_id or 0)
+
+    def _arguments(self, window: Window, relations: Sequence[int] | None) -> tuple[object, ...]:
+        seen = window.seen
+        return seen.xmax, seen.running, str(window.upto), window.last_id, relations
+
+    async def changes(
+        self, window: Window, relations: Sequence[int] | None, limit: int
+    ) -> list[Record]:
+        """Return the first changes of a window."""
+        arguments = self._arguments(window, relations)
+        records = await self._driver.fetch(query("log_changes"), *arguments, limit)
+        await self._learn(records)
+        return records  # type: ignore[no-any-return]
+
+    async def pages(
+        self, window: Window, relations: Sequence[int] | None, size: int
+    ) -> AsyncIterator[list[Record]]:
+        """Yield all changes of a window, sorted once by the server, in bounded memory here.
+
+        The next page is on its way while its predecessor is being worked on.
+        """
+        arguments = self._arguments(window, relations)
+        cursor = await self._driver.cursor(query("log_changes"), *arguments, None)
+        page = await cursor.fetch(size)
+        while len(page) == size:
+            await self._learn(page)
+            async with _started(cursor.fetch(size)) as coming:
+                yield page
+                page = await coming
+        await self._learn(page)
+        yield page
+
+    async def _learn(self, records: Sequence[Record]) -> None:
+        """Ask for the names of relations that have not been seen in this transaction."""
+        unknown = {record["relation"] for record in records}.difference(self.names)
+        if unknown:
+            found = await self._driver.fetch(query("log_relation_names"), list(unknown))
+            self.names.update({row["oid"]: (row["schema"], row["name"]) for row in found})
+
+    async def relations(self, tables: Sequence[TableName]) -> list[int]:
+        """Return the relations that tables consist of, partitions included."""
+        schemas, names = [table[0] for table in tables], [table[1] for table in tables]
+        records = await self._driver.fetch(query("log_relations"), schemas, names)
+        return [record["relation"] for record in records]
+
+
+@asynccontextmanager
+async def _started(work: Awaitable[Result]) -> AsyncIterator[asyncio.Future[Result]]:
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.sleep(0)  # lets the request out before the caller goes to work
+        yield task
+    finally:
+        if not task.done():
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+@asynccontextmanager
+async def log_transaction(engine: AsyncEngine) -> AsyncIterator[LogTransaction]:
+    """Open a transaction for one look at the log; a connection that failed is thrown away."""
+    async with engine.connect() as connection:
+        driver = await driver_of(connection)
+        try:
+            await driver.execute(query("log_begin"))
+            yield LogTransaction(driver)
+            await driver.execute("commit")
+        except (IncarnationMissing, PositionLost):
+            await driver.execute("rollback")
+            raise
+        except asyncpg.PostgresError as error:
+            await asyncio.shield(connection.invalidate())
+            raise explained(error) from error
+        except BaseException:
+            await asyncio.shield(connection.invalidate())
+            raise
+
+
+async def driver_of(connection: AsyncConnection) -> asyncpg.Connection:
+    """Return asyncpg's own connection: rows cost half as much without a layer between."""
+    raw = await connection.get_raw_connection()
+    return raw.driver_connection
+
+
+def explained(error: Exception) -> Exception:
+    """Return the error that says what to do, where we know; else the same."""
+    if isinstance(error, asyncpg.FeatureNotSupportedError) and "recovery" in str(error):
+        return StandbyError(ON_STANDBY)
+    if isinstance(error, _NOT_THERE):
+        return SchemaVersionError(
+            "There is no change log in this database, or not this version's; "
+            "install_triggers(..., log=True) makes one."
+        )
+    return error

@@ -1,0 +1,87 @@
+"""How much of the change log is kept, and the pruning of the rest."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import asyncpg
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from rowsignal.engines import beside
+from rowsignal.log_queries import query
+from rowsignal.log_reader import driver_of, explained
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """What of the log stays: changes up to `max_age` seconds old, in about `max_bytes` at most.
+
+    Readers that have been away for longer get a `Reset`.
+    """
+
+    max_age: float = 3 * 24 * 3600.0
+    max_bytes: int = 2**30
+
+    def __post_init__(self) -> None:
+        if self.max_age < 0 or self.max_bytes < 0:
+            raise ValueError(
+                f"{self} keeps less than nothing; both limits are 0 (everything goes) or more."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneReport:
+    """What one pruning has done.
+
+    `deleted` counts changes, `bytes_left` estimates the size of those that are kept. `is_skipped`
+    says that another process was at it, and nothing was done here.
+    """
+
+    deleted: int
+    bytes_left: int
+    is_skipped: bool
+
+
+async def prune(
+    engine: AsyncEngine,
+    retention: Retention | None = None,
+    *,
+    batch_size: int = 10_000,
+    pause: float = 0.01,
+) -> PruneReport:
+    """Delete what the retention does not keep (default: three days, 1 GiB).
+
+    Call it about once a minute: age and size are known as of earlier calls, so the first ones only
+    take note of what is there. Never waits for anybody, and nobody waits for it: it takes no lock
+    that a writer or a reader wants, works in batches of `batch_size` changes, `pause` seconds
+    apart, and leaves the work to the process that is already at it.
+    """
+    keep = retention or Retention()
+    ours = beside(engine)
+    try:
+        async with ours.connect() as connection:
+            driver = await driver_of(connection)
+            return await _prune(driver, keep, batch_size, lambda: asyncio.sleep(pause))
+    except asyncpg.PostgresError as error:
+        raise explained(error) from error
+    finally:
+        await ours.dispose()
+
+
+async def _prune(
+    driver: asyncpg.Connection,
+    keep: Retention,
+    batch_size: int,
+    rest: Callable[[], Awaitable[None]],
+) -> PruneReport:
+    age, deleted, start = timedelta(seconds=keep.max_age), 0, "0"
+    while True:
+        done = await driver.fetchrow(query("log_prune"), age, keep.max_bytes, batch_size, start)
+        if not done["is_ours"]:
+            return PruneReport(deleted=deleted, bytes_left=0, is_skipped=not deleted)
+        deleted += done["deleted"]
+        if done["reached"] is None:
+            return PruneReport(deleted=deleted, bytes_left=done["bytes"], is_skipped=False)
+        start = done["reached"]
+        await rest()
