@@ -1,0 +1,179 @@
+-- Installing and uninstalling the triggers of one table, from what the catalogue says.
+
+-- :: arguments of a trigger
+-- tgargs holds each argument followed by a zero byte.
+CREATE OR REPLACE FUNCTION rowsignal.trigger_arguments_v1(tgargs bytea) RETURNS text[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $rowsignal$
+    SELECT (array_agg(convert_from(decode(replace(part, ' ', ''), 'hex'), getdatabaseencoding())
+                      ORDER BY place))[: count(*) - 1]
+    FROM unnest(string_to_array(regexp_replace(encode(tgargs, 'hex'), '(..)', '\1 ', 'g'), '00 '))
+        WITH ORDINALITY AS piece(part, place)
+$rowsignal$;
+
+-- :: tables of a table
+-- The table with its partitions or its inheritance children, at every depth.
+CREATE OR REPLACE FUNCTION rowsignal.family_v1(root oid) RETURNS TABLE (relation oid, is_partition boolean)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $rowsignal$
+    WITH RECURSIVE family(relation) AS (
+        SELECT root
+        UNION
+        SELECT i.inhrelid FROM pg_inherits i JOIN family f ON i.inhparent = f.relation
+    )
+    SELECT c.oid, c.relispartition FROM family f JOIN pg_class c ON c.oid = f.relation
+    WHERE c.relkind IN ('r', 'p') ORDER BY c.oid <> root, c.oid
+$rowsignal$;
+
+-- :: key columns
+-- The names of the primary key, in key order.
+CREATE OR REPLACE FUNCTION rowsignal.key_columns_v1(relation oid) RETURNS text[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $rowsignal$
+    SELECT array_agg(a.attname::text ORDER BY k.place)
+    FROM pg_index i, unnest(i.indkey::smallint[]) WITH ORDINALITY AS k(number, place), pg_attribute a
+    WHERE i.indrelid = relation AND i.indisprimary AND k.place <= i.indnkeyatts
+      AND a.attrelid = relation AND a.attnum = k.number
+$rowsignal$;
+
+-- :: refusals
+-- Raise a sentence where triggers can not be or would make writes fail.
+CREATE OR REPLACE FUNCTION rowsignal.check_table_v1(relation regclass, settings jsonb) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $rowsignal$
+DECLARE
+    class pg_class;
+    name text;
+BEGIN
+    SELECT * INTO class FROM pg_class WHERE oid = relation;
+    IF class.relkind NOT IN ('r', 'p') THEN
+        RAISE EXCEPTION USING ERRCODE = 'RS001', MESSAGE = format(
+            '%s is a %s: rowsignal watches tables only; install on the tables beneath it.', relation,
+            CASE class.relkind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view'
+                WHEN 'f' THEN 'foreign table' ELSE 'relation without rows of its own' END);
+    ELSIF class.relispartition THEN
+        RAISE EXCEPTION USING ERRCODE = 'RS001', MESSAGE = format(
+            '%s is a partition: install on %s, which covers all its partitions.',
+            relation, pg_partition_root(relation));
+    ELSIF rowsignal.key_columns_v1(relation) IS NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'RS001', MESSAGE = format(
+            '%s has no primary key, so its rows can not be told apart: add one, then install.', relation);
+    ELSIF NOT (has_function_privilege('public', 'pg_catalog.pg_try_advisory_lock(integer, integer)', 'EXECUTE')
+          AND has_function_privilege('public', 'pg_catalog.pg_advisory_unlock(integer, integer)', 'EXECUTE')) THEN
+        RAISE EXCEPTION USING ERRCODE = 'RS001', MESSAGE = format(
+            'Writers of %s may not call pg_try_advisory_lock and pg_advisory_unlock, so every write would fail: '
+            'GRANT EXECUTE on both (integer, integer) TO PUBLIC, then install.', relation);
+    END IF;
+    FOR name IN SELECT jsonb_array_elements_text(
+        coalesce(settings -> 'columns', '[]') || coalesce(settings -> 'exclude', '[]') || coalesce(settings -> 'filter', '[]'))
+    LOOP
+        IF NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = relation AND a.attname = name
+                       AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> 'v') THEN
+            RAISE EXCEPTION USING ERRCODE = 'RS001', MESSAGE = format(
+                '%s stores no column %I, so it can not be watched for it.', relation, name);
+        END IF;
+    END LOOP;
+END
+$rowsignal$;
+
+-- :: token
+-- The name by which hints call a table: given once, kept by its triggers through renames, dumps and
+-- re-installation.
+CREATE OR REPLACE FUNCTION rowsignal.token_v1(relation oid) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $rowsignal$
+    SELECT coalesce(
+        (SELECT min((rowsignal.trigger_arguments_v1(t.tgargs))[1])
+         FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+         WHERE t.tgrelid = relation AND p.pronamespace = 'rowsignal'::regnamespace),
+        (SELECT format('%s.%s@%s', n.nspname, c.relname, c.oid)
+         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation))
+$rowsignal$;
+
+-- :: triggers wanted
+-- The triggers that a table should carry, as text for CREATE TRIGGER. Partitions get row triggers
+-- from their root; statement triggers, TRUNCATE's among them, have to be made on each.
+CREATE OR REPLACE FUNCTION rowsignal.wanted_triggers_v1(relation regclass, is_partition boolean,
+    token text, settings jsonb, columns text[])
+RETURNS TABLE (trigger text, definition text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $rowsignal$
+DECLARE
+    bucket integer := hashtextextended(token, 0) & 127;
+    arguments text := (SELECT string_agg(quote_literal(a), ', ' ORDER BY place)
+        FROM unnest(ARRAY[token, bucket::text, settings::text] || columns) WITH ORDINALITY AS a(a, place));
+    asked text := CASE WHEN (settings ->> 'always')::boolean IS TRUE THEN '' ELSE format(
+        'WHEN (NOT (pg_catalog.pg_try_advisory_lock(1919907699, %1$s) AND pg_catalog.pg_advisory_unlock(1919907699, %1$s))) ', bucket) END;
+BEGIN
+    IF NOT is_partition THEN
+        RETURN QUERY SELECT 'rowsignal_hint', format(
+            'AFTER INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW %sEXECUTE FUNCTION rowsignal.capture_hint_v1(%s)',
+            relation, asked, arguments);
+    END IF;
+    RETURN QUERY SELECT 'rowsignal_hint_truncate', format(
+        'AFTER TRUNCATE ON %s FOR EACH STATEMENT %sEXECUTE FUNCTION rowsignal.capture_hint_v1(%s)',
+        relation, asked, arguments);
+END
+$rowsignal$;
+
+-- :: drop
+-- Drop our triggers of one relation but those to keep. Clones go with the trigger of their root.
+CREATE OR REPLACE FUNCTION rowsignal.drop_triggers_v1(relation regclass, keep text[]) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $rowsignal$
+DECLARE
+    name text;
+    dropped bigint := 0;
+BEGIN
+    FOR name IN
+        SELECT t.tgname FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+        WHERE t.tgrelid = relation AND t.tgparentid = 0 AND t.tgname <> ALL (keep)
+          AND p.pronamespace = 'rowsignal'::regnamespace
+    LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', name, relation);
+        dropped := dropped + 1;
+    END LOOP;
+    RETURN dropped;
+END
+$rowsignal$;
+
+-- :: install
+-- Give one table and everything beneath it the triggers that its settings ask for, and take away
+-- those of ours that they do not. Returns the table's token.
+CREATE OR REPLACE FUNCTION rowsignal.install_v1(relation regclass, settings jsonb DEFAULT '{}') RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $rowsignal$
+DECLARE
+    member record;
+    wanted record;
+    names text[];
+    columns text[] := rowsignal.key_columns_v1(relation);
+    token text := rowsignal.token_v1(relation);
+BEGIN
+    PERFORM rowsignal.check_table_v1(relation, settings);
+    FOR member IN SELECT f.relation::regclass AS name, f.is_partition FROM rowsignal.family_v1(relation) f LOOP
+        token := CASE WHEN member.is_partition THEN token ELSE rowsignal.token_v1(member.name) END;
+        names := '{}';
+        FOR wanted IN SELECT * FROM rowsignal.wanted_triggers_v1(
+            member.name, member.is_partition, token, settings, columns)
+        LOOP
+            EXECUTE format('CREATE OR REPLACE TRIGGER %I %s', wanted.trigger, wanted.definition);
+            names := names || wanted.trigger;
+        END LOOP;
+        PERFORM rowsignal.drop_triggers_v1(member.name, names);
+    END LOOP;
+    RETURN rowsignal.token_v1(relation);
+END
+$rowsignal$;
+
+-- :: uninstall
+-- Take our triggers from one table and everything beneath it; returns how many there were.
+CREATE OR REPLACE FUNCTION rowsignal.uninstall_v1(relation regclass) RETURNS bigint
+LANGUAGE sql SET search_path = pg_catalog, pg_temp
+AS $rowsignal$
+    SELECT coalesce(sum(rowsignal.drop_triggers_v1(f.relation, '{}')), 0) FROM rowsignal.family_v1(relation) f
+$rowsignal$;
+
+-- :: closed to others
+REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA rowsignal FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION rowsignal.key_v1(record), rowsignal.named_key_v1(json, text[]) TO PUBLIC;

@@ -1,0 +1,60 @@
+"""One function for every kind of bind: engines, connections, sessions, sync and async."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.engine.mock import MockConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.ddl import ExecutableDDLElement
+
+AsyncBind = AsyncEngine | AsyncConnection | AsyncSession
+SyncBind = Engine | Connection | Session | MockConnection
+SyncConnection = Connection | MockConnection
+Result = TypeVar("Result")
+
+
+class Statement(ExecutableDDLElement):
+    """SQL text that is sent, or written to an offline script, as it stands."""
+
+    inherit_cache = False
+
+    def __init__(self, sql: str) -> None:
+        self.sql = sql
+
+
+@compiles(Statement)
+def _text(statement: Statement, compiler: Any, **_: object) -> str:
+    # Drivers with %-parameters halve a doubled sign before the server sees it.
+    if getattr(compiler.preparer, "_double_percents", False):
+        return statement.sql.replace("%", "%%")
+    return statement.sql
+
+
+def run_on(
+    bind: AsyncBind | SyncBind, work: Callable[[SyncConnection], Result]
+) -> Result | Awaitable[Result]:
+    """Run `work` with a connection of `bind`; what is awaitable for an async bind.
+
+    An engine gets a transaction of its own, committed at the end. A connection or session works in
+    the caller's transaction, which is never committed here.
+    """
+    if isinstance(bind, AsyncEngine | AsyncConnection | AsyncSession):
+        return _run_async(bind, work)
+    if isinstance(bind, Engine):
+        with bind.begin() as connection:
+            return work(connection)
+    if isinstance(bind, Session):
+        return work(bind.connection())
+    return work(bind)
+
+
+async def _run_async(bind: AsyncBind, work: Callable[[SyncConnection], Result]) -> Result:
+    if isinstance(bind, AsyncEngine):
+        async with bind.begin() as connection:
+            return await connection.run_sync(work)
+    if isinstance(bind, AsyncSession):
+        bind = await bind.connection()
+    return await bind.run_sync(work)
