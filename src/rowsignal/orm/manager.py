@@ -2,6 +2,7 @@
 
 import asyncio
 import enum
+import itertools
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -247,10 +248,10 @@ async def _lock(connection: AsyncConnection) -> None:
     """
     if connection.dialect.name != "postgresql":
         return
-    delays = iter(LOCK_DELAYS)
+    delays = itertools.chain(LOCK_DELAYS, itertools.repeat(LOCK_DELAYS[-1]))
     while not await connection.scalar(text(f"select pg_try_advisory_lock({LOCK})")):
         await connection.rollback()
-        await asyncio.sleep(next(delays, LOCK_DELAYS[-1]))
+        await asyncio.sleep(next(delays))
     await connection.commit()
 
 

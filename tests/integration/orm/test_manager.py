@@ -223,6 +223,12 @@ async def test_an_index_built_concurrently_does_not_wait_for_those_who_wait_for_
         await other.dispose()
 
 
+async def test_tasks_that_share_a_manager_take_turns(manager):
+    results = await asyncio.gather(*(manager.sync(create="migrations") for _ in range(5)))
+    assert sorted(r.name for r in results) == ["ALREADY_UP_TO_DATE"] * 4 + ["CREATED"]
+    assert await rows(manager.engine) == 1
+
+
 async def test_syncs_of_two_databases_in_one_process_do_not_mix(server, tmp_path, database_url):
     admin = await asyncpg.connect(server.dsn)
     await admin.execute("create database second_one")
