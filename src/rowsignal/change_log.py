@@ -12,7 +12,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from rowsignal.changes import Change, Reset
 from rowsignal.engines import beside
-from rowsignal.log_queries import query
 from rowsignal.log_reader import (
     Head,
     IncarnationMissing,
@@ -33,6 +32,7 @@ from rowsignal.positions import (
     stored_prefix,
     window_prefix,
 )
+from rowsignal.sql import query
 
 PAGE = 5000
 ID_DIGITS = 19

@@ -11,9 +11,9 @@ import asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from rowsignal.exceptions import PendingChangesError, SchemaVersionError, StandbyError
-from rowsignal.log_queries import query
 from rowsignal.log_records import Record
 from rowsignal.positions import Position, Snapshot, StoredPosition
+from rowsignal.sql import query
 
 TableName = tuple[str, str]
 Result = TypeVar("Result")

@@ -9,8 +9,8 @@ import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.engines import beside
-from rowsignal.log_queries import query
 from rowsignal.log_reader import driver_of, explained
+from rowsignal.sql import query
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
