@@ -45,6 +45,13 @@ class Exposure:
         """The names of the columns that may leave."""
         return frozenset(self.fields)
 
+    def key_of(self, row: Row) -> dict[str, Any]:
+        """Return a row's key as changes carry it: numbers with a point are text."""
+        values = {name: row[name] for name in self.key}
+        return {
+            n: str(value) if isinstance(value, Decimal) else value for n, value in values.items()
+        }
+
     def shape(self, allowed: frozenset[str] | None) -> Shape:
         """Return the function that makes what a reader with these columns gets of a row."""
         shown = {

@@ -7,9 +7,10 @@ from typing import Any
 
 from rowsignal.changes import Operation
 from rowsignal.exceptions import FilterError, NotFoundError
+from rowsignal.payload import PayloadError, decode_json
 from rowsignal.sse.exposures import Exposure
 from rowsignal.sse.grants import Grant, TableGrant
-from rowsignal.sse.kinds import kind_of
+from rowsignal.sse.kinds import Number, kind_of
 from rowsignal.sse.views import RowKey, TableView
 from rowsignal.sse.where import parse_where
 
@@ -164,4 +165,13 @@ def _key_value(text: str, column: Any) -> Any:
     value = kind.parse(text)
     if kind.name in {"integer", "boolean"}:
         return value
+    if isinstance(value, Number):
+        return _number(text)
     return str(value) if kind.name == "uuid" else text
+
+
+def _number(text: str) -> Any:
+    try:
+        return decode_json(text)
+    except PayloadError as error:
+        raise FilterError(f"{text!r} is not a number as JSON writes it.") from error

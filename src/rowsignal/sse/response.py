@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -22,19 +22,28 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, chunks: AsyncGenerator[bytes, None], stall: float) -> None:
+    def __init__(
+        self, chunks: AsyncGenerator[bytes, None], stall: float, closed: Callable[[], None]
+    ) -> None:
         super().__init__(headers=HEADERS)
         # An endless body has no length.
         del self.headers["content-length"]
         self.chunks = chunks
         self.stall = stall
+        self.closed = closed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request (ASGI, HTTP message format)."""
+        """Answer one request (ASGI, HTTP message format); call `closed` when it is over."""
+        try:
+            await self._answer(scope, receive, send)
+        finally:
+            await self.chunks.aclose()
+            self.closed()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
         if scope["method"] == "HEAD":
-            await self.chunks.aclose()
             await send({"type": "http.response.body", "body": b""})
             return
         sending = asyncio.current_task()
@@ -57,7 +66,6 @@ class EventStream(Response):
         finally:
             watching.remove_done_callback(leave)
             watching.cancel()
-            await self.chunks.aclose()
 
     async def _send_all(self, send: Send) -> None:
         loop = asyncio.get_running_loop()

@@ -15,6 +15,7 @@ from rowsignal.sse.views import RowKey, TableView
 from rowsignal.sse.where import where_clause
 
 PAGE = 500
+PLACE = "rowsignal: place"
 # What a key or a time looks like follows these settings (PostgreSQL manual, 20.11).
 SETTINGS: Mapping[str, str] = {
     "TimeZone": "UTC",
@@ -41,15 +42,28 @@ def _as_json(query: sa.Select[Any]) -> sa.Select[Any]:
     return sa.select(sa.cast(sa.func.to_json(sa.literal_column("r.*")), sa.Text)).select_from(rows)
 
 
-def _keys_given(exposure: Exposure, texts: str) -> sa.Select[Any]:
-    """Return the keys in a JSON array of objects, each value of its column's type."""
+def _given(exposure: Exposure, keys: Sequence[Mapping[str, Any]]) -> sa.TableValuedAlias:
+    """Return keys as a table, each value of its column's type, with their places in `n`."""
     table = exposure.table
     record: sa.ColumnElement[Any] = sa.literal_column(f"null::{qualify(table.name, table.schema)}")
     # Bound as text: the driver would encode it as JSON once more.
+    texts = json.dumps([dict(key) for key in keys])
     items = sa.cast(sa.bindparam(None, texts, sa.Text(), unique=True), JSONB)
-    given = sa.func.jsonb_populate_recordset(record, items)
     columns = [sa.column(name, table.c[name].type) for name in exposure.key]
-    return sa.select(*given.table_valued(*columns, name="given").c)
+    given = sa.func.jsonb_populate_recordset(record, items)
+    return given.table_valued(*columns, with_ordinality="ordinality", name="given")
+
+
+def _of_given(exposure: Exposure, given: sa.TableValuedAlias) -> sa.ColumnElement[bool]:
+    return sa.and_(*(exposure.table.c[name] == given.c[name] for name in exposure.key))
+
+
+def having_keys(
+    query: sa.Select[Any], exposure: Exposure, keys: Iterable[RowKey]
+) -> sa.Select[Any]:
+    """Narrow a query on an offered table to the rows with these keys."""
+    given = _given(exposure, [dict(zip(exposure.key, key, strict=True)) for key in keys])
+    return query.join(given, _of_given(exposure, given))
 
 
 async def current_rows(
@@ -57,21 +71,17 @@ async def current_rows(
     exposure: Exposure,
     keys: Sequence[Mapping[str, Any]],
     columns: Iterable[str],
-) -> dict[RowKey, Row]:
-    """Return the rows with these keys that are there now, by their keys' values."""
-    table = exposure.table
-    given = _keys_given(exposure, json.dumps([dict(key) for key in keys]))
-    primary = [table.c[name] for name in exposure.key]
-    # An array makes PostgreSQL use the key's index whatever it thinks of the table's size.
-    matches = (
-        primary[0] == sa.func.any(sa.func.array(given.scalar_subquery()))
-        if len(primary) == 1
-        else sa.tuple_(*primary).in_(given)
-    )
-    wanted = [table.c[name] for name in {*exposure.key, *columns}]
-    result = await connection.execute(_as_json(sa.select(*wanted).where(matches)))
-    rows = [decode(text) for (text,) in result]
-    return {tuple(row[name] for name in exposure.key): row for row in rows}
+) -> list[Row | None]:
+    """Return the rows with these keys as they are now, in their order; None for absent ones."""
+    table, given = exposure.table, _given(exposure, keys)
+    wanted = [table.c[name] for name in sorted({*exposure.key, *columns})]
+    query = sa.select(*wanted, given.c.ordinality.label(PLACE))
+    result = await connection.execute(_as_json(query.join(given, _of_given(exposure, given))))
+    found: list[Row | None] = [None] * len(keys)
+    for (text,) in result:
+        row = dict(decode(text))
+        found[row.pop(PLACE) - 1] = row
+    return found
 
 
 async def all_rows(
@@ -79,13 +89,11 @@ async def all_rows(
 ) -> AsyncIterator[list[Row]]:
     """Yield the current rows of a view in pages, in bounded memory."""
     table = exposure.table
-    wanted = {*exposure.key, *exposure.columns, *view.filter_columns}
+    wanted = sorted({*exposure.key, *exposure.columns, *view.filter_columns})
     query = sa.select(*(table.c[name] for name in wanted))
     query = query.where(where_clause(view.conditions, table))
     if view.keys is not None:
-        texts = json.dumps([dict(zip(exposure.key, key, strict=True)) for key in view.keys])
-        primary = sa.tuple_(*(table.c[name] for name in exposure.key))
-        query = query.where(primary.in_(_keys_given(exposure, texts)))
+        query = having_keys(query, exposure, view.keys)
     result = await connection.stream(_as_json(query), execution_options={"yield_per": PAGE})
     async for page in result.partitions(PAGE):
         yield [decode(text) for (text,) in page]

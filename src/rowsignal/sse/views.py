@@ -211,7 +211,7 @@ class Lens:
         """Return the frames of current rows, which come into sight with that."""
         made = []
         for row in rows:
-            key = {name: row[name] for name in self.exposure.key}
+            key = self.exposure.key_of(row)
             self.seen.add([tuple(key.values())])
             data = {**self.names, "key": browser_safe(key), "row": self.shape(row)}
             made.append(frames.frame("snapshot", data))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from rowsignal.exceptions import ReaderLimitError
 from rowsignal.hooks import Hooks, NoHooks
+from rowsignal.positions import Snapshot
 from rowsignal.sse import frames
 from rowsignal.sse.exposures import Exposure
 from rowsignal.sse.readers import Reader
@@ -84,8 +85,20 @@ class Audience:
 
 
 @dataclass(slots=True)
+class Joiner:
+    """A reader on its way from the log to the live changes; `seen` is how far it has read."""
+
+    audience: Audience
+    seen: Snapshot
+
+    def has_had(self, event: Event) -> bool:
+        """Tell whether the reader found this change in the log already."""
+        return event.transaction_id is not None and self.seen.sees(event.transaction_id)
+
+
+@dataclass(slots=True)
 class Counts:
-    """What a hub has done since it was made."""
+    """What a fan-out has done since it was made."""
 
     delivered: int = 0
     bytes: int = 0
@@ -95,7 +108,7 @@ class Counts:
     last_change: dict[str, float] = field(default_factory=dict)
 
 
-class Hub:
+class FanOut:
     """Holds the readers and writes to them: at once when idle, once a tick under load."""
 
     def __init__(
@@ -108,7 +121,10 @@ class Hub:
         self.is_closing = False
         self._audiences: dict[AudienceKey, Audience] = {}
         self._principals: Counter[str] = Counter()
+        self._joiners: dict[Reader, Joiner] = {}
         self._waiting: list[Event] = []
+        self.reached: Snapshot | None = None
+        self._next_reached: Snapshot | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._flushed_at = 0.0
         self.flushed: Callable[[Sequence[Event]], None] = lambda _: None
@@ -120,11 +136,18 @@ class Hub:
 
     def readers_of(self, table: str) -> int:
         """Return how many open streams show a table."""
-        return sum(
+        joining = sum(table in joiner.audience.lenses for joiner in self._joiners.values())
+        return joining + sum(
             len(audience.readers)
             for audience in self._audiences.values()
             if table in audience.lenses
         )
+
+    def columns_of(self, table: str) -> frozenset[str]:
+        """Return the columns of a table that filters of open streams look at."""
+        audiences = [*self._audiences.values(), *(it.audience for it in self._joiners.values())]
+        lenses = [it.lenses[table] for it in audiences if table in it.lenses]
+        return frozenset().union(*(lens.filter_columns for lens in lenses))
 
     def admit(self, principal: str) -> None:
         """Count one more stream; raise `ReaderLimitError` when there are too many."""
@@ -150,31 +173,42 @@ class Hub:
         """Return an audience for one reader who is still catching up."""
         return Audience(key, self.exposures, self.limits.tracked)
 
-    def attach(self, reader: Reader, audience: Audience) -> None:
-        """Show a reader everything that is published from now on."""
+    def attach(self, reader: Reader, audience: Audience, seen: Snapshot | None = None) -> None:
+        """Show a reader everything that is published from now on.
+
+        With `seen`, a reader who has caught up on its own is not shown again what it has had.
+        """
         self.flush()
+        if seen is not None and not self._has_reached(seen):
+            self._joiners[reader] = Joiner(audience, seen)
+            return
         shared = self._audiences.get(audience.key)
         if shared is None:
             shared = self._audiences[audience.key] = audience
-        else:
+        elif shared is not audience:
             shared.remember(audience)
         shared.readers.add(reader)
 
+    def _has_reached(self, seen: Snapshot) -> bool:
+        return self.reached is not None and self.reached.includes(seen)
+
     def detach(self, reader: Reader, key: AudienceKey) -> None:
         """Forget a reader; its audience goes with the last one."""
+        self._joiners.pop(reader, None)
         audience = self._audiences.get(key)
         if audience is not None:
             audience.readers.discard(reader)
             if not audience.readers:
                 del self._audiences[key]
 
-    def publish(self, events: Sequence[Event]) -> None:
-        """Take committed changes, in order."""
+    def publish(self, events: Sequence[Event], reached: Snapshot | None = None) -> None:
+        """Take committed changes, in order; with them everything visible in `reached` was told."""
         for event in events:
             name = event.exposure.name
             self.counts.changes.setdefault(name, Counter())[str(event.operation)] += 1
             self.counts.last_change[name] = time.time()
         self._waiting.extend(events)
+        self._next_reached = reached or self._next_reached
         if self._timer is None:
             self._flush_or_wait()
 
@@ -192,17 +226,32 @@ class Hub:
             self._timer.cancel()
             self._timer = None
         events, self._waiting = self._waiting, []
+        self.reached = self._next_reached
         if events:
             self._flushed_at = asyncio.get_running_loop().time()
             for audience in list(self._audiences.values()):
                 self._show(audience, events)
             self.flushed(events)
+        for reader, joiner in list(self._joiners.items()):
+            self._join(reader, joiner, events)
+
+    def _join(self, reader: Reader, joiner: Joiner, events: Iterable[Event]) -> None:
+        """Show one reader what it has not had; let it join the others when that is behind it."""
+        news = [event for event in events if not joiner.has_had(event)]
+        joiner.audience.readers = {reader}
+        self._show(joiner.audience, news)
+        joiner.audience.readers = set()
+        if self._has_reached(joiner.seen):
+            del self._joiners[reader]
+            self.attach(reader, joiner.audience)
 
     def _show(self, audience: Audience, events: Sequence[Event]) -> None:
         try:
             rows = audience.show(events)
         except UnknownHistoryError:
-            self._end(audience.readers, frames.reset(UNKNOWN))
+            for reader in audience.readers:
+                reader.close(frames.reset(UNKNOWN))
+            self.counts.resets += len(audience.readers)
             return
         if not rows:
             return
@@ -217,38 +266,44 @@ class Hub:
             count = sum(about[0] == name for about, _ in rows)
             self.hooks.delivered(table=name, count=count * len(audience.readers))
 
+    def _groups(self) -> list[tuple[Audience, set[Reader]]]:
+        shared = [(audience, audience.readers) for audience in self._audiences.values()]
+        return shared + [(joiner.audience, {reader}) for reader, joiner in self._joiners.items()]
+
     def beat(self, position: str | None) -> None:
-        """Send a heartbeat after everything that was published; `position` is how far that is."""
+        """Send a heartbeat after everything that was published; `position` is how far that is.
+
+        A reader who is still joining may be ahead of it, and gets none with its own place.
+        """
         self.flush()
-        for key, audience in self._audiences.items():
-            beat = frames.heartbeat(self.limits.heartbeat, position if key.with_id else None)
+        plain = frames.heartbeat(self.limits.heartbeat)
+        placed = frames.heartbeat(self.limits.heartbeat, position)
+        for audience in self._audiences.values():
             for reader in audience.readers:
-                reader.push(beat)
+                reader.push(placed if audience.key.with_id else plain)
+        for reader in self._joiners:
+            reader.push(plain)
 
     def reset(self, reason: str, tables: Iterable[str], *, continues: bool = False) -> None:
         """Tell the readers of some tables that changes may be missing."""
         self.flush()
         names = set(tables)
-        for audience in list(self._audiences.values()):
+        chunk = frames.reset(reason, continues=continues)
+        for audience, readers in self._groups():
             if not names.isdisjoint(audience.lenses):
-                chunk = frames.reset(reason, continues=continues)
-                if continues:
-                    for reader in audience.readers:
+                for reader in readers:
+                    if continues:
                         reader.push(chunk)
-                else:
-                    self._end(audience.readers, chunk)
-                self.counts.resets += len(audience.readers)
+                    else:
+                        reader.close(chunk)
+                self.counts.resets += len(readers)
         for name in names:
             self.hooks.reset(table=name, reason=reason)
-
-    def _end(self, readers: Iterable[Reader], last: bytes) -> None:
-        for reader in readers:
-            reader.close(last)
 
     def close(self) -> None:
         """Say goodbye to every reader and admit nobody any more."""
         self.is_closing = True
         self.flush()
-        for audience in self._audiences.values():
-            for reader in audience.readers:
+        for _, readers in self._groups():
+            for reader in readers:
                 reader.close(frames.bye("shutdown", self.limits.retry))
