@@ -70,10 +70,10 @@ async def test_a_taken_lock_is_false_at_once_with_nowait(maker: Maker) -> None:
 
 
 async def test_shared_locks_admit_each_other_and_nobody_else(maker: Maker) -> None:
-    async with maker() as first, maker() as second:
-        async with advisory_lock(first, 1, shared=True), advisory_lock(second, 1, shared=True):
-            assert not await is_free(maker, 1)
-    assert await is_free(maker, 1)
+    async with maker() as first, maker() as second, advisory_lock(first, 1, shared=True):
+        async with advisory_lock(second, 1, shared=True) as acquired:
+            assert acquired is True
+        assert not await is_free(maker, 1)
 
 
 async def test_a_text_key_is_what_its_documented_sql_says(maker: Maker) -> None:

@@ -90,10 +90,10 @@ async def test_an_unknown_mode_is_refused_with_the_known_ones(maker: Maker) -> N
 
 
 async def test_models_and_tables_are_locked_in_the_schema_they_name(maker: Maker) -> None:
-    async with maker() as session:
-        async with lock_tables(session, [TenantWidget, Person.__table__, Odd]) as same:
-            assert same is session
-            held = await locks(session)
+    tables = [TenantWidget, Person.__table__, Odd]
+    async with maker() as session, lock_tables(session, tables) as same:
+        assert same is session
+        held = await locks(session)
     assert set(held) == {"tenant.widgets", "public.people", 'public.odd "name; Order'}
     assert set(held.values()) == {"ShareUpdateExclusiveLock"}
 
@@ -135,11 +135,10 @@ async def test_one_owner_of_the_locks_is_needed(maker: Maker) -> None:
 async def test_a_lock_that_is_not_granted_names_the_tables_and_the_time(
     maker: Maker, timeout: Any
 ) -> None:
-    async with maker() as holder, maker() as session:
-        async with lock_tables(holder, [Widget]):
-            with pytest.raises(LockTimeoutError, match=r"people, widgets .* 0\.05 s"):
-                async with lock_tables(session, [Widget, Person], timeout=timeout):
-                    pass
+    async with maker() as holder, maker() as session, lock_tables(holder, [Widget]):
+        with pytest.raises(LockTimeoutError, match=r"people, widgets .* 0\.05 s"):
+            async with lock_tables(session, [Widget, Person], timeout=timeout):
+                pass
 
 
 async def test_none_leaves_the_servers_bound(maker: Maker) -> None:
