@@ -64,8 +64,9 @@ class ChangeLog:
     passes it, or a crash, a promotion or a restore begins another log.
     """
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = beside(engine)
+    def __init__(self, engine: AsyncEngine, url: str | None = None) -> None:
+        """Read the log of an engine's database, or of the same at another address (`url`)."""
+        self._engine = beside(engine, url)
 
     async def __aenter__(self) -> Self:
         return self
@@ -85,6 +86,7 @@ class ChangeLog:
         self,
         after: str,
         *,
+        until: str | None = None,
         tables: Sequence[TableName] | None = None,
         limit: int = PAGE,
         is_settling: bool = False,
@@ -92,18 +94,19 @@ class ChangeLog:
     ) -> Batch | Reset:
         """Return up to `limit` of the changes after a position, in order, or `Reset` for a gap.
 
-        `tables` names (schema, table) pairs; changes of others are passed over, as are those of
-        tables that have been dropped. Before whoever reads goes to sleep, `is_settling` asks for
+        `until`, the position of a whole batch, ends the reading there instead of now. `tables`
+        names (schema, table) pairs; changes of others are passed over, as are those of tables that
+        have been dropped. Before whoever reads goes to sleep, `is_settling` asks for
         `Batch.is_busy`. With `is_durable` nothing is returned that a crash of the server could
         take back (commits with `synchronous_commit = off`).
         Raises `PositionError` for text that is no position, `StandbyError` on a standby.
         """
-        start = decode(after)
+        start, end = decode(after), None if until is None else decode(until)
         is_busy = is_settling and await self._ask("log_writers")
 
         async def first_page() -> Batch:
             async with log_transaction(self._engine) as transaction:
-                window = await transaction.window(start)
+                window = await transaction.window(start, end)
                 relations = None if tables is None else await transaction.relations(tables)
                 records: Sequence[Record] = ()
                 if not window.is_empty:
@@ -130,8 +133,8 @@ class ChangeLog:
         holds two pages of `size` changes. Ends when it has come to the snapshot it began with.
         A `Reset` is the last thing it yields. Otherwise as `read`.
         """
-        is_latest = False
-        while not is_latest:
+        is_last = False
+        while not is_last:
             try:
                 async with log_transaction(self._engine) as transaction:
                     window = await transaction.window(decode(after))
@@ -148,7 +151,7 @@ class ChangeLog:
                 yield await self._reset(lost)
                 return
             else:
-                after, is_latest = batch.position, window.is_latest
+                after, is_last = batch.position, window.is_last
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator["LogSnapshot"]:
@@ -254,6 +257,6 @@ class _BatchMaker:
             changes=decode_changes(known, self.names, self.texts.prefix, last),
             position=last,
             before=decode_values([record["old_row"] for record in known]),
-            is_complete=is_rest and self.window.is_latest,
+            is_complete=is_rest and self.window.is_last,
             is_busy=is_busy,
         )

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from rowsignal.exceptions import PendingChangesError, SchemaVersionError, StandbyError
 from rowsignal.log_records import Record
-from rowsignal.positions import Position, Snapshot, StoredPosition
+from rowsignal.positions import AnyPosition, Position, Snapshot
 from rowsignal.sql import query
 
 TableName = tuple[str, str]
@@ -87,13 +87,16 @@ class Window:
     seen: Snapshot
     upto: Snapshot
     last_id: int
-    is_latest: bool  # whether `upto` is the log's present
+    is_last: bool  # whether nothing is to be read after it
 
     @classmethod
-    def after(cls, position: Position, head: Head) -> Self:
-        """Return the window that begins at `position`: the rest of its own, or up to now."""
-        upto = position.upto or head.now
-        return cls(head.incarnation, position.seen, upto, position.last_id, upto == head.now)
+    def after(cls, position: Position, head: Head, until: Snapshot | None) -> Self:
+        """Return the window that begins at `position`: the rest of its own, or up to the end."""
+        end = until or head.now
+        upto = position.upto or end
+        if not end.includes(upto) or not upto.includes(position.seen):
+            raise ValueError("The position to read until lies before the one to read after.")
+        return cls(head.incarnation, position.seen, upto, position.last_id, upto == end)
 
     @property
     def is_empty(self) -> bool:
@@ -112,15 +115,20 @@ class LogTransaction:
         """Return what the log is."""
         return Head.of(await self._driver.fetchrow(query("log_head")))
 
-    async def window(self, position: Position | StoredPosition) -> Window:
-        """Return what is to be read after a position; raise `PositionLost`."""
+    async def window(self, after: AnyPosition, until: AnyPosition | None = None) -> Window:
+        """Return what is to be read between positions; raise `PositionLost`."""
         head = await self.head()
-        if isinstance(position, StoredPosition):
-            position = await self._restore(position)
-        head.check(position)
-        return Window.after(position, head)
+        start = await self._restore(after)
+        head.check(start)
+        if until is None:
+            return Window.after(start, head, None)
+        end = await self._restore(until)
+        head.check(end)
+        return Window.after(start, head, end.upto or end.seen)
 
-    async def _restore(self, stored: StoredPosition) -> Position:
+    async def _restore(self, stored: AnyPosition) -> Position:
+        if isinstance(stored, Position):
+            return stored
         record = await self._driver.fetchrow(query("log_stored_position"), stored.key)
         if record is None or (record["after"] is None) != (stored.last_id is None):
             raise PositionLost("the position was stored on the server, which has dropped it")

@@ -4,11 +4,12 @@ This is where a drain spends its time: a page at a time, one JSON document for a
 fields set through their slots instead of through a frozen dataclass's slow constructor.
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from rowsignal.changes import Change, Operation
-from rowsignal.payload import decode_json
 
 Record = Mapping[str, Any]
 Names = Mapping[int, tuple[str, str]]
@@ -34,8 +35,12 @@ _set_transaction, _set_captured, _set_row = map(_setter, ("transaction_id", "cap
 
 
 def decode_all(texts: Sequence[str | None]) -> list[Any]:
-    """Decode JSON texts as one document, which costs a quarter of decoding each."""
-    values: list[Any] = decode_json(f"[{','.join([text or 'null' for text in texts])}]")
+    """Decode JSON texts as one document, which costs a quarter of decoding each.
+
+    Numbers with a point become `Decimal`: no digit is lost.
+    """
+    document = f"[{','.join([text or 'null' for text in texts])}]"
+    values: list[Any] = json.loads(document, parse_float=Decimal)
     return values
 
 

@@ -84,6 +84,9 @@ class StoredPosition:
         return f"{stored_prefix(self.incarnation, self.key)}{self.last_id}"
 
 
+AnyPosition = Position | StoredPosition
+
+
 def window_prefix(incarnation: UUID, seen: Snapshot, upto: Snapshot) -> str:
     """Return what the positions between two snapshots start with; an id makes it complete."""
     return _text(_WINDOW, incarnation, _whole(seen) + _difference(seen, upto)) + "."
@@ -94,7 +97,7 @@ def stored_prefix(incarnation: UUID, key: UUID) -> str:
     return _text(_STORED_WINDOW, incarnation, key.bytes) + "."
 
 
-def decode(text: str) -> Position | StoredPosition:
+def decode(text: str) -> AnyPosition:
     """Read a position; raise `PositionError` for any text that `encode` would not have made."""
     head, dot, tail = text.partition(".")
     kind, body = _unwrap(head) if len(text) <= MAX_LENGTH else (0, b"")
@@ -110,7 +113,7 @@ def decode(text: str) -> Position | StoredPosition:
     return position
 
 
-def _parse(kind: int, body: bytes, last_id: int) -> Position | StoredPosition:
+def _parse(kind: int, body: bytes, last_id: int) -> AnyPosition:
     incarnation, rest = UUID(bytes=body[:16]), body[16:]
     if kind in (_STORED, _STORED_WINDOW):
         return StoredPosition(incarnation, UUID(bytes=rest), None if kind == _STORED else last_id)

@@ -101,6 +101,22 @@ async def test_every_change_can_be_resumed_after(shop: Shop) -> None:
         assert seen == [1, 2, 3, 4][place + 1 :]
 
 
+async def test_reading_ends_at_the_position_to_read_until(shop: Shop) -> None:
+    start = await shop.log.position()
+    await shop.insert(1, 2)
+    end = await shop.log.position()
+    await shop.insert(3)
+    page = await shop.read(start, until=end, limit=1)
+    assert ids(page) == [1]
+    assert not page.is_complete
+    last = await shop.read(page.position, until=end)
+    assert ids(last) == [2]
+    assert last.is_complete
+    assert last.position == end
+    with pytest.raises(ValueError, match="lies before"):
+        await shop.log.read(end, until=start)
+
+
 @pytest.mark.parametrize("limit", [1, 2, 3, 7])
 async def test_one_transaction_is_read_in_pages(shop: Shop, limit: int) -> None:
     position = await shop.log.position()
