@@ -1,0 +1,44 @@
+"""PostgreSQL for pytest: a server per run, a database per worker and per test.
+
+Name it in the `conftest.py` next to the project's `pyproject.toml`:
+
+    pytest_plugins = ["rowsignal.pytest_plugin"]
+
+It is not registered with pytest's entry point `pytest11`: that would import SQLAlchemy, and offer
+these fixtures, in each run of each project whose environment merely has rowsignal.
+
+Fixtures, of which `postgres_url`, `database_metadata` and `prepare_database` are made to be
+overridden: see their docstrings, or `pytest --fixtures`. Functions, for fixtures of one's own:
+`worker_database_url`, `create_worker_database`, `create_db_session`.
+"""
+
+from rowsignal.pytest_plugin.fixtures import (
+    cleanup_tables,
+    database_metadata,
+    database_template,
+    database_url,
+    postgres_url,
+    prepare_database,
+    pytest_configure_node,
+    pytest_unconfigure,
+    scratch_databases,
+    worker_database,
+)
+from rowsignal.pytest_plugin.sessions import create_db_session
+from rowsignal.pytest_plugin.worker_databases import create_worker_database, worker_database_url
+
+__all__ = [
+    "cleanup_tables",
+    "create_db_session",
+    "create_worker_database",
+    "database_metadata",
+    "database_template",
+    "database_url",
+    "postgres_url",
+    "prepare_database",
+    "pytest_configure_node",
+    "pytest_unconfigure",
+    "scratch_databases",
+    "worker_database",
+    "worker_database_url",
+]

@@ -1,0 +1,132 @@
+"""Databases of one process of a test run, and what is left of those of killed ones."""
+
+import asyncio
+import contextlib
+import itertools
+import secrets
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from sqlalchemy import NullPool, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+
+from rowsignal.identifiers import quote
+
+PREFIX = "rowsignal_test_"
+# First half of the keys of the advisory locks by which living processes keep their databases.
+LEASES = 0x726F7773
+
+TAKE_LEASE = text("select pg_advisory_lock(:leases, :process)")
+# An advisory lock belongs to the database it was taken in; pg_locks shows those of all.
+FIND_ORPHANS = text(
+    "with found as ("
+    " select datname, ('x' || substr(datname, length(:prefix) + 1, 8))::bit(32)::int as process"
+    " from pg_database where datname ~ ('^' || :prefix || '[0-9a-f]{8}_'))"
+    " select datname from found where not exists ("
+    " select from pg_locks where locktype = 'advisory' and objsubid = 2 and granted"
+    " and classid = :leases and objid = process)"
+)
+
+T = TypeVar("T")
+
+
+def run(coroutine: Coroutine[Any, Any, T], runner: asyncio.Runner | None = None) -> T:
+    """Run a coroutine to its end, also for a fixture that is asked for inside a running loop."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        if runner is None:
+            return thread.submit(asyncio.run, coroutine).result()
+        return thread.submit(runner.run, coroutine).result()
+
+
+class ScratchDatabases:
+    """Create databases under names that nobody else uses, and drop them at the latest at the end.
+
+    The process holds an advisory lock as long as it lives. Databases whose process has none any
+    more are dropped when the next process starts: thus two runs on one server leave each other's
+    alone, and what a killed run left goes with the next one.
+    """
+
+    def __init__(self, server_url: str) -> None:
+        self.server_url = make_url(server_url)
+        self._process = secrets.randbelow(2**31)
+        self._numbers = itertools.count()
+        self._names: set[str] = set()
+        # A factory, so that nobody's current event loop is replaced.
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._engine = create_async_engine(
+            self.server_url, isolation_level="AUTOCOMMIT", poolclass=NullPool
+        )
+        self._connection: AsyncConnection | None = None
+
+    def create(self, template: str | None = None) -> str:
+        """Create a database, as a copy of the one whose URL is given; returns its URL."""
+        name = f"{PREFIX}{self._process:08x}_{next(self._numbers)}"
+        source = "" if template is None else f" template {quote(make_url(template).database or '')}"
+        self._names.add(name)
+        run(self._create(f"create database {quote(name)}{source}"), self._runner)
+        return self.server_url.set(database=name).render_as_string(hide_password=False)
+
+    def drop(self, url: str) -> None:
+        """Drop a database, by its URL, with the connections that are still open to it."""
+        name = make_url(url).database or ""
+        run(self._execute(f"drop database if exists {quote(name)} with (force)"), self._runner)
+        self._names.discard(name)
+
+    def drop_orphans(self) -> None:
+        """Drop the databases of processes that have ended without doing so."""
+        run(self._open(), self._runner)
+
+    def close(self) -> None:
+        """Drop what there is still."""
+        try:
+            run(self._close(), self._runner)
+        finally:
+            self._runner.close()
+
+    async def _open(self) -> None:
+        await self._lease()
+
+    async def _create(self, statement: str) -> None:
+        connection = await self._lease()
+        major, *_ = connection.dialect.server_version_info or (0,)
+        # Copying files is the quicker way for small databases, and the only one before 15.
+        await self._execute(statement + (" strategy file_copy" if int(major) >= 15 else ""))
+
+    async def _execute(self, statement: str) -> None:
+        connection = await self._lease()
+        try:
+            await connection.exec_driver_sql(statement)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+            # Tests may restart the server, and the lock is gone with the connection.
+            self._connection = None
+            connection = await self._lease()
+            await connection.exec_driver_sql(statement)
+
+    async def _lease(self) -> AsyncConnection:
+        if self._connection is None:
+            connection = await self._engine.connect()
+            await connection.execute(TAKE_LEASE, {"leases": LEASES, "process": self._process})
+            self._connection = connection
+            await self._drop_orphans(connection)
+        return self._connection
+
+    async def _drop_orphans(self, connection: AsyncConnection) -> None:
+        found = await connection.execute(FIND_ORPHANS, {"prefix": PREFIX, "leases": LEASES})
+        for name in found.scalars().all():
+            # Another process may be dropping it at this moment.
+            with contextlib.suppress(DBAPIError):
+                await connection.exec_driver_sql(
+                    f"drop database if exists {quote(name)} with (force)"
+                )
+
+    async def _close(self) -> None:
+        for name in sorted(self._names):
+            await self._execute(f"drop database if exists {quote(name)} with (force)")
+        if self._connection is not None:
+            await self._connection.close()
+        await self._engine.dispose()

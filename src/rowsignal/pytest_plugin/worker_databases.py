@@ -1,0 +1,67 @@
+"""A database for each process of a test run, named after it."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from sqlalchemy.engine import make_url
+
+from rowsignal.identifiers import shorten
+from rowsignal.orm.databases import create_database, drop_database
+from rowsignal.orm.urls import async_url
+
+MAINTENANCE_DATABASE = "postgres"  # exists on nearly every server (PostgreSQL manual, 23.1)
+
+
+def worker_database_url(
+    database_url: str, default_test_db: str = "test_db", *, prefix: str | None = None
+) -> str:
+    """Return the URL of this process's own database, on the same server.
+
+    Its name is that of the database in `database_url`, or `prefix` where it is given, with a
+    suffix: the name of the pytest-xdist worker, such as `gw0`, or `default_test_db` without xdist.
+
+    Raises `ValueError` when that would be the very database of `database_url`.
+    """
+    url = make_url(database_url)
+    suffix = os.environ.get("PYTEST_XDIST_WORKER", default_test_db)
+    name = shorten("_".join(part for part in (prefix or url.database, suffix) if part))
+    if name == url.database:
+        raise ValueError(
+            f"Tests would run in, and drop, the database {name!r} itself: "
+            "choose another default_test_db or prefix."
+        )
+    return url.set(database=name).render_as_string(hide_password=False)
+
+
+@asynccontextmanager
+async def create_worker_database(
+    database_url: str,
+    default_test_db: str = "test_db",
+    *,
+    prefix: str | None = None,
+    server_url: str | None = None,
+) -> AsyncIterator[str]:
+    """Create the database of `worker_database_url` for the block, and yield its URL.
+
+        @pytest.fixture(scope="session")
+        async def worker_url():
+            async with create_worker_database("postgresql+asyncpg://localhost/shop") as url:
+                yield url
+
+    What a killed run left under that name is dropped first; afterwards it is dropped however the
+    block ends, with connections that are still open. So two runs at once on one server need
+    different prefixes.
+
+    `server_url` leads to another database of the server, to create this one from: by default
+    `postgres`. Raises `ValueError` when it leads to the worker's database.
+    """
+    url = worker_database_url(database_url, default_test_db, prefix=prefix)
+    name = make_url(url).database or ""
+    server = async_url(server_url or make_url(database_url).set(database=MAINTENANCE_DATABASE))
+    await drop_database(name, server_url=server, if_exists=True, force=True)
+    await create_database(name, server_url=server)
+    try:
+        yield url
+    finally:
+        await drop_database(name, server_url=server, if_exists=True, force=True)
