@@ -32,7 +32,7 @@ class RowTriggersOp(MigrateOperation):
     ) -> None:
         self.table_name = table_name
         self.schema = schema
-        self.settings = {name: value for name, value in settings.items() if value}
+        self.settings = {name: value for name, value in settings.items() if value is not None}
         self.version = version
 
     @property
@@ -75,9 +75,7 @@ class InstallRowTriggersOp(RowTriggersOp):
     def reverse(self) -> MigrateOperation:
         """Return what restores the triggers of before."""
         if self.previous is None:
-            return UninstallRowTriggersOp(
-                self.table_name, self.schema, self.settings, self.version
-            )
+            return UninstallRowTriggersOp(self.table_name, self.schema, self.settings, self.version)
         reversed_ = type(self)(
             self.table_name, self.schema, self.previous.settings, self.previous.version
         )
