@@ -82,6 +82,10 @@ class ProxyBoundError(RowSignalError, RuntimeError):
     """A `db` proxy that serves one database was given another."""
 
 
+class RolledBackError(RowSignalError, RuntimeError):
+    """A block that stands or falls as a whole fell, because one of its tasks failed."""
+
+
 class SessionInUseError(RowSignalError, RuntimeError):
     """A request or block ended while another task was running a statement on its session."""
 
