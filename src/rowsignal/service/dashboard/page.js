@@ -1,0 +1,146 @@
+// Puts the page together: one watch on the service, one subscription, and what shows them.
+
+import { Builder } from "./builder.js";
+import { drawCards } from "./cards.js";
+import { Chart } from "./charts.js";
+import { command, id, text } from "./elements.js";
+import { Feed } from "./feed.js";
+import { Following } from "./following.js";
+import { bytes, count, duration, rate, several, since } from "./format.js";
+import { StatusWatch } from "./status.js";
+import { Tape } from "./tape.js";
+import { sentence } from "./words.js";
+
+const TOKEN = "rowsignal-token";
+const REACH = { live: "live", connecting: "connecting", waiting: "reconnecting", refused: "refused", closed: "closed" };
+
+const feed = new Feed();
+const tape = new Tape(id("tape"));
+const builder = new Builder(id("builder"));
+const latencyChart = new Chart(id("latency-chart"), {
+  series: [
+    { name: "p50", of: (sample) => sample.p50, area: true },
+    { name: "p99", of: (sample) => sample.p99 },
+  ],
+  format: duration,
+});
+const logChart = new Chart(id("log-chart"), {
+  series: [{ name: "size", of: (sample) => sample.bytes, area: true }],
+  format: bytes,
+});
+const following = new Following({
+  onChange: (change) => {
+    tape.add(change);
+    feed.add(change);
+  },
+  onReset: (reason) => feed.note(`Began anew: ${reason}`),
+  onState: showReach,
+});
+const watch = new StatusWatch(show);
+
+function show() {
+  showSentence();
+  if (!watch.status) return;
+  showVitals();
+  drawCards(id("tables"), watch);
+  const isEmpty = watch.status.tables.length === 0;
+  document.body.toggleAttribute("data-empty", isEmpty);
+  id("begin").hidden = !isEmpty;
+  tape.name(watch.status.tables.map((table) => table.name));
+  latencyChart.show(watch.samples);
+  logChart.show(watch.samples);
+  if (watch.failure) return;
+  following.update(watch.status, watch.token);
+  builder.offer(watch.status.tables, watch.token);
+  showReach(following.state);
+}
+
+function showSentence() {
+  const { tone, headline, aside = "", detail = "", mend } = sentence(watch);
+  document.body.dataset.tone = tone;
+  text(id("headline"), headline);
+  text(id("aside"), aside);
+  text(id("announce"), headline); // figures that move all the time are not read out
+  text(id("detail"), detail);
+  if (id("mend").dataset.line !== (mend ?? "")) {
+    id("mend").dataset.line = mend ?? "";
+    id("mend").replaceChildren(...(mend ? [command(mend)] : []));
+    id("mend").hidden = !mend;
+  }
+  id("sign-in").hidden = watch.failure?.status !== 401;
+}
+
+function showReach(state) {
+  id("reach").hidden = !state;
+  if (!state) return;
+  id("reach").dataset.status = state.status;
+  const shared = { leader: "", follower: ", through another tab", alone: "" }[state.role];
+  text(id("reach").querySelector("span"), `${REACH[state.status]}${state.status === "live" ? shared : ""}`);
+  id("reach").title = state.reason ?? "";
+}
+
+function showVitals() {
+  const { status, now } = watch;
+  const { listener = {}, latency, log, readers = {}, tables, database = {} } = status;
+  text(id("database"), [database.name, database.server_version && `PostgreSQL ${database.server_version}`].filter(Boolean).join(" · "));
+  vital("rate", `${rate(watch.total)} /s`, `on ${several(tables.length, "table")}`);
+  if (latency?.count) vital("latency", duration(latency.p50), `99 % within ${duration(latency.p99)}`);
+  else vital("latency", "–", "nothing to measure");
+  vital("listener", listener.state ?? "–", listenerNote(listener, now));
+  vital("readers", count(readers.now), readersNote(readers));
+  vital("log", log ? bytes(log.bytes) : "none", log ? logNote(log, now) : "only hints are captured");
+  id("vitals").querySelector("#vital-listener").parentElement.dataset.state = listener.state ?? "";
+  text(id("about"), `rowsignal ${status.version ?? ""} · running for ${since(Date.parse(status.started_at), now)}`);
+  document.title = document.body.dataset.tone === "good" ? `${rate(watch.total)}/s · ${database.name ?? "rowsignal"}` : id("headline").textContent;
+  id("tape").setAttribute("aria-label", `${rate(watch.total)} changes a second on ${several(tables.length, "table")}`);
+}
+
+function vital(name, content, note) {
+  text(id(`vital-${name}`), content);
+  text(id(`note-${name}`), note);
+}
+
+function listenerNote({ since: start, reconnects, queue_usage: queue }, now) {
+  if (queue > 0.1) return `queue ${Math.round(queue * 100)} % full`;
+  const lost = reconnects ? `, ${several(reconnects, "reconnect")}` : "";
+  return start ? `for ${since(Date.parse(start), now)}${lost}` : lost.slice(2);
+}
+
+function readersNote({ limit, resets }) {
+  if (resets) return `${several(resets, "reset")} for slow ones`;
+  return limit ? `of at most ${count(limit)}` : "";
+}
+
+function logNote({ oldest_at: oldest, retention_seconds: retention }, now) {
+  const reach = oldest ? `the last ${since(Date.parse(oldest), now)}` : "empty";
+  return retention ? `${reach}, kept ${duration(retention)}` : reach;
+}
+
+id("sign-in").addEventListener("submit", (event) => {
+  event.preventDefault();
+  watch.token = id("token").value.trim();
+  keep(watch.token);
+  watch.ask();
+});
+
+// The token lasts as long as the tab.
+function keep(token) {
+  try {
+    sessionStorage.setItem(TOKEN, token);
+  } catch {
+    // storage may be forbidden
+  }
+}
+
+function kept() {
+  try {
+    return sessionStorage.getItem(TOKEN);
+  } catch {
+    return null;
+  }
+}
+
+id("begin-install").append(command("rowsignal install --log orders"));
+id("begin-change").append(command("psql -c \"update orders set status = 'paid' where id = 1\""));
+watch.token = kept();
+watch.ask();
