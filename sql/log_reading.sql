@@ -63,17 +63,16 @@ cross join lateral (
 ) as t
 
 -- :: log_writers
--- Asked before the snapshot is taken: a writer that is gone by then is visible in it.
-select exists (
-    select from pg_catalog.pg_locks as l
-    where l.locktype = 'relation'
-        and l.database = (
-            select d.oid from pg_catalog.pg_database as d
-            where d.datname = pg_catalog.current_database()
-        )
-        and l.relation = 'rowsignal.change'::regclass
-        and l.mode = 'RowExclusiveLock'
-)
+-- To be asked before the log is read: a writer that is gone by then is visible in what is read.
+select array_agg(distinct l.virtualtransaction)
+from pg_catalog.pg_locks as l
+where l.locktype = 'relation'
+    and l.database = (
+        select d.oid from pg_catalog.pg_database as d
+        where d.datname = pg_catalog.current_database()
+    )
+    and l.relation = 'rowsignal.change'::regclass
+    and l.mode = 'RowExclusiveLock'
 
 -- :: log_has_unflushed
 select pg_catalog.pg_current_wal_insert_lsn() > pg_catalog.pg_current_wal_flush_lsn()

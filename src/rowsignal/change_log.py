@@ -1,7 +1,7 @@
 """The change log: every committed change of every logged table, exactly once between positions."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
@@ -46,14 +46,12 @@ class Batch:
 
     `before` has the values before each change where the table logs any, else it is None.
     `is_complete` is false when more is waiting: read on from `position` at once.
-    `is_busy` tells, where it was asked for, whether writers of the log were at work.
     """
 
     changes: list[Change]
     position: str
     before: Sequence[Values | None] | None = None
     is_complete: bool = True
-    is_busy: bool = False
 
 
 class ChangeLog:
@@ -82,6 +80,14 @@ class ChangeLog:
         """Return the position of now: everything that is not yet visible comes after it."""
         return await self._position_at(await self._started(self._head))
 
+    async def writers(self) -> frozenset[str]:
+        """Return who has written to the log and is not over yet, as virtual transaction ids.
+
+        Who has gone to sleep looks on until those are gone that were at work before: they did not
+        know of the sleeper. Prepared transactions are among them.
+        """
+        return frozenset(await self._ask("log_writers") or ())
+
     async def read(
         self,
         after: str,
@@ -89,20 +95,17 @@ class ChangeLog:
         until: str | None = None,
         tables: Sequence[TableName] | None = None,
         limit: int = PAGE,
-        is_settling: bool = False,
         is_durable: bool = False,
     ) -> Batch | Reset:
         """Return up to `limit` of the changes after a position, in order, or `Reset` for a gap.
 
         `until`, the position of a whole batch, ends the reading there instead of now. `tables`
         names (schema, table) pairs; changes of others are passed over, as are those of tables that
-        have been dropped. Before whoever reads goes to sleep, `is_settling` asks for
-        `Batch.is_busy`. With `is_durable` nothing is returned that a crash of the server could
+        have been dropped. With `is_durable` nothing is returned that a crash of the server could
         take back (commits with `synchronous_commit = off`).
         Raises `PositionError` for text that is no position, `StandbyError` on a standby.
         """
         start, end = decode(after), None if until is None else decode(until)
-        is_busy = is_settling and await self._ask("log_writers")
 
         async def first_page() -> Batch:
             async with log_transaction(self._engine) as transaction:
@@ -112,7 +115,7 @@ class ChangeLog:
                 if not window.is_empty:
                     records = await transaction.changes(window, relations, limit + 1)
             maker = _BatchMaker(window, await self._texts(window), transaction.names)
-            return maker.make(records[:limit], is_rest=len(records) <= limit, is_busy=is_busy)
+            return maker.make(records[:limit], is_rest=len(records) <= limit)
 
         batch = await self._or_reset(first_page)
         if is_durable and isinstance(batch, Batch) and batch.changes:
@@ -126,7 +129,7 @@ class ChangeLog:
         tables: Sequence[TableName] | None = None,
         size: int = PAGE,
         is_durable: bool = False,
-    ) -> AsyncIterator[Batch | Reset]:
+    ) -> AsyncGenerator[Batch | Reset, None]:
         """Yield the changes between a position and now, for catching up with a huge gap.
 
         Holds one transaction open as long as it takes, so that the server sorts only once; memory
@@ -249,7 +252,7 @@ class _BatchMaker:
     texts: _Texts
     names: Mapping[int, TableName]
 
-    def make(self, records: Sequence[Record], *, is_rest: bool, is_busy: bool = False) -> Batch:
+    def make(self, records: Sequence[Record], *, is_rest: bool) -> Batch:
         """Return the batch of some records; `is_rest` when the window ends with them."""
         last = self.texts.whole if is_rest else f"{self.texts.prefix}{records[-1]['id']}"
         known = [record for record in records if record["relation"] in self.names]
@@ -258,5 +261,4 @@ class _BatchMaker:
             position=last,
             before=decode_values([record["old_row"] for record in known]),
             is_complete=is_rest and self.window.is_last,
-            is_busy=is_busy,
         )

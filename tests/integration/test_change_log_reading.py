@@ -246,13 +246,17 @@ async def test_a_position_too_long_to_carry_is_stored(
     assert isinstance(await shop.log.read(batch.position), Reset)
 
 
-async def test_writers_at_work_make_the_log_busy(shop: Shop) -> None:
-    start = await shop.log.position()
-    assert not (await shop.read(start, is_settling=True)).is_busy
+async def test_writers_at_work_are_known(shop: Shop) -> None:
+    other = await shop.connect()
+    assert await shop.log.writers() == frozenset()
     async with shop.sql.transaction():
         await shop.sql.execute("insert into item values (1, 0)")
-        assert (await shop.read(start, is_settling=True)).is_busy
-    assert not (await shop.read(start, is_settling=True)).is_busy
+        early = await shop.log.writers()
+        assert len(early) == 1
+        async with other.transaction():
+            await other.execute("insert into item values (2, 0)")
+            assert early < await shop.log.writers()
+    assert await shop.log.writers() == frozenset()
 
 
 async def test_text_that_is_no_position_is_an_error(shop: Shop) -> None:
