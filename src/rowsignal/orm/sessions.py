@@ -4,14 +4,15 @@ import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from rowsignal.exceptions import MissingSessionError
 from rowsignal.orm.connections import pool_exhausted
-from rowsignal.orm.failures import failures, refuse_aborted
+from rowsignal.orm.endings import end
+from rowsignal.orm.failures import failures
 
 if TYPE_CHECKING:
     from starlette.requests import HTTPConnection
@@ -65,20 +66,18 @@ def create_db_context(
 @asynccontextmanager
 async def open_session(session_maker: Callable[[], S]) -> AsyncIterator[S]:
     """Open a session; commit it after the block, or roll back on any exception, and end it."""
-    own = session_maker()
+    session = session_maker()
+    since = failures(session)
     try:
-        async with own as session:
-            since = failures(session)
+        try:
             yield session
-            if session.in_transaction():
-                await refuse_aborted(session, since=since)
-                await session.commit()
+        except BaseException:
+            await end(session, commit=False)
+            raise
+        await end(session, commit=session.in_transaction(), since=since)
     except exc.TimeoutError as error:
         # SQLAlchemy's class, which only its pools raise: a TimeoutError of the block passes
         raise pool_exhausted(error) from error
-    finally:
-        # SQLAlchemy would begin anew, and leave a connection out that nobody gives back
-        vars(own.sync_session)["get_bind"] = _refuse
 
 
 class SessionDependency(Generic[S]):
@@ -130,11 +129,3 @@ def _signature() -> inspect.Signature | None:
         return None
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     return inspect.Signature([inspect.Parameter("connection", kind, annotation=HTTPConnection)])
-
-
-def _refuse(*_: object, **__: object) -> NoReturn:
-    raise MissingSessionError(
-        "This session is finished: it was committed or rolled back when its endpoint or block "
-        "ended, before the response was sent. For work after that (a stream, a background task, "
-        "another task) open a session of its own with create_db_context."
-    )

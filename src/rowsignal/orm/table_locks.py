@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from sqlalchemy import ClauseElement, Executable, Table
+from sqlalchemy import ClauseElement, Executable, FromClause, Table
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -45,7 +45,7 @@ class LockMode(StrEnum):
 @asynccontextmanager
 async def lock_tables(
     session: S | async_sessionmaker[S] | None = None,
-    tables: Iterable[type[Any] | Table] = (),
+    tables: Iterable[type[Any] | FromClause] = (),
     *,
     mode: LockMode | str = LockMode.SHARE_UPDATE_EXCLUSIVE,
     timeout: Duration | None = "5s",

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from sqlalchemy import ClauseElement, Executable, MetaData, Table
+from sqlalchemy import ClauseElement, Executable, FromClause, MetaData, Table
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase
@@ -19,7 +19,7 @@ async def cleanup_tables(
     session: AsyncSession,
     base: type[DeclarativeBase] | MetaData,
     *,
-    exclude: Iterable[type[Any] | Table | str] = (),
+    exclude: Iterable[type[Any] | FromClause | str] = (),
     timeout: Duration | None = "5s",
 ) -> None:
     """Empty all tables of a declarative base, and restart their sequences.
@@ -63,7 +63,7 @@ def _truncate(statement: TruncateTables, compiler: SQLCompiler, **_: Any) -> str
     return f"TRUNCATE TABLE {render(compiler, statement.tables)} RESTART IDENTITY CASCADE"
 
 
-def _chosen(metadata: MetaData, exclude: Iterable[type[Any] | Table | str]) -> list[Table]:
+def _chosen(metadata: MetaData, exclude: Iterable[type[Any] | FromClause | str]) -> list[Table]:
     excluded = {table for entity in exclude for table in _excluded(metadata, entity)}
     chosen = [table for table in metadata.tables.values() if table not in excluded]
     for table in excluded:
@@ -71,7 +71,7 @@ def _chosen(metadata: MetaData, exclude: Iterable[type[Any] | Table | str]) -> l
     return chosen
 
 
-def _excluded(metadata: MetaData, entity: type[Any] | Table | str) -> list[Table]:
+def _excluded(metadata: MetaData, entity: type[Any] | FromClause | str) -> list[Table]:
     if not isinstance(entity, str):
         return tables_of([entity])
     if entity not in metadata.tables:
