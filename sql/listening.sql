@@ -1,6 +1,6 @@
 -- What the listening side asks of PostgreSQL. Each statement stands under its name.
 
--- name: listener_settings
+-- :: listener_settings
 -- A listener is idle for a living. Server-side timeouts would end it, and keepalives find a
 -- peer that has vanished without a word.
 select pg_catalog.set_config(s.name, w.value, false)
@@ -16,21 +16,21 @@ from (values
 ) as w (name, value)
 join pg_catalog.pg_settings as s on s.name = w.name;
 
--- name: arm
+-- :: arm
 select pg_catalog.pg_try_advisory_lock_shared($1::int4, $2::int4);
 
--- name: disarm
+-- :: disarm
 select pg_catalog.pg_advisory_unlock_shared($1::int4, $2::int4);
 
--- name: queue_usage
+-- :: queue_usage
 -- Asking also lets PostgreSQL drop the part of the queue that everybody has read: a queue that
 -- was once full stays full until somebody asks.
 select pg_catalog.pg_notification_queue_usage();
 
--- name: notify
+-- :: notify
 select pg_catalog.pg_notify($1::text, $2::text);
 
--- name: writers_in_flight
+-- :: writers_in_flight
 -- Transactions that hold a lock of writers on any of the relations: their triggers may have run
 -- before the arming. Prepared transactions show here too.
 select distinct l.virtualtransaction
@@ -42,7 +42,7 @@ where l.locktype = 'relation'
     and l.granted
     and l.pid is distinct from pg_catalog.pg_backend_pid();
 
--- name: squatters
+-- :: squatters
 -- Who holds exclusively what triggers and listeners share: (class, bucket) of the advisory locks.
 select l.objid::int4 as bucket, l.pid, a.usename::text as role, a.application_name, a.state
 from pg_catalog.pg_locks as l

@@ -17,11 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from rowsignal.listener import OUTAGES, Lease, Listener
 from rowsignal.payload import Hint
 from rowsignal.sql import query
-from rowsignal.triggers import Capture, captures
+from rowsignal.trigger_catalog import Capture, TableName, captures
 
 logger = logging.getLogger("rowsignal.arming")
-
-TableName = tuple[str | None, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +56,9 @@ class Audience(Protocol):
     @property
     def is_streaming(self) -> bool:
         """Tell whether somebody reads the notifications themselves, and so needs them all."""
+
+    def is_content_with(self, columns: tuple[str, ...] | None) -> bool:
+        """Tell whether hints for these columns (None: all) are all that anybody waits for."""
 
     async def look(self) -> bool:
         """Look at every waited-for row; tell whether one had changed."""
@@ -135,10 +136,14 @@ class TableWatch:
         """Take notice: the listener's state has changed."""
         self._stirred.set()
 
-    def hurry(self) -> None:
-        """Take notice: somebody less patient has come."""
-        if self.mode == "polling":
+    def joined(self, columns: frozenset[str] | None, *, is_hurried: bool) -> None:
+        """Take notice of a new wait for some columns, which may be less patient than the others."""
+        if (is_hurried and self.mode == "polling") or not self._tells_of(columns):
             self._stirred.set()
+
+    def _tells_of(self, columns: frozenset[str] | None) -> bool:
+        told = self.capture.columns if self.capture and self.capture.is_notifying else None
+        return told is None or (columns is not None and columns <= set(told))
 
     async def run(self) -> None:
         """Keep the audience informed until cancelled."""
@@ -157,7 +162,7 @@ class TableWatch:
         self._stirred.clear()
         self._rate.clear()
         self.capture = await self._ask_catalogue()
-        if not self.capture.is_notifying or not await self._arm(self.capture):
+        if not self._is_enough(self.capture) or not await self._arm(self.capture):
             await self._poll()
             return
         armed_at = time.monotonic()
@@ -167,6 +172,13 @@ class TableWatch:
             await self._disarm()
             self._lengthen_stay(since=armed_at)
             await self._stay_busy()
+
+    def _is_enough(self, capture: Capture | None) -> bool:
+        return (
+            capture is not None
+            and capture.is_notifying
+            and self._audience.is_content_with(capture.columns)
+        )
 
     async def _arm(self, capture: Capture) -> bool:
         for bucket in sorted({bucket for _, bucket in capture.channels}):

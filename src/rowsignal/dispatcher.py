@@ -8,7 +8,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -16,11 +16,12 @@ from sqlalchemy import Table
 from sqlalchemy.exc import DataError, NotSupportedError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from rowsignal.arming import Pace, TableName, TableWatch
+from rowsignal.arming import Pace, TableWatch
 from rowsignal.listener import OUTAGES, Listener
 from rowsignal.payload import CHANNEL, Hint, PayloadError
 from rowsignal.row_reader import Found, PrimaryKey, RowShape, read_rows
 from rowsignal.row_watch import RowWatch, Subscription
+from rowsignal.trigger_catalog import TableName
 
 logger = logging.getLogger("rowsignal.dispatcher")
 
@@ -66,6 +67,10 @@ class WatchedTable:
     def interval(self) -> float:
         """Return the shortest polling interval that a wait asked for, in seconds."""
         return min((seconds for rows in self.rows for seconds in rows.intervals), default=PATIENT)
+
+    def is_content_with(self, columns: tuple[str, ...] | None) -> bool:
+        """Tell whether hints for these columns are all that anybody waits for."""
+        return columns is None or all(rows.needs_only(columns) for rows in self.rows)
 
     async def look(self) -> bool:
         """Look at all rows that are waited for; tell whether that ended a wait."""
@@ -119,6 +124,11 @@ class Dispatcher:
         """Return what is watched now."""
         return self._tables
 
+    @property
+    def rows(self) -> Collection[RowWatch]:
+        """Return the waits, model by model."""
+        return self._rows.values()
+
     def subscribe(
         self,
         shape: RowShape,
@@ -130,11 +140,12 @@ class Dispatcher:
     ) -> Subscription:
         """Wait for a row to differ from what was `seen`, or from what a first look shows."""
         rows = self._rows_of(shape)
-        is_hurried = interval < min(rows.intervals, default=math.inf)
+        was = min(rows.intervals, default=math.inf)
         subscription = Subscription(rows, primary_key, attributes, seen, interval)
         rows.add(subscription)
-        if is_hurried:
-            self._hurry(rows)
+        for table in shape.tables:
+            watch = self._tables[shape.name_of(table)].watch
+            watch.joined(subscription.names, is_hurried=interval < was)
         self._note(rows, {primary_key})
         return subscription
 
@@ -186,6 +197,13 @@ class Dispatcher:
             self._has_overflown = True
         self._wake.set()
 
+    async def stopped(self) -> None:
+        """End what nobody needs any more; waits that are left go on by polling."""
+        for rows in tuple(self._rows.values()):
+            self._retire(rows)
+        ending = [task for task in self._tasks if task.cancelling()]
+        await asyncio.gather(*ending, return_exceptions=True)
+
     def _note(self, rows: RowWatch, keys: Iterable[PrimaryKey]) -> None:
         self._due.setdefault(rows, set()).update(keys)
         self._wake.set()
@@ -217,10 +235,6 @@ class Dispatcher:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("%s has failed: waits may hang", task.get_name(), exc_info=error)
-
-    def _hurry(self, rows: RowWatch) -> None:
-        for table in rows.shape.tables:
-            self._tables[rows.shape.name_of(table)].watch.hurry()
 
     def _retire(self, rows: RowWatch) -> None:
         if rows or self._rows.get(rows.shape) is not rows:

@@ -1,14 +1,19 @@
 """A connection of our own beside the application's pool: same server, not counted against it."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+import asyncpg
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 Result = TypeVar("Result")
+
+logger = logging.getLogger("rowsignal.engines")
 
 
 def beside(engine: AsyncEngine, url: str | None = None) -> AsyncEngine:
@@ -77,5 +82,8 @@ class OwnConnection:
 
 
 async def _throw_away(connection: AsyncConnection) -> None:
-    await connection.invalidate()
-    await connection.close()
+    try:
+        await connection.invalidate()
+        await connection.close()
+    except (OSError, SQLAlchemyError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        logger.debug("a connection would not be closed: %s", error)

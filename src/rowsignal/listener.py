@@ -21,7 +21,14 @@ from rowsignal.wire import Wire
 logger = logging.getLogger("rowsignal.listener")
 
 # What a server, a driver or a network says when it is not there just now.
-OUTAGES = (OSError, TimeoutError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError)
+OUTAGES = (
+    OSError,
+    TimeoutError,
+    SQLAlchemyError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
 
 PROBE_COLLISION_DELAYS = (0.0, 0.001, 0.004, 0.016, 0.05)
 
@@ -37,6 +44,9 @@ class Receiver(Protocol):
 
     def received(self, channel: str, payload: str) -> None:
         """Take one notification."""
+
+    async def stopped(self) -> None:
+        """Hear that the listener was closed; end what nobody needs any more."""
 
 
 def reconnect_delays() -> Iterator[float]:
@@ -195,6 +205,8 @@ class Listener:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        for receiver in tuple(self._receivers):
+            await receiver.stopped()
         await self.own.close()
 
     def _start(self, first: asyncio.Future[None] | None = None) -> None:
@@ -205,6 +217,7 @@ class Listener:
     def _retire(self) -> None:
         self._retirement = None
         if not self._receivers and not self._is_kept_open:
+            self._forget()  # now: whoever asks next gets a listener that is not about to close
             loop = asyncio.get_running_loop()
             self._closing = loop.create_task(self.close(), name="rowsignal listener closing")
 
@@ -229,7 +242,7 @@ class Listener:
                     delays = self.timings.delays()
                 await asyncio.sleep(next(delays))
         finally:
-            self._degrade("the listener was stopped")
+            self._degrade("the listener was stopped", level=logging.INFO)
             self.state.mode = "stopped"
             await self.own.close()
             await self._wire_engine.dispose()
@@ -278,10 +291,10 @@ class Listener:
         for receiver in tuple(self._receivers):
             receiver.connected()
 
-    def _degrade(self, reason: str) -> None:
+    def _degrade(self, reason: str, *, level: int = logging.WARNING) -> None:
         was_listening = self.state.mode == "listening"
-        if self.state.mode != "polling" or self.state.reason != reason:
-            logger.log(logging.WARNING if was_listening else logging.INFO, "polling: %s", reason)
+        if self.state.reason != reason:
+            logger.log(level, "notifications do not arrive, so rows are looked at: %s", reason)
         self.state.mode, self.state.reason = "polling", reason
         if was_listening:
             self.hooks.degraded(reason=reason)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Table
@@ -37,7 +37,7 @@ class Subscription:
         self.columns = tuple(map(watch.places.__getitem__, wanted))
         self.names = None if attributes is None else shape.names_in_database(attributes)
         self.baseline: tuple[Any, ...] | None = None
-        if seen is not None:
+        if seen is not None and not seen.keys().isdisjoint(wanted):
             self.baseline = tuple(seen.get(name, UNKNOWN) for name in wanted)
         self.interval = interval
         self.future: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
@@ -115,10 +115,17 @@ class RowWatch:
     def __len__(self) -> int:
         return sum(self.intervals.values())
 
+    def __iter__(self) -> Iterator[Subscription]:
+        return (wait for waits in self._waits.values() for wait in waits)
+
     @property
     def primary_keys(self) -> frozenset[PrimaryKey]:
         """Return the keys of all rows that are waited for."""
         return frozenset(self._waits)
+
+    def needs_only(self, columns: tuple[str, ...]) -> bool:
+        """Tell whether every wait is for some of these columns (of the database's names)."""
+        return all(wait.names is not None and wait.names <= set(columns) for wait in self)
 
     def equal(self, place: int, seen: object, value: object) -> bool:
         """Compare two values of a column as SQLAlchemy does; a NaN equals itself."""

@@ -1,0 +1,1 @@
+"""Measurements against named peers, both sides in one run."""

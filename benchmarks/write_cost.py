@@ -1,0 +1,248 @@
+"""What triggers cost those who write, relative to a table without any.
+
+pgbench drives a server with fsync on. All tables are alike but for their triggers, and take turns:
+
+    plain     no trigger: the peer
+    hint      hint triggers, and nobody watching
+    watched   hint triggers, and one wait for a row that nobody writes, in a table that all do
+    naive     a NOTIFY for each row, whoever listens: what one would write first
+    log       log triggers, and nobody reading
+    log_read  log triggers, and one reader that follows
+"""
+
+import asyncio
+import re
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from statistics import median
+
+import asyncpg
+from rowsignal.streams import watch
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from benchmarks.report import Report
+from rowsignal.dispatcher import Dispatcher
+from rowsignal.embedded import EmbeddedPostgres
+from rowsignal.triggers import install_triggers
+from rowsignal.waiting import wait_for_row_change
+
+CLIENTS = (1, 8, 32)
+ROUNDS = 5
+SECONDS = 2
+ROWS = 10_000
+BULK_ROWS = 100_000
+BULK_ROUNDS = 3
+COLD_ROW = ROWS + 1
+
+UPDATE = "\\set id random(1, {rows})\nupdate {table} set status = status + 1 where id = :id;\n"
+INSERT = "insert into {table}_new (status, note) values (1, 'a note of some length');\n"
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Row:
+    id: Mapped[int] = mapped_column(primary_key=True)
+    status: Mapped[int] = mapped_column(default=0)
+    note: Mapped[str | None]
+
+
+def tables_of(name: str) -> dict[str, type[Base]]:
+    """Return the models of a variant: written by UPDATE, by INSERT and in bulk."""
+    return {
+        kind: type(f"{name}{kind}".title(), (Row, Base), {"__tablename__": f"{name}{kind}"})
+        for kind in ("", "_new", "_bulk")
+    }
+
+
+VARIANTS = {
+    name: tables_of(name) for name in ("plain", "hint", "watched", "naive", "log", "log_read")
+}
+
+NAIVE = """
+create function naive_notify() returns trigger language plpgsql as $$
+begin
+    perform pg_notify('naive', json_build_object('table', tg_table_name, 'id', new.id)::text);
+    return null;
+end $$
+"""
+
+
+async def prepare(engine: AsyncEngine) -> None:
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+        await connection.execute(text(NAIVE))
+        for name in VARIANTS:
+            for kind, rows in (("", COLD_ROW), ("_bulk", BULK_ROWS)):
+                await connection.execute(
+                    text(
+                        f"insert into {name}{kind} (id, status, note)"
+                        f" select n, 0, 'a note of some length' from generate_series(1, {rows}) n"
+                    )
+                )
+        for kind in ("", "_new", "_bulk"):
+            await connection.execute(
+                text(
+                    f"create trigger naive after insert or update on naive{kind}"
+                    " for each row execute function naive_notify()"
+                )
+            )
+    for name in ("hint", "watched"):
+        await install_triggers(engine, list(VARIANTS[name].values()))
+    for name in ("log", "log_read"):
+        await install_triggers(engine, list(VARIANTS[name].values()), log=True)
+
+
+@asynccontextmanager
+async def company(name: str, engine: AsyncEngine) -> AsyncIterator[None]:
+    """Watch or read what the variant is about, for the length of a block."""
+    if name not in {"watched", "log_read"}:
+        yield
+        return
+    work = follow(engine) if name == "log_read" else wait(engine)
+    task = asyncio.create_task(work)
+    await asyncio.sleep(0.3)
+    yield
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+async def wait(engine: AsyncEngine) -> None:
+    both = (VARIANTS["watched"][""], COLD_ROW), (VARIANTS["watched"]["_new"], 1)
+    async with engine.begin() as connection:
+        await connection.execute(
+            text("insert into watched_new (id, status) values (1, 0) on conflict do nothing")
+        )
+        await connection.execute(
+            text(
+                "select setval('watched_new_id_seq', greatest(2, (select max(id) from watched_new)))"
+            )
+        )
+    await asyncio.gather(*(wait_for_row_change(engine, model, key) for model, key in both))
+
+
+async def follow(engine: AsyncEngine) -> None:
+    models = [VARIANTS["log_read"][""], VARIANTS["log_read"]["_new"]]
+    async with watch(engine, *models) as changes:
+        async for _ in changes:
+            pass
+
+
+async def transactions(server: EmbeddedPostgres, script: str, clients: int) -> float:
+    """Return pgbench's transactions per second."""
+    with tempfile.NamedTemporaryFile("w", suffix=".sql") as file:
+        file.write(script)
+        file.flush()
+        process = await asyncio.create_subprocess_exec(
+            str(server.bin_dir / "pgbench"),
+            *("-n", "-M", "prepared", "-c", str(clients), "-j", str(min(clients, 2))),
+            *("-T", str(SECONDS), "-f", file.name, server.dsn),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        output, errors = await process.communicate()
+    if process.returncode != 0:
+        raise RuntimeError(errors.decode())
+    found = re.search(r"tps = ([\d.]+)", output.decode())
+    assert found is not None
+    return float(found[1])
+
+
+async def rates(
+    server: EmbeddedPostgres, engine: AsyncEngine, clients: int, script: str
+) -> dict[str, float]:
+    """Return the median TPS of each variant; the variants take turns."""
+    found: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    for _ in range(ROUNDS):
+        for name, seen in found.items():
+            async with company(name, engine):
+                statement = script.format(table=name, rows=ROWS)
+                seen.append(await transactions(server, statement, clients))
+    return {name: median(seen) for name, seen in found.items()}
+
+
+async def bulk(connection: asyncpg.Connection, name: str, kind: str) -> float:
+    """Return the seconds of one statement of 100,000 rows."""
+    if kind == "update":
+        began = time.perf_counter()
+        await connection.execute(f"update {name}_bulk set status = status + 1")
+    else:
+        first = await connection.fetchval(f"select coalesce(max(id), 0) from {name}_bulk")
+        rows = [(first + n, 0, "a note of some length") for n in range(1, BULK_ROWS + 1)]
+        began = time.perf_counter()
+        await connection.copy_records_to_table(
+            f"{name}_bulk", records=rows, columns=["id", "status", "note"]
+        )
+    taken = time.perf_counter() - began
+    if kind == "copy":
+        await connection.execute(f"delete from {name}_bulk where id > {BULK_ROWS}")
+        await connection.execute(f"vacuum {name}_bulk")
+    return taken
+
+
+async def bulk_seconds(server: EmbeddedPostgres, kind: str) -> dict[str, float]:
+    found: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    connection = await asyncpg.connect(server.dsn)
+    for _ in range(BULK_ROUNDS):
+        for name, seen in found.items():
+            seen.append(await bulk(connection, name, kind))
+            await connection.execute("checkpoint")
+    await connection.close()
+    return {name: median(seen) for name, seen in found.items()}
+
+
+def judge(report: Report, tps: dict[int, dict[str, float]], clients: int) -> None:
+    """Add the ratios of one number of clients; the less favourable of UPDATE and INSERT counts."""
+    rate = tps[clients]
+    target = {"at_least": 0.90} if clients > 1 else {}
+    report.ratio(f"unwatched_tps_{clients}", rate["hint"], **target)
+    if clients == 1:
+        return
+    report.ratio(f"watched_hot_tps_{clients}", rate["watched"], at_least=0.70)
+    report.ratio(f"logged_tps_{clients}", rate["log"], at_least=0.65)
+    report.ratio(f"logged_read_tps_{clients}", rate["log_read"], at_least=0.65)
+
+
+async def run() -> dict[str, object]:
+    """Measure every variant at every number of clients, and in bulk."""
+    report = Report("write_cost")
+    tps: dict[int, dict[str, float]] = {}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        EmbeddedPostgres(data_dir=Path(folder) / "data") as server,
+    ):
+        engine = create_async_engine(server.url)
+        await prepare(engine)
+        for clients in CLIENTS:
+            ratios: list[dict[str, float]] = []
+            for statement, script in (("update", UPDATE), ("insert", INSERT)):
+                rate = await rates(server, engine, clients, script)
+                ratios.append({name: value / rate["plain"] for name, value in rate.items()})
+                report.figures[f"{statement}, {clients} clients"] = {
+                    "plain TPS": round(rate["plain"]),
+                    **{name: round(value, 2) for name, value in ratios[-1].items()},
+                }
+            tps[clients] = {name: min(ratio[name] for ratio in ratios) for name in VARIANTS}
+        for kind in ("update", "copy"):
+            seconds = await bulk_seconds(server, kind)
+            ratio = {name: value / seconds["plain"] for name, value in seconds.items()}
+            report.figures[f"bulk {kind}, {BULK_ROWS} rows"] = {
+                "plain seconds": round(seconds["plain"], 2),
+                **{name: round(value, 2) for name, value in ratio.items()},
+            }
+            report.ratio(f"unwatched_bulk_{kind}", ratio["hint"], at_most=1.5)
+            report.ratio(
+                f"logged_bulk_{kind}", ratio["log"], **({"at_most": 3} if kind == "update" else {})
+            )
+        await Dispatcher.of(engine).listener.close()
+        await engine.dispose()
+    for clients in CLIENTS:
+        judge(report, tps, clients)
+    return report.as_dict()
