@@ -97,14 +97,14 @@ class MultiSessionScope:
         """
         self._refuse_when_ended()
         if self.slots.limit is None:
-            runs = [self._run(one) if asyncio.iscoroutine(one) else one for one in work]
+            runs = [self._start(one) if asyncio.iscoroutine(one) else one for one in work]
             return await asyncio.gather(*runs, return_exceptions=return_exceptions)
         coroutines = _only_coroutines(work)
         is_holder = asyncio.current_task() in self._scopes
         self._refuse_deadlock(coroutines, is_holder)
         self._gathering += is_holder
         try:
-            tasks = [asyncio.create_task(self._run(one)) for one in coroutines]
+            tasks = [self._start(one) for one in coroutines]
             return await _gather_cancelling(tasks, return_exceptions=return_exceptions)
         finally:
             self._gathering -= is_holder
@@ -201,14 +201,16 @@ class MultiSessionScope:
             raise
         await self._close(task, None)
 
-    async def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        try:
-            task = asyncio.current_task()
-            self._adopt(task)
-            async with self._place(task):
-                return await work
-        finally:
-            work.close()
+    def _start(self, work: type_of_work) -> type_of_task:
+        task = asyncio.create_task(self._run(work))
+        # Of a task that is cancelled before its first step, nothing has awaited the work.
+        task.add_done_callback(lambda _: work.close())
+        self._adopt(task)
+        return task
+
+    async def _run(self, work: type_of_work) -> Any:
+        async with self._place(asyncio.current_task()):
+            return await work
 
     async def _end_together(self, *, commit: bool) -> None:
         scopes = [*self._scopes.values(), *self._kept]
