@@ -5,6 +5,7 @@ import { ago, count, rate, several } from "./format.js";
 import { isBroken } from "./words.js";
 
 const POINTS = 60;
+const FEWEST = 15; // points across, as long as there are not more
 const CAPTURE = { log: "logged", hint: "hints", none: "not captured" };
 
 /** Draw the cards anew into `place`, keeping those that stay. */
@@ -87,8 +88,9 @@ function drawTrouble(place, { trigger, problem, mend }) {
 function drawSpark(svg, rates) {
   const [area, line] = svg.children;
   const top = Math.max(1, ...rates);
-  const start = POINTS - rates.length;
-  const points = rates.map((rate, index) => `${start + index + 0.5},${(22 - (20 * rate) / top).toFixed(2)}`);
+  const step = POINTS / (Math.max(FEWEST, rates.length) - 1);
+  const x = (index) => (POINTS - (rates.length - 1 - index) * step).toFixed(2);
+  const points = rates.map((rate, index) => `${x(index)},${(22 - (20 * rate) / top).toFixed(2)}`);
   line.setAttribute("d", points.length > 1 ? `M${points.join("L")}` : "");
-  area.setAttribute("d", points.length > 1 ? `M${start + 0.5},24L${points.join("L")}L${POINTS - 0.5},24Z` : "");
+  area.setAttribute("d", points.length > 1 ? `M${x(0)},24L${points.join("L")}L${POINTS},24Z` : "");
 }

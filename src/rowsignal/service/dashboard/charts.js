@@ -1,9 +1,11 @@
-// Line charts over the last ten minutes: drawn here, read by eye, pointer or arrow keys.
+// Line charts over what was seen, at most ten minutes: read by eye, pointer or arrow keys.
 
 import { h, s } from "./elements.js";
 import { ago } from "./format.js";
 
-const SPAN = 600_000; // ms
+const MINUTE = 60_000; // ms
+const SHORTEST = 2 * MINUTE;
+const LONGEST = 10 * MINUTE;
 const HEIGHT = 150;
 const EDGE = { left: 58, right: 10, top: 10, bottom: 20 };
 
@@ -53,10 +55,12 @@ export class Chart {
     const ticks = this.#ticks(Math.max(...values, 0));
     const top = ticks.at(-1);
     const now = Date.now();
+    const span = Math.min(LONGEST, Math.max(SHORTEST, now - (this.#samples[0]?.at ?? now)));
     const inner = { width: width - EDGE.left - EDGE.right, height: HEIGHT - EDGE.top - EDGE.bottom };
     return {
       ticks,
-      x: (at) => EDGE.left + inner.width * (1 - (now - at) / SPAN),
+      span,
+      x: (at) => EDGE.left + inner.width * (1 - (now - at) / span),
       y: (value) => EDGE.top + inner.height * (1 - value / top),
     };
   }
@@ -68,12 +72,14 @@ export class Chart {
     return [0, 1, 2, 3].map((index) => index * step);
   }
 
-  #grid(width, { ticks, y, x }) {
+  #grid(width, { ticks, span, y, x }) {
     const isEmpty = !this.#samples.some((sample) => this.#series.some(({ of }) => of(sample) !== null));
     const rules = ticks.map((tick) => s("path", { class: "rule", d: `M${EDGE.left},${y(tick)}H${width - EDGE.right}` }));
     const labels = isEmpty ? [] : ticks.map((tick) => label(EDGE.left - 8, y(tick) + 4, "end", this.#format(tick)));
     const now = Date.now();
-    const times = [10, 5].map((minutes) => label(x(now - minutes * 60_000), HEIGHT - 4, minutes === 10 ? "start" : "middle", `−${minutes} min`));
+    const times = [10, 5, 2, 1]
+      .filter((minutes) => minutes * MINUTE <= span && minutes * MINUTE > span / 3)
+      .map((minutes) => label(x(now - minutes * MINUTE), HEIGHT - 4, "middle", `−${minutes} min`));
     return [...rules, ...labels, ...times, label(width - EDGE.right, HEIGHT - 4, "end", "now")];
   }
 

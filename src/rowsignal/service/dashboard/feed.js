@@ -4,7 +4,8 @@ import { h, id } from "./elements.js";
 import { clock, count, keyText, value } from "./format.js";
 
 const SHOWN = 250;
-const A_FRAME = 40; // rows drawn at once; of more, the rest is only counted
+const AT_ONCE = 12; // rows drawn together; of more, the rest is only counted
+const PACE = 250; // ms between two drawings: nobody reads faster
 const KINDS = { insert: "+", update: "~", delete: "−", truncate: "∅" };
 
 export class Feed {
@@ -14,7 +15,8 @@ export class Feed {
   #hidden = new Set();
   #terms = [];
   #isPaused = false;
-  #isDrawing = false;
+  #timer = null;
+  #drawnAt = 0;
 
   constructor() {
     id("kinds").append(...Object.keys(KINDS).map((kind) => this.#toggle(kind)));
@@ -49,19 +51,20 @@ export class Feed {
   }
 
   #schedule() {
-    if (this.#isDrawing) return;
-    this.#isDrawing = true;
-    requestAnimationFrame(() => {
-      this.#isDrawing = false;
+    const wait = Math.max(0, this.#drawnAt + PACE - Date.now());
+    this.#timer ??= setTimeout(() => {
+      this.#timer = null;
+      this.#drawnAt = Date.now();
       if (!this.#isPaused) this.#draw();
-    });
+    }, wait);
   }
 
   #draw() {
     const fresh = this.#waiting.splice(0);
-    const missed = this.#skipped + Math.max(0, fresh.length - A_FRAME);
+    const missed = this.#skipped + Math.max(0, fresh.length - AT_ONCE);
     this.#skipped = 0;
-    const rows = fresh.slice(-A_FRAME).map((change) => this.#row(change));
+    this.#list.classList.toggle("rush", missed > 0);
+    const rows = fresh.slice(-AT_ONCE).map((change) => this.#row(change));
     if (missed) rows.unshift(h("li", { class: "remark" }, `${count(missed)} more changes, too many to show`));
     this.#list.prepend(...rows.reverse());
     while (this.#list.children.length > SHOWN) this.#list.lastElementChild.remove();

@@ -23,11 +23,12 @@ export function bytes(number) {
     size /= 1000;
     unit += 1;
   }
-  return `${size >= 100 || unit === 0 ? size.toFixed(0) : size.toFixed(1)} ${UNITS[unit]}`;
+  return `${size >= 100 ? size.toFixed(0) : Number(size.toFixed(1))} ${UNITS[unit]}`;
 }
 
 /** Seconds, in the unit that suits them. */
 export function duration(seconds) {
+  if (!seconds) return "0 ms";
   if (seconds < 0.0095) return `${(seconds * 1000).toFixed(1)} ms`;
   if (seconds < 0.995) return `${(seconds * 1000).toFixed(0)} ms`;
   if (seconds < 9.95 && !Number.isInteger(seconds)) return `${seconds.toFixed(1)} s`;

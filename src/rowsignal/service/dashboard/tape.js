@@ -39,9 +39,10 @@ export class Tape {
     bins.set(bin, counts);
   }
 
-  // Some 20 pictures a second suffice for a slow tape; one a second where motion is unwelcome.
+  // A picture for each pixel that the tape has moved; one a second where motion is unwelcome.
   #frame(time) {
-    if (time - this.#drawnAt > (this.#moves.matches ? 1000 : 45)) {
+    const pixel = SPAN / (this.#canvas.clientWidth || 1);
+    if (time - this.#drawnAt > (this.#moves.matches ? 1000 : Math.max(pixel, 80))) {
       this.#drawnAt = time;
       this.#draw();
     }
