@@ -116,3 +116,7 @@ class ReaderLimitError(RowSignalError, RuntimeError):
     def __init__(self, message: str, *, is_own: bool = False) -> None:
         super().__init__(message)
         self.is_own = is_own
+
+
+class NotWatchedError(RowSignalError, RuntimeError):
+    """A table has no triggers, so changes of it are not told."""

@@ -33,7 +33,12 @@ class Exposure:
     @cached_property
     def name(self) -> str:
         """The table's name with its schema."""
-        return f"{self.table.schema or 'public'}.{self.table.name}"
+        return ".".join(self.full_name)
+
+    @property
+    def full_name(self) -> tuple[str, str]:
+        """The table's schema and name; without a schema it is taken for `public`."""
+        return self.table.schema or "public", self.table.name
 
     @cached_property
     def key(self) -> tuple[str, ...]:

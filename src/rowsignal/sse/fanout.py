@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from rowsignal.exceptions import ReaderLimitError
 from rowsignal.hooks import Hooks, NoHooks
-from rowsignal.positions import Snapshot
 from rowsignal.sse import frames
 from rowsignal.sse.exposures import Exposure
 from rowsignal.sse.readers import Reader
@@ -84,16 +83,17 @@ class Audience:
                 mine.add(theirs.keys)
 
 
-@dataclass(slots=True)
+MAX_HELD = 20_000
+make_silent: Callable[[], Hooks] = NoHooks
+
+
+@dataclass(slots=True, eq=False)
 class Joiner:
-    """A reader on its way from the log to the live changes; `seen` is how far it has read."""
+    """A reader on its way from the log to the live changes, which are held until it is there."""
 
+    reader: Reader
     audience: Audience
-    seen: Snapshot
-
-    def has_had(self, event: Event) -> bool:
-        """Tell whether the reader found this change in the log already."""
-        return event.transaction_id is not None and self.seen.sees(event.transaction_id)
+    events: list[Event] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -116,15 +116,13 @@ class FanOut:
     ) -> None:
         self.exposures = exposures
         self.limits = limits
-        self.hooks = hooks or NoHooks()
+        self.hooks = hooks or make_silent()
         self.counts = Counts()
         self.is_closing = False
         self._audiences: dict[AudienceKey, Audience] = {}
         self._principals: Counter[str] = Counter()
         self._joiners: dict[Reader, Joiner] = {}
         self._waiting: list[Event] = []
-        self.reached: Snapshot | None = None
-        self._next_reached: Snapshot | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._flushed_at = 0.0
         self.flushed: Callable[[Sequence[Event]], None] = lambda _: None
@@ -173,24 +171,27 @@ class FanOut:
         """Return an audience for one reader who is still catching up."""
         return Audience(key, self.exposures, self.limits.tracked)
 
-    def attach(self, reader: Reader, audience: Audience, seen: Snapshot | None = None) -> None:
-        """Show a reader everything that is published from now on.
-
-        With `seen`, a reader who has caught up on its own is not shown again what it has had.
-        """
+    def hold(self, reader: Reader, audience: Audience) -> Joiner:
+        """Keep what is published from now on for a reader who has to catch up first."""
         self.flush()
-        if seen is not None and not self._has_reached(seen):
-            self._joiners[reader] = Joiner(audience, seen)
-            return
-        shared = self._audiences.get(audience.key)
-        if shared is None:
-            shared = self._audiences[audience.key] = audience
-        elif shared is not audience:
-            shared.remember(audience)
-        shared.readers.add(reader)
+        joiner = self._joiners[reader] = Joiner(reader, audience)
+        return joiner
 
-    def _has_reached(self, seen: Snapshot) -> bool:
-        return self.reached is not None and self.reached.includes(seen)
+    def let_go(self, joiner: Joiner) -> None:
+        """Hold nothing any more: the reader is too far behind to join yet."""
+        self._joiners.pop(joiner.reader, None)
+
+    def attach(self, joiner: Joiner) -> None:
+        """Show a reader what was held, and then all that is published."""
+        self.flush()
+        del self._joiners[joiner.reader]
+        audience = joiner.audience
+        audience.readers = {joiner.reader}
+        self._show(audience, joiner.events)
+        shared = self._audiences.setdefault(audience.key, audience)
+        if shared is not audience:
+            shared.remember(audience)
+            shared.readers.add(joiner.reader)
 
     def detach(self, reader: Reader, key: AudienceKey) -> None:
         """Forget a reader; its audience goes with the last one."""
@@ -201,14 +202,13 @@ class FanOut:
             if not audience.readers:
                 del self._audiences[key]
 
-    def publish(self, events: Sequence[Event], reached: Snapshot | None = None) -> None:
-        """Take committed changes, in order; with them everything visible in `reached` was told."""
+    def publish(self, events: Sequence[Event]) -> None:
+        """Take committed changes, in order."""
         for event in events:
             name = event.exposure.name
             self.counts.changes.setdefault(name, Counter())[str(event.operation)] += 1
             self.counts.last_change[name] = time.time()
         self._waiting.extend(events)
-        self._next_reached = reached or self._next_reached
         if self._timer is None:
             self._flush_or_wait()
 
@@ -226,24 +226,21 @@ class FanOut:
             self._timer.cancel()
             self._timer = None
         events, self._waiting = self._waiting, []
-        self.reached = self._next_reached
         if events:
             self._flushed_at = asyncio.get_running_loop().time()
             for audience in list(self._audiences.values()):
                 self._show(audience, events)
+            for joiner in self._joiners.values():
+                self._keep(joiner, events)
             self.flushed(events)
-        for reader, joiner in list(self._joiners.items()):
-            self._join(reader, joiner, events)
 
-    def _join(self, reader: Reader, joiner: Joiner, events: Iterable[Event]) -> None:
-        """Show one reader what it has not had; let it join the others when that is behind it."""
-        news = [event for event in events if not joiner.has_had(event)]
-        joiner.audience.readers = {reader}
-        self._show(joiner.audience, news)
-        joiner.audience.readers = set()
-        if self._has_reached(joiner.seen):
-            del self._joiners[reader]
-            self.attach(reader, joiner.audience)
+    def _keep(self, joiner: Joiner, events: Sequence[Event]) -> None:
+        joiner.events.extend(
+            event for event in events if event.exposure.name in joiner.audience.lenses
+        )
+        if len(joiner.events) > MAX_HELD:
+            joiner.events.clear()
+            joiner.reader.close(frames.reset("Too much changed while this reader was catching up."))
 
     def _show(self, audience: Audience, events: Sequence[Event]) -> None:
         try:
@@ -271,18 +268,13 @@ class FanOut:
         return shared + [(joiner.audience, {reader}) for reader, joiner in self._joiners.items()]
 
     def beat(self, position: str | None) -> None:
-        """Send a heartbeat after everything that was published; `position` is how far that is.
-
-        A reader who is still joining may be ahead of it, and gets none with its own place.
-        """
+        """Send a heartbeat after everything that was published; `position` is how far that is."""
         self.flush()
         plain = frames.heartbeat(self.limits.heartbeat)
         placed = frames.heartbeat(self.limits.heartbeat, position)
         for audience in self._audiences.values():
             for reader in audience.readers:
                 reader.push(placed if audience.key.with_id else plain)
-        for reader in self._joiners:
-            reader.push(plain)
 
     def reset(self, reason: str, tables: Iterable[str], *, continues: bool = False) -> None:
         """Tell the readers of some tables that changes may be missing."""

@@ -1,169 +1,186 @@
-"""The feed of a fan-out: committed changes with the values that readers are shown."""
+"""What a fan-out is fed with: the change log's tail, and hints of tables without a log."""
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.change_log import Batch, ChangeLog
-from rowsignal.changes import Change, Operation, Reset
-from rowsignal.engines import OwnConnection, beside
-from rowsignal.positions import Position, Snapshot, decode
-from rowsignal.sse.exposures import Exposure, Row
+from rowsignal.changes import Change, Reset
+from rowsignal.dispatcher import Dispatcher
+from rowsignal.log_subscription import LogSubscription
+from rowsignal.log_tail import LogTail
+from rowsignal.payload import Hint
+from rowsignal.sse.exposures import Exposure
 from rowsignal.sse.fanout import FanOut
-from rowsignal.sse.rows import current_rows, pin_settings
-from rowsignal.sse.views import Event
+from rowsignal.sse.values import Values, read_patiently
+from rowsignal.trigger_catalog import Capture
 
-logger = logging.getLogger("rowsignal.sse")
-
-LOOK_TIMEOUT = 30.0
-
-
-def snapshot_of(position: str) -> Snapshot | None:
-    """Return the snapshot of a whole position; None when the server keeps it, or it is a window."""
-    place = decode(position)
-    return place.seen if isinstance(place, Position) and place.upto is None else None
+MAX_HINTS = 10_000
+TOO_MANY = "More changed than could be read."
 
 
-class Values:
-    """Adds values to changes: those that the log has, else the rows as they are now.
+class LogFeed:
+    """Follows the change log, and knows how far the fan-out has come with it."""
 
-    What was changed once more since is shown as it is now, and again when that change comes:
-    whoever follows ends up with the table.
-    """
-
-    def __init__(self, engine: AsyncEngine, exposures: Mapping[str, Exposure]) -> None:
-        self._exposures = exposures
-        self._own = OwnConnection(beside(engine))
-        self._pinned: AsyncConnection | None = None
-
-    async def aclose(self) -> None:
-        """Close the connection."""
-        await self._own.close()
-
-    async def events(self, batch: Batch, more_columns: Mapping[str, frozenset[str]]) -> list[Event]:
-        """Return what a batch tells of the offered tables, in order.
-
-        `more_columns` names, by table, columns that are needed though they do not leave.
-        """
-        before: Sequence[Row | None] = batch.before or [None] * len(batch.changes)
-        events: list[Event] = []
-        unread: dict[str, list[Event]] = {}
-        for change, old in zip(batch.changes, before, strict=True):
-            exposure = self._exposures.get(f"{change.schema}.{change.table}")
-            if exposure is None:
-                continue
-            event = _event(change, exposure, old)
-            events.append(event)
-            wanted = exposure.columns | more_columns.get(exposure.name, frozenset())
-            if not _is_told(event, change, wanted):
-                unread.setdefault(exposure.name, []).append(event)
-        for name, group in unread.items():
-            await self._read(self._exposures[name], group, more_columns.get(name, frozenset()))
-        return events
-
-    async def _read(
-        self, exposure: Exposure, events: Sequence[Event], more: frozenset[str]
-    ) -> None:
-        """Look the rows up that the log does not have, each once."""
-        keys = {event.row_key: event.key for event in events if event.key is not None}
-
-        async def look(connection: AsyncConnection) -> list[Row | None]:
-            if self._pinned is not connection:
-                await pin_settings(connection, is_local=False)
-                self._pinned = connection
-            wanted = exposure.columns | more
-            return await current_rows(connection, exposure, list(keys.values()), wanted)
-
-        rows = await self._own.run(look, timeout=LOOK_TIMEOUT)
-        found = dict(zip(keys, rows, strict=True))
-        for event in events:
-            event.new = found.get(event.row_key)
-
-
-class Feed:
-    """Reads the log, and the hints of tables without one, for a fan-out."""
-
-    def __init__(
-        self, engine: AsyncEngine, exposures: Mapping[str, Exposure], fanout: FanOut
-    ) -> None:
+    def __init__(self, engine: AsyncEngine, fanout: FanOut, values: Values) -> None:
         self._engine = engine
-        self._exposures = exposures
         self._fanout = fanout
-        self._starting = asyncio.Lock()
+        self._values = values
+        self._moved = asyncio.Event()
+        self._batches: LogSubscription | None = None
+        self._is_working = False
         self._task: asyncio.Task[None] | None = None
-        self.position: str | None = None
-        self.log = ChangeLog(engine)
-        self.values = Values(engine, exposures)
+        self._tail: LogTail | None = None
 
-    def logs(self, names: Iterable[str]) -> bool:
-        """Tell whether changes of all these tables are logged."""
-        return True
+    @property
+    def tail(self) -> LogTail:
+        """The tail that is followed."""
+        if self._tail is None:
+            self._tail = LogTail.of(self._engine)
+        return self._tail
 
-    def is_at(self, position: str) -> bool:
-        """Tell whether a position is the one that the feed has come to."""
-        return position == self.position
+    @property
+    def log(self) -> ChangeLog:
+        """The log, for those who read it by themselves."""
+        return self.tail.log
 
-    async def start(self, names: Iterable[str]) -> None:
-        """Begin to read, unless it has begun; raise what keeps it from that."""
-        async with self._starting:
-            if self._task is None or self._task.done():
-                self.position = await self.log.position()
-                self._fanout.publish([], snapshot_of(self.position))
-                self._task = asyncio.create_task(self._run(), name="rowsignal sse feed")
+    @property
+    def position(self) -> str | None:
+        """How far the fan-out has come, as far as it is known."""
+        return self._batches.position if self._batches is not None else None
+
+    async def start(self, tables: Sequence[Exposure]) -> None:
+        """Begin to follow some tables; raise what keeps the log from being read."""
+        if self._task is None or self._task.done():
+            started = asyncio.get_running_loop().create_future()
+            self._task = asyncio.create_task(self._run(tables, started), name="rowsignal sse log")
+            await started
 
     async def stop(self) -> None:
-        """Stop reading; close the connections."""
+        """Follow no longer."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        await self.values.aclose()
-        await self.log.aclose()
+
+    async def settle(self) -> str:
+        """Return a position of after this call up to which everything has been published.
+
+        It holds until the caller waits for something else.
+        """
+        await self.tail.look()
+        while self._is_working or self._batches is None or not _is_idle(self._batches):
+            self._moved.clear()
+            await self._moved.wait()
+        return self.tail.position
+
+    async def _run(self, tables: Sequence[Exposure], started: asyncio.Future[None]) -> None:
+        names = [exposure.full_name for exposure in tables]
+        try:
+            async with self.tail.subscribe(names) as batches:
+                self._batches = batches
+                started.set_result(None)
+                async for item in batches:
+                    self._is_working = True
+                    await self._take(item, tables)
+                    self._is_working = False
+                    self._moved.set()
+        except BaseException as error:
+            if not started.done():
+                started.set_exception(error)
+                return
+            raise
+        finally:
+            self._batches, self._is_working = None, False
+
+    async def _take(self, item: Batch | Reset, tables: Sequence[Exposure]) -> None:
+        if isinstance(item, Reset):
+            self._fanout.reset(item.reason, [exposure.name for exposure in tables])
+            return
+        if not item.changes:
+            return
+        before = item.before or [None] * len(item.changes)
+        changes = list(zip(item.changes, before, strict=True))
+        self._fanout.publish(await read_patiently(self._values, changes, self._fanout))
+
+
+def _is_idle(batches: LogSubscription) -> bool:
+    return not batches.is_behind and not batches._buffer
+
+
+class HintFeed:
+    """Follows hints: what has changed, while somebody looks; nothing of it can be resumed."""
+
+    def __init__(self, engine: AsyncEngine, fanout: FanOut, values: Values) -> None:
+        self._engine = engine
+        self._fanout = fanout
+        self._values = values
+        self._captures: dict[str, tuple[Capture, Exposure]] = {}
+        self._hints: list[Hint] = []
+        self._lost: str | None = None
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self, tables: Sequence[tuple[Capture, Exposure]]) -> None:
+        """Begin to follow some tables."""
+        if self._task is None or self._task.done():
+            self._captures = {
+                token: (capture, exposure)
+                for capture, exposure in tables
+                for token, _ in capture.channels
+            }
+            self._names = [exposure.full_name for _, exposure in tables]
+            Dispatcher.of(self._engine).follow(self._names, self)
+            self._task = asyncio.create_task(self._run(), name="rowsignal sse hints")
+
+    async def stop(self) -> None:
+        """Follow no longer."""
+        task, self._task = self._task, None
+        if task is not None:
+            Dispatcher.of(self._engine).unfollow(self._names, self)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    def hinted(self, hint: Hint) -> None:
+        """Note a hint."""
+        if len(self._hints) >= MAX_HINTS:
+            self._hints.clear()
+            self._lost = TOO_MANY
+        self._hints.append(hint)
+        self._wake.set()
+
+    def interrupted(self, reason: str) -> None:
+        """Note that hints may be missing."""
+        self._lost = reason
+        self._wake.set()
 
     async def _run(self) -> None:
-        async for batch in self._tail():
-            if isinstance(batch, Reset):
-                self._fanout.reset(batch.reason, self._exposures)
-                self.position = batch.position
-                continue
-            more = {name: self._fanout.columns_of(name) for name in self._exposures}
-            events = await self.values.events(batch, more)
-            self.position = batch.position
-            self._fanout.publish(events, snapshot_of(batch.position))
-
-    async def _tail(self) -> AsyncIterator[Batch | Reset]:
-        position = self.position or await self.log.position()
-        tables = [(e.table.schema or "public", e.table.name) for e in self._exposures.values()]
         while True:
-            batch = await self.log.read(position, tables=tables)
-            position = batch.position or position
-            yield batch
-            await asyncio.sleep(0.02)
+            await self._wake.wait()
+            self._wake.clear()
+            hints, self._hints = self._hints, []
+            lost, self._lost = self._lost, None
+            if lost is not None:
+                names = [exposure.name for _, exposure in self._captures.values()]
+                reason = f"Changes may be missing: {lost}."
+                self._fanout.reset(reason, names, continues=True)
+            changes = [self._change(hint) for hint in hints if hint.token in self._captures]
+            pairs = [(change, None) for change in changes]
+            self._fanout.publish(await read_patiently(self._values, pairs, self._fanout))
 
-
-def _event(change: Change, exposure: Exposure, old: Row | None) -> Event:
-    return Event(
-        operation=change.operation,
-        exposure=exposure,
-        key=change.key,
-        changed=change.changed,
-        new=change.row,
-        old=old,
-        position=change.position,
-        transaction_id=change.transaction_id,
-        captured_at=change.captured_at,
-    )
-
-
-def _is_told(event: Event, change: Change, wanted: Iterable[str]) -> bool:
-    """Tell whether the log itself says all that is to be shown."""
-    if change.key is None or change.operation is Operation.TRUNCATE:
-        return True
-    if change.operation is Operation.DELETE:
-        return event.old is not None
-    if change.row is not None and change.row.keys() >= set(wanted):
-        return True
-    event.new = None
-    return False
+    def _change(self, hint: Hint) -> Change:
+        capture, exposure = self._captures[hint.token]
+        key = None
+        if hint.key is not None and len(hint.key) == len(capture.key_columns):
+            values = dict(zip(capture.key_columns, hint.key, strict=True))
+            key = {name: values[name] for name in exposure.key}
+        schema, table = exposure.full_name
+        return Change(
+            operation=hint.operation,
+            schema=schema,
+            table=table,
+            key=key,
+            changed=hint.changed,
+            transaction_id=hint.transaction_id,
+        )

@@ -3,22 +3,20 @@
 import asyncio
 import signal
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from rowsignal.changes import Reset
 from rowsignal.hooks import Hooks
-from rowsignal.positions import Snapshot
 from rowsignal.sse import frames
+from rowsignal.sse.admission import FROM_NOW, Beginning, Entrance, enter_by_log, enter_live
 from rowsignal.sse.exposures import Exposure
-from rowsignal.sse.fanout import UNKNOWN, Audience, AudienceKey, FanOut, Limits
-from rowsignal.sse.feed import Feed, snapshot_of
+from rowsignal.sse.fanout import AudienceKey, FanOut, Limits
 from rowsignal.sse.readers import ConflatingReader, Reader
-from rowsignal.sse.rows import all_rows, pin_settings
-from rowsignal.sse.views import TableView, UnknownHistoryError
+from rowsignal.sse.sources import Sources
+from rowsignal.sse.views import TableView
 
 PULSE = 0.25
 LINGER = 30.0
@@ -31,9 +29,7 @@ class Order:
 
     views: tuple[TableView, ...]
     principal: str = "anonymous"
-    after: str | None = None
-    is_lenient: bool = False
-    snapshot: bool = False
+    beginning: Beginning = FROM_NOW
     conflate: bool = False
     expires_at: float | None = None
 
@@ -52,9 +48,10 @@ class Outlet:
         self.exposures = exposures
         self.limits = limits or Limits()
         self.fanout = FanOut(exposures, self.limits, hooks)
-        self.feed = Feed(engine, exposures, self.fanout)
+        self.sources = Sources(engine, exposures, self.fanout)
         self._pulse: asyncio.Task[None] | None = None
-        self._turns = asyncio.Semaphore(CATCHING_UP)
+        turns = asyncio.Semaphore(CATCHING_UP)
+        self._entrance = Entrance(engine, self.fanout, self.sources, turns)
 
     def close_streams(self) -> None:
         """Say goodbye to all readers: call it when a shutdown begins, not when it has ended.
@@ -71,7 +68,7 @@ class Outlet:
             with suppress(asyncio.CancelledError):
                 await self._pulse
             self._pulse = None
-        await self.feed.stop()
+        await self.sources.stop()
 
     async def open(self, order: Order) -> AsyncGenerator[bytes, None]:
         """Admit a reader and return its stream; call `dismiss` with the order when it is over.
@@ -80,7 +77,7 @@ class Outlet:
         """
         self.fanout.admit(order.principal)
         try:
-            await self.feed.start({view.name for view in order.views})
+            await self.sources.start([view.name for view in order.views])
             self._keep_pulse()
         except BaseException:
             self.dismiss(order)
@@ -94,17 +91,14 @@ class Outlet:
     async def _stream(self, order: Order) -> AsyncGenerator[bytes, None]:
         limits = self.limits
         reader = (ConflatingReader if order.conflate else Reader)(order.principal, limits.buffer)
-        logged = self.feed.logs([view.name for view in order.views])
-        key = AudienceKey(order.views, logged, known=order.after is None)
+        is_logged = self.sources.are_logged(view.name for view in order.views)
+        key = AudienceKey(order.views, with_id=is_logged, known=order.beginning.after is None)
         audience = self.fanout.private(key)
         expiry = self._expire(reader, order.expires_at)
+        enter = enter_by_log if is_logged else enter_live
         try:
-            with_place = logged and order.after is None and not order.snapshot
-            yield frames.retry(limits.retry) + frames.heartbeat(
-                limits.heartbeat, self.feed.position if with_place else None
-            )
-            way_in = self._by_log if logged else self._directly
-            async for chunk in way_in(order, reader, audience):
+            yield frames.retry(limits.retry) + frames.heartbeat(limits.heartbeat)
+            async for chunk in enter(self._entrance, order.beginning, reader, audience):
                 yield chunk
             while waiting := await reader.take():
                 yield waiting
@@ -119,79 +113,6 @@ class Outlet:
         bye = frames.bye("token expired", self.limits.retry)
         loop = asyncio.get_running_loop()
         return loop.call_later(max(expires_at - time.time(), 0), reader.close, bye)
-
-    async def _directly(
-        self, order: Order, reader: Reader, audience: Audience
-    ) -> AsyncIterator[bytes]:
-        """Show what comes from now on; a snapshot is read while that waits in the buffer."""
-        if order.after is not None:
-            reader.close(frames.reset("Tables without a change log can not be resumed."))
-            return
-        self.fanout.attach(reader, audience)
-        if order.snapshot:
-            async with self._turns, self.engine.connect() as plain:
-                connection = await plain.execution_options(isolation_level="REPEATABLE READ")
-                await pin_settings(connection, is_local=True)
-                rows = 0
-                for view in order.views:
-                    lens = audience.lenses[view.name]
-                    async for page in all_rows(connection, lens.exposure, view):
-                        rows += len(page)
-                        yield b"".join(lens.snapshot(page))
-            yield frames.snapshot_end([view.name for view in order.views], rows, None)
-
-    async def _by_log(
-        self, order: Order, reader: Reader, audience: Audience
-    ) -> AsyncIterator[bytes]:
-        """Show the rows or the changes that lie behind, then join those who are up to date."""
-        after = order.after
-        if after is None and order.snapshot:
-            async with self._turns, self.feed.log.snapshot() as snapshot:
-                await pin_settings(snapshot.connection, is_local=True)
-                rows = 0
-                for view in order.views:
-                    lens = audience.lenses[view.name]
-                    async for page in all_rows(snapshot.connection, lens.exposure, view):
-                        rows += len(page)
-                        yield b"".join(lens.snapshot(page))
-                after = snapshot.position
-            yield frames.snapshot_end([view.name for view in order.views], rows, after)
-        if after is None:
-            self.fanout.attach(reader, audience)
-            return
-        seen: Snapshot | None = None
-        while seen is None:
-            chunk, after, seen = await self._catch_up(audience, after)
-            if after is None:
-                reader.close(chunk)
-                return
-            if chunk:
-                yield chunk
-        self.fanout.attach(reader, audience, seen)
-
-    async def _catch_up(
-        self, audience: Audience, after: str
-    ) -> tuple[bytes, str | None, Snapshot | None]:
-        """Return the next frames after a position, the position behind them, and its snapshot.
-
-        Without a position the frames are the last; without a snapshot there is more to read.
-        """
-        if self.feed.is_at(after):
-            return b"", after, snapshot_of(after)
-        async with self._turns:
-            names = tuple(_pair(lens.exposure) for lens in audience.lenses.values())
-            batch = await self.feed.log.read(after, tables=names)
-            if isinstance(batch, Reset):
-                return frames.reset(batch.reason), None, None
-            more = {name: lens.filter_columns for name, lens in audience.lenses.items()}
-            events = await self.feed.values.events(batch, more)
-        try:
-            chunk = b"".join(piece for _, piece in audience.show(events))
-        except UnknownHistoryError:
-            return frames.reset(UNKNOWN), None, None
-        if not batch.is_complete:
-            return chunk, batch.position, None
-        return chunk, batch.position, snapshot_of(batch.position)
 
     def _keep_pulse(self) -> None:
         if self._pulse is None or self._pulse.done():
@@ -209,12 +130,8 @@ class Outlet:
                 self.close_streams()
             if loop.time() >= due:
                 due = loop.time() + self.limits.heartbeat
-                self.fanout.beat(self.feed.position)
-        await self.feed.stop()
-
-
-def _pair(exposure: Exposure) -> tuple[str, str]:
-    return exposure.table.schema or "public", exposure.table.name
+                self.fanout.beat(self.sources.log.position)
+        await self.sources.stop()
 
 
 def server_is_stopping() -> bool:

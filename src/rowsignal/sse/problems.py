@@ -10,6 +10,7 @@ from rowsignal.exceptions import (
     AccessDeniedError,
     FilterError,
     NotFoundError,
+    NotWatchedError,
     PositionError,
     ReaderLimitError,
     RowSignalError,
@@ -21,6 +22,7 @@ STATUSES: Mapping[type[RowSignalError], HTTPStatus] = {
     FilterError: HTTPStatus.UNPROCESSABLE_ENTITY,
     PositionError: HTTPStatus.UNPROCESSABLE_ENTITY,
     NotFoundError: HTTPStatus.NOT_FOUND,
+    NotWatchedError: HTTPStatus.SERVICE_UNAVAILABLE,
     ReaderLimitError: HTTPStatus.SERVICE_UNAVAILABLE,
     StandbyError: HTTPStatus.SERVICE_UNAVAILABLE,
 }

@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from rowsignal.exceptions import RowSignalError
 from rowsignal.hooks import Hooks
 from rowsignal.positions import decode
+from rowsignal.sse.admission import Beginning
 from rowsignal.sse.documents import STREAM, WAIT
 from rowsignal.sse.exposures import Offered, Source, exposures_of
 from rowsignal.sse.fanout import Limits
@@ -116,8 +117,7 @@ class Endpoints:
         order = Order(
             views=views_of(list(tables.values()), grant, ask),
             principal=grant.principal,
-            after=options.position,
-            snapshot=options.snapshot,
+            beginning=Beginning(snapshot=options.snapshot, after=options.position),
             conflate=options.conflate,
             expires_at=grant.expires_at,
         )

@@ -1,0 +1,44 @@
+"""Which tables the service offers: those that were named, or all that have triggers."""
+
+from collections.abc import Mapping
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from rowsignal.exceptions import NotFoundError
+from rowsignal.sql import query
+from rowsignal.sse.exposures import Exposure, exposures_of
+
+
+async def offered_tables(
+    engine: AsyncEngine, wanted: Mapping[str, list[str] | None]
+) -> dict[str, Exposure]:
+    """Return the exposures of the wanted tables, or of all that have triggers.
+
+    Raises `NotFoundError` for a wanted table that is not there.
+    """
+    async with engine.connect() as connection:
+        names = [_split(name) for name in wanted] or await _watched(connection)
+        tables = {name: await _reflect(connection, *name) for name in names}
+    columns = {_split(name): columns for name, columns in wanted.items()}
+    return exposures_of({table: columns.get(name) for name, table in tables.items()})
+
+
+async def _watched(connection: AsyncConnection) -> list[tuple[str, str]]:
+    found = await connection.execute(sa.text(query("service_tables")))
+    return [(schema, name) for schema, name in found]
+
+
+async def _reflect(connection: AsyncConnection, schema: str, name: str) -> sa.Table:
+    def reflect(sync: sa.Connection) -> sa.Table:
+        return sa.Table(name, sa.MetaData(), schema=schema, autoload_with=sync, resolve_fks=False)
+
+    try:
+        return await connection.run_sync(reflect)
+    except sa.exc.NoSuchTableError:
+        raise NotFoundError(f"There is no table {schema}.{name}: see ROWSIGNAL_TABLES.") from None
+
+
+def _split(name: str) -> tuple[str, str]:
+    schema, dot, table = name.partition(".")
+    return (schema, table) if dot else ("public", name)

@@ -1,0 +1,63 @@
+"""The page at `/`, its parts, and `client.js`: files of this package, served as they are."""
+
+import hashlib
+import mimetypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+
+from fastapi import APIRouter, Request, Response
+
+CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
+    " font-src 'self'; connect-src 'self'; worker-src 'self'; manifest-src 'self';"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": CSP,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+TYPES = {".js": "text/javascript", ".ts": "text/plain", ".html": "text/html", ".css": "text/css"}
+AT_ROOT = ("client.js", "client.d.ts")
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """One file; its tag changes with its bytes."""
+
+    body: bytes
+    media_type: str
+    tag: str
+
+    def answer(self, request: Request) -> Response:
+        """Answer with the file, or say that the client has it."""
+        headers = {**HEADERS, "ETag": self.tag}
+        known = {tag.strip() for tag in request.headers.get("if-none-match", "").split(",")}
+        if self.tag in known:
+            return Response(status_code=304, headers=headers)
+        return Response(self.body, media_type=self.media_type, headers=headers)
+
+
+def load_assets() -> Mapping[str, Asset]:
+    """Read every file of the dashboard, by name."""
+    assets = {}
+    for path in files(__package__).joinpath("dashboard").iterdir():
+        if path.is_file() and not path.name.startswith((".", "_")):
+            body = path.read_bytes()
+            suffix = "." + path.name.rpartition(".")[2]
+            kind = TYPES.get(suffix) or mimetypes.guess_type(path.name)[0]
+            tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+            assets[path.name] = Asset(body, kind or "application/octet-stream", tag)
+    return assets
+
+
+def pages_router() -> APIRouter:
+    """Return the routes; only names that are there have one, so no path leads elsewhere."""
+    router = APIRouter(include_in_schema=False)
+    for name, asset in load_assets().items():
+        path = f"/{name}" if name in AT_ROOT else f"/dashboard/{name}"
+        router.add_api_route("/" if name == "index.html" else path, asset.answer, methods=["GET"])
+    return router

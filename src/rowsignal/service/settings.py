@@ -1,0 +1,187 @@
+"""Settings of the service: the only place that reads the environment (`ROWSIGNAL_...`)."""
+
+import ipaddress
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from rowsignal.sse import Limits
+
+PREFIX = "ROWSIGNAL_"
+MIN_SECRET = 32
+
+Algorithm = Literal["HS256", "HS384", "HS512", "RS256", "RS512", "PS256", "ES256", "ES384", "EdDSA"]
+Names = Annotated[tuple[str, ...], NoDecode]
+
+
+class TokenKey(BaseModel):
+    """One key that tokens may be signed with; `algorithm` belongs to the key, not to the token.
+
+    `kid` tells keys apart while one replaces another; `file` names a PEM file, `key` holds the
+    secret or the PEM text itself.
+    """
+
+    kid: str | None = None
+    algorithm: Algorithm = "HS256"
+    key: SecretStr | None = None
+    file: Path | None = None
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Self:
+        if (self.key is None) == (self.file is None):
+            raise ValueError("a token key has either `key` or `file`")
+        if self.algorithm.startswith("HS") and len(self.text().encode()) < MIN_SECRET:
+            raise ValueError(f"a secret for {self.algorithm} has at least {MIN_SECRET} bytes")
+        return self
+
+    def text(self) -> str:
+        """Return the key itself."""
+        if self.key is not None:
+            return self.key.get_secret_value()
+        assert self.file is not None  # noqa: S101 -- validated above
+        return self.file.read_text()
+
+
+class Settings(BaseSettings):
+    """What the service is told. Every field is also a variable: `ROWSIGNAL_DATABASE_URL`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
+
+    database_url: SecretStr = Field(description="postgresql+asyncpg://user@host/database")
+    listen_url: SecretStr | None = Field(
+        None, description="Where to LISTEN, when `database_url` leads through a pooler."
+    )
+    tables: Annotated[dict[str, list[str] | None], NoDecode] = Field(
+        default_factory=dict,
+        description=(
+            "What is offered: names with commas between them, or JSON that maps names to lists of"
+            " columns. Empty: every table that has triggers."
+        ),
+    )
+    host: str = Field("127.0.0.1", description="Address to bind.")
+    port: int = Field(8080, ge=0, le=65535, description="Port to bind.")
+    workers: int = Field(1, ge=1, le=64, description="Processes.")
+    root_path: str = Field("", description="Path under which a proxy shows the service.")
+
+    token_secret: SecretStr | None = Field(
+        None, description="Secret of HS256 tokens; short for one key in `token_keys`."
+    )
+    token_keys: tuple[TokenKey, ...] = Field((), description="JSON list of keys.")
+    token_audience: str = Field("rowsignal", description="`aud` that tokens must carry.")
+    token_issuer: str | None = Field(None, description="`iss` that tokens must carry.")
+    token_leeway: float = Field(5.0, ge=0, le=300, description="Seconds that clocks may differ.")
+    token_cookie: str = Field("rowsignal_token", description="Cookie that may carry the token.")
+    ticket_lifetime: float = Field(30.0, gt=0, le=300, description="Seconds that tickets are good.")
+    ticket_dir: Path = Field(
+        default_factory=lambda: Path(tempfile.gettempdir()) / f"rowsignal-tickets-{_user()}",
+        description="Private folder that the workers of a host share, for spent tickets.",
+    )
+    allow_anybody_to_read_everything: bool = Field(
+        default=False, description="Bind beyond loopback without tokens."
+    )
+    cors_origins: Names = Field((), description="Exact origins of pages that may connect.")
+
+    heartbeat: float = Field(15.0, gt=0, description="Longest silence on a stream, in seconds.")
+    tick: float = Field(0.02, ge=0, description="Shortest time between two writes to a reader.")
+    buffer: int = Field(256 * 1024, ge=1024, description="Bytes that may wait for one reader.")
+    stall: float = Field(30.0, gt=0, description="Seconds that one write may take.")
+    readers: int = Field(2000, ge=1, description="Streams of one process.")
+    readers_each: int = Field(100, ge=1, description="Streams of one principal in one process.")
+    retention_age: float = Field(3 * 86400.0, gt=0, description="Seconds that changes are kept.")
+    retention_bytes: int = Field(2**30, gt=0, description="Size that the log may have.")
+    shutdown_grace: float = Field(10.0, gt=0, description="Seconds that open answers may take.")
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Level.")
+    log_format: Literal["json", "text"] = Field("json", description="Form of log lines.")
+
+    @field_validator("tables", mode="before")
+    @classmethod
+    def _read_tables(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("{"):
+            return json.loads(value)
+        return dict.fromkeys(_split(value))
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _read_origins(cls, value: Any) -> Any:
+        origins = _split(value) if isinstance(value, str) else value
+        for origin in origins:
+            parts = urlsplit(origin)
+            exact = f"{parts.scheme}://{parts.netloc}"
+            if parts.scheme not in {"http", "https"} or origin != exact or "*" in origin:
+                raise ValueError(f"{origin!r} is no origin: write https://app.example, no path")
+        return tuple(origins)
+
+    @model_validator(mode="after")
+    def _is_protected(self) -> Self:
+        """Refuse to show tables to a network that nobody was asked about."""
+        if self.keys or self.is_loopback or self.allow_anybody_to_read_everything:
+            return self
+        raise ValueError(
+            f"host={self.host} can be reached by others, and no token keys are set: set"
+            f" {PREFIX}TOKEN_SECRET, bind 127.0.0.1, or say"
+            f" {PREFIX}ALLOW_ANYBODY_TO_READ_EVERYTHING=true."
+        )
+
+    @property
+    def keys(self) -> tuple[TokenKey, ...]:
+        """All token keys; none means that everybody may read what is offered."""
+        if self.token_secret is None:
+            return self.token_keys
+        return (TokenKey(key=self.token_secret), *self.token_keys)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the service."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
+    def limits(self) -> Limits:
+        """The limits of the streams."""
+        return Limits(
+            tick=self.tick,
+            heartbeat=self.heartbeat,
+            stall=self.stall,
+            buffer=self.buffer,
+            readers=self.readers,
+            readers_each=self.readers_each,
+        )
+
+    def export(self) -> None:
+        """Put these settings into the environment, for worker processes that are about to start."""
+        for name in self.model_fields_set:
+            os.environ[f"{PREFIX}{name.upper()}"] = _as_text(getattr(self, name))
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, tuple) and all(isinstance(item, str) for item in value):
+        return ",".join(value)
+    if isinstance(value, tuple):
+        return json.dumps([_key_as_dict(item) for item in value])
+    return json.dumps(value) if isinstance(value, dict | bool) else str(value)
+
+
+def _key_as_dict(key: TokenKey) -> dict[str, Any]:
+    plain = key.model_dump(mode="json", exclude_none=True)
+    return {**plain, **({"key": key.text()} if key.key is not None else {})}
+
+
+def _split(value: str) -> list[str]:
+    return [item.strip() for item in value.split(",") if item.strip()]
+
+
+def _user() -> str:
+    return str(os.getuid()) if hasattr(os, "getuid") else "user"

@@ -1,0 +1,141 @@
+"""Ways in: what a reader is shown first, and how it then joins those who are up to date."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from rowsignal.change_log import Batch
+from rowsignal.changes import Reset
+from rowsignal.sse import frames
+from rowsignal.sse.fanout import UNKNOWN, Audience, FanOut
+from rowsignal.sse.readers import Reader
+from rowsignal.sse.rows import all_rows, pin_settings
+from rowsignal.sse.sources import Sources
+from rowsignal.sse.views import TableView, UnknownHistoryError
+
+NOT_RESUMABLE = "Without a change log there is no place to continue from."
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What a reader has asked for at first: the current rows, or what came after a position."""
+
+    snapshot: bool = False
+    after: str | None = None
+
+
+FROM_NOW = Beginning()
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """What all ways in need; `turns` bounds how many are catching up at once."""
+
+    engine: AsyncEngine
+    fanout: FanOut
+    sources: Sources
+    turns: asyncio.Semaphore
+
+
+async def enter_live(
+    entrance: Entrance, beginning: Beginning, reader: Reader, audience: Audience
+) -> AsyncIterator[bytes]:
+    """Show what comes from now on; a snapshot is read while that waits in the buffer."""
+    if beginning.after is not None:
+        reader.close(frames.reset(NOT_RESUMABLE))
+        return
+    entrance.fanout.attach(entrance.fanout.hold(reader, audience))
+    if beginning.snapshot:
+        async with entrance.turns, entrance.engine.connect() as plain:
+            connection = await plain.execution_options(isolation_level="REPEATABLE READ")
+            async for chunk in _snapshot(connection, audience, None):
+                yield chunk
+
+
+async def enter_by_log(
+    entrance: Entrance, beginning: Beginning, reader: Reader, audience: Audience
+) -> AsyncIterator[bytes]:
+    """Show the rows or the changes that lie behind, then join at one exact position."""
+    after, log = beginning.after, entrance.sources.log.log
+    if after is None and beginning.snapshot:
+        async with entrance.turns, log.snapshot() as snapshot:
+            async for chunk in _snapshot(snapshot.connection, audience, snapshot.position):
+                yield chunk
+            after = snapshot.position
+    if after is None:
+        place = await entrance.sources.log.settle()
+        entrance.fanout.attach(entrance.fanout.hold(reader, audience))
+        yield frames.heartbeat(entrance.fanout.limits.heartbeat, place)
+        return
+    try:
+        async for chunk in _catch_up(entrance, reader, audience, after):
+            yield chunk
+    except GapError as gap:
+        reader.close(frames.reset(str(gap)))
+
+
+class GapError(Exception):
+    """What lies behind can not be told."""
+
+
+async def _catch_up(
+    entrance: Entrance, reader: Reader, audience: Audience, after: str
+) -> AsyncIterator[bytes]:
+    fanout, is_level = entrance.fanout, False
+    while not is_level:
+        place = await entrance.sources.log.settle()
+        joiner = fanout.hold(reader, audience)
+        try:
+            batch = await _read(entrance, audience, after, place)
+            is_level = batch.is_complete
+            if not is_level:
+                # Too far behind to have all others' changes held for it: read on without.
+                fanout.let_go(joiner)
+            chunk = await _show(entrance, audience, batch)
+            if chunk:
+                yield chunk
+            after = batch.position
+        except BaseException:
+            fanout.let_go(joiner)
+            raise
+    yield frames.heartbeat(fanout.limits.heartbeat, after)
+    fanout.attach(joiner)
+
+
+async def _read(entrance: Entrance, audience: Audience, after: str, until: str) -> Batch:
+    if after == until:
+        return Batch(changes=[], position=after)
+    tables = [lens.exposure.full_name for lens in audience.lenses.values()]
+    async with entrance.turns:
+        batch = await entrance.sources.log.log.read(after, until=until, tables=tables)
+    if isinstance(batch, Reset):
+        raise GapError(batch.reason)
+    return batch
+
+
+async def _show(entrance: Entrance, audience: Audience, batch: Batch) -> bytes:
+    before = batch.before or [None] * len(batch.changes)
+    more = {name: lens.filter_columns for name, lens in audience.lenses.items()}
+    pairs = zip(batch.changes, before, strict=True)
+    async with entrance.turns:
+        events = await entrance.sources.values.events(pairs, more)
+    try:
+        return b"".join(piece for _, piece in audience.show(events))
+    except UnknownHistoryError:
+        raise GapError(UNKNOWN) from None
+
+
+async def _snapshot(
+    connection: AsyncConnection, audience: Audience, position: str | None
+) -> AsyncIterator[bytes]:
+    await pin_settings(connection, is_local=True)
+    rows = 0
+    views: Iterable[TableView] = audience.key.views
+    for view in views:
+        lens = audience.lenses[view.name]
+        async for page in all_rows(connection, lens.exposure, view):
+            rows += len(page)
+            yield b"".join(lens.snapshot(page))
+    yield frames.snapshot_end([view.name for view in views], rows, position)
