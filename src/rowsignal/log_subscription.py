@@ -46,6 +46,7 @@ class LogSubscription:
         self._buffered = 0
         self._pushed = asyncio.Event()
         self._is_behind = after is not None
+        self._error: BaseException | None = None
         self._joint: str | None = None  # where the pushed batches begin, while still behind
 
     async def begin(self) -> None:
@@ -81,6 +82,11 @@ class LogSubscription:
             self._buffer.append(item)
         self._pushed.set()
 
+    def fail(self, error: BaseException) -> None:
+        """Raise an error where the next item is asked for."""
+        self._error = error
+        self._pushed.set()
+
     def __aiter__(self) -> Self:
         return self
 
@@ -91,6 +97,8 @@ class LogSubscription:
             elif self._buffer:
                 item = self._buffer.popleft()
                 self._buffered -= len(item.changes) if isinstance(item, Batch) else 0
+            elif self._error is not None:
+                raise self._error
             else:
                 self._pushed.clear()
                 await self._pushed.wait()

@@ -25,7 +25,6 @@ from rowsignal.payload import LOG_BUCKET, LOG_CHANNEL
 
 logger = logging.getLogger("rowsignal.log_tail")
 
-SAFETY_LOOK = 5.0  # an armed log is read as often, so that idle readers' positions keep up
 SLOWEST_POLL = 0.5
 EMPTY_PACE = 1.0  # how often subscribers hear that nothing has happened
 
@@ -39,12 +38,16 @@ class LogTail:
     there is much to read), `settling` (armed, writers from before are still at work) or `armed`.
     """
 
-    def __init__(self, listener: Listener, pace: Pace | None = None) -> None:
+    def __init__(
+        self, listener: Listener, pace: Pace | None = None, *, safety: float = 5.0
+    ) -> None:
+        """Follow through a listener; an armed log is read every `safety` seconds, too."""
         self.mode = "stopped"
         self.position = ""
         self.log = ChangeLog(listener.engine, listener.listen_url)
         self._listener = listener
         self._pace = pace or Pace()
+        self._safety = safety
         self._rate = Rate(self._pace.busy_rate)
         self._stay = 0.0  # nothing is known yet: sleep at once
         self._subscribers: set[LogSubscription] = set()
@@ -137,6 +140,7 @@ class LogTail:
                 self.position = await self.log.position()
                 self._listener.attach(self)
                 self._task = asyncio.create_task(self._run(), name="rowsignal log tail")
+                self._task.add_done_callback(self._ended)
 
     def _retire_soon(self) -> None:
         if not self._tables and self._retirement is None:
@@ -147,6 +151,23 @@ class LogTail:
         self._retirement = None
         if self._task is not None:
             self._task.cancel()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Leave nobody waiting for a task that is no more."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            logger.error("the log tail has failed", exc_info=error)
+        for subscription in tuple(self._subscribers):
+            subscription.fail(error or RuntimeError("The change log is no longer followed."))
+        for future, _ in self._lookers:
+            future.cancel()
+        self._lookers.clear()
+
+    async def aclose(self) -> None:
+        """Stop following; whoever still reads gets an error."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
         delays = reconnect_delays()
@@ -200,7 +221,7 @@ class LogTail:
                 self._stay = max(longer, self._pace.quiet) if is_relapse else self._pace.quiet
                 return
             self._enter("settling" if writers else "armed")
-            await self._woken_within(delay if writers else SAFETY_LOOK)
+            await self._woken_within(delay if writers else self._safety)
             if writers:  # asked before the read: who is gone has committed
                 writers &= await self.log.writers()
                 delay = min(delay * 1.5, SLOWEST_POLL)
