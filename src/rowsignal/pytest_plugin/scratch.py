@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -30,15 +30,19 @@ FIND_ORPHANS = text(
     " and classid = :leases and objid = process)"
 )
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 
-def run(coroutine: Coroutine[Any, Any, T], runner: asyncio.Runner | None = None) -> T:
-    """Run a coroutine to its end, also for a fixture that is asked for inside a running loop."""
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end."""
+    return in_thread(asyncio.run, coroutine)
+
+
+def in_thread(function: Callable[[A], T], argument: A) -> T:
+    """Call a function where no event loop runs, as one may do where a fixture is asked for."""
     with ThreadPoolExecutor(max_workers=1) as thread:
-        if runner is None:
-            return thread.submit(asyncio.run, coroutine).result()
-        return thread.submit(runner.run, coroutine).result()
+        return thread.submit(function, argument).result()
 
 
 class ScratchDatabases:
@@ -66,28 +70,31 @@ class ScratchDatabases:
         name = f"{PREFIX}{self._process:08x}_{next(self._numbers)}"
         source = "" if template is None else f" template {quote(make_url(template).database or '')}"
         self._names.add(name)
-        run(self._create(f"create database {quote(name)}{source}"), self._runner)
+        self._run(self._create(f"create database {quote(name)}{source}"))
         return self.server_url.set(database=name).render_as_string(hide_password=False)
 
     def drop(self, url: str) -> None:
         """Drop a database, by its URL, with the connections that are still open to it."""
         name = make_url(url).database or ""
-        run(self._execute(f"drop database if exists {quote(name)} with (force)"), self._runner)
+        self._run(self._execute(f"drop database if exists {quote(name)} with (force)"))
         self._names.discard(name)
 
     def drop_orphans(self) -> None:
         """Drop the databases of processes that have ended without doing so."""
-        run(self._open(), self._runner)
+        self._run(self._open())
 
     def close(self) -> None:
         """Drop what there is still."""
         try:
-            run(self._close(), self._runner)
+            self._run(self._close())
         finally:
-            self._runner.close()
+            in_thread(asyncio.Runner.close, self._runner)
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return in_thread(self._runner.run, coroutine)
 
     async def _open(self) -> None:
-        await self._lease()
+        _ = await self._lease()
 
     async def _create(self, statement: str) -> None:
         connection = await self._lease()
@@ -104,6 +111,7 @@ class ScratchDatabases:
                 raise
             # Tests may restart the server, and the lock is gone with the connection.
             self._connection = None
+            await connection.close()
             connection = await self._lease()
             await connection.exec_driver_sql(statement)
 
