@@ -4,7 +4,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from sqlalchemy import event, func, select, text
+from sqlalchemy import event, func, make_url, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
@@ -117,6 +117,22 @@ async def test_a_lock_that_is_not_granted_in_time_leaves_the_transaction_usable(
                 pass
         assert await session.scalar(text("select count(*) from mine")) == 0
         assert await session.scalar(text("show lock_timeout")) == "0"
+
+
+async def test_another_driver_waits_fails_and_recovers_alike(
+    database_url: str, maker: Maker
+) -> None:
+    psycopg = create_async_engine(make_url(database_url).set(drivername="postgresql+psycopg"))
+    async with AsyncSession(psycopg) as session:
+        async with maker() as holder, advisory_lock(holder, 1):
+            with pytest.raises(LockTimeoutError):
+                async with advisory_lock(session, 1, timeout=0.05):
+                    pass
+        with pytest.raises(DBAPIError, match="division by zero"):
+            async with advisory_lock(session, 1):
+                await session.execute(FAILING)
+        assert await is_free(maker, 1)
+    await psycopg.dispose()
 
 
 async def test_a_waiter_gets_the_lock_when_it_is_given_back(maker: Maker) -> None:

@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Column, ForeignKey, Integer, MetaData, Table, event, select, text
+from sqlalchemy import Column, ForeignKey, Integer, MetaData, Table, event, make_url, select, text
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -141,6 +141,15 @@ async def test_a_lock_that_is_not_granted_names_the_tables_and_the_time(
                 pass
 
 
+async def test_another_drivers_errors_are_understood_too(database_url: str, maker: Maker) -> None:
+    psycopg = create_async_engine(make_url(database_url).set(drivername="postgresql+psycopg"))
+    async with maker() as holder, lock_tables(holder, [Widget]), AsyncSession(psycopg) as session:
+        with pytest.raises(LockTimeoutError, match=r"widgets .* 0\.05 s"):
+            async with lock_tables(session, [Widget], timeout="50ms"):
+                pass
+    await psycopg.dispose()
+
+
 async def test_none_leaves_the_servers_bound(maker: Maker) -> None:
     async with maker() as holder, maker() as session:
         await session.execute(text("set local lock_timeout = '30ms'"))
@@ -233,12 +242,26 @@ async def test_a_sessionmakers_block_that_fails_is_rolled_back(maker: Maker) -> 
 
 
 async def test_opposite_orders_do_not_deadlock(maker: Maker) -> None:
-    async def lock(tables: list[Any]) -> None:
-        for _ in range(10):
-            async with lock_tables(maker, tables, mode="EXCLUSIVE"):
-                pass
+    async def lock(*tables: Any) -> None:
+        async with lock_tables(maker, tables, mode="EXCLUSIVE", timeout=10):
+            pass
 
-    await asyncio.gather(lock([Widget, Person, Odd]), lock([Odd, Person, Widget]))
+    async with maker() as holder:
+        await holder.execute(text("lock table widgets, people in exclusive mode"))
+        tasks = [
+            asyncio.create_task(lock(Widget, Person)),
+            asyncio.create_task(lock(Person, Widget)),
+        ]
+        await until_waiting(maker, len(tasks))
+    # Both go on at once now; each in its own order, they would hold what the other wants
+    await asyncio.gather(*tasks)
+
+
+async def until_waiting(maker: Maker, number: int) -> None:
+    query = text("select count(*) from pg_locks where locktype = 'relation' and not granted")
+    async with asyncio.timeout(10), maker() as session:
+        while await session.scalar(query) != number:
+            await session.rollback()
 
 
 async def test_a_deadlock_with_somebody_elses_order_is_an_error_of_its_own(maker: Maker) -> None:
