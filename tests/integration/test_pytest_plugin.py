@@ -1,3 +1,4 @@
+import re
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -481,3 +482,18 @@ async def test_forgotten_session_is_an_error_and_not_a_hang(
             async with create_db_session(own_url, Base):
                 await forgotten.scalars(select(Order))
     await engine.dispose()
+
+
+GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "testing.md"
+
+
+@pytest.mark.parametrize("chapter", ["A first test", "Fixtures of your own"])
+def test_the_guide_works(project: pytest.Pytester, chapter: str) -> None:
+    (project.path / "test_stock.py").unlink()
+    section = GUIDE.read_text().partition(f"## {chapter}\n")[2].partition("\n## ")[0]
+    files = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", section, re.DOTALL)
+    assert [name == "conftest.py" for name, _ in files] == [True, False]
+    for name, program in files:
+        (project.path / name).write_text(program)
+    expected = files[1][1].count("async def test_")
+    project.runpytest_subprocess().assert_outcomes(passed=expected)
