@@ -90,20 +90,28 @@ AS $rowsignal$
          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation))
 $rowsignal$;
 
--- :: triggers wanted
--- The triggers that a table should carry, as text for CREATE TRIGGER. Partitions get row triggers
--- from their root; statement triggers, TRUNCATE's among them, have to be made on each.
-CREATE OR REPLACE FUNCTION rowsignal.wanted_triggers_v1(relation regclass, is_partition boolean,
-    token text, settings jsonb, columns text[])
+-- :: shape
+-- A digest of the columns that a function was made for.
+CREATE OR REPLACE FUNCTION rowsignal.shape_v1(relation oid) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $rowsignal$
+    SELECT md5(string_agg(concat(a.attname, ' ', format_type(a.atttypid, a.atttypmod)), ',' ORDER BY a.attnum))
+    FROM pg_attribute a WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped
+$rowsignal$;
+
+-- :: hint triggers
+-- Partitions get the row trigger from their root, as clones; TRUNCATE's has to be made on each.
+CREATE OR REPLACE FUNCTION rowsignal.hint_triggers_v1(
+    relation regclass, is_partition boolean, token text, settings jsonb, key_columns text[])
 RETURNS TABLE (trigger text, definition text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $rowsignal$
 DECLARE
-    bucket integer := hashtextextended(token, 0) & 127;
-    arguments text := (SELECT string_agg(quote_literal(a), ', ' ORDER BY place)
-        FROM unnest(ARRAY[token, bucket::text, settings::text] || columns) WITH ORDINALITY AS a(a, place));
-    asked text := CASE WHEN (settings ->> 'always')::boolean IS TRUE THEN '' ELSE format(
-        'WHEN (NOT (pg_catalog.pg_try_advisory_lock(1919907699, %1$s) AND pg_catalog.pg_advisory_unlock(1919907699, %1$s))) ', bucket) END;
+    bucket bigint := hashtextextended(token, 0) & 127;
+    arguments text := rowsignal.literals_v1(ARRAY[token, bucket::text, settings::text] || key_columns);
+    asked text := CASE WHEN (settings ->> 'always')::boolean IS TRUE THEN '' ELSE format('WHEN (NOT '
+        '(pg_catalog.pg_try_advisory_lock(1919907699, %1$s) AND pg_catalog.pg_advisory_unlock(1919907699, %1$s))) ',
+        bucket) END;
 BEGIN
     IF NOT is_partition THEN
         RETURN QUERY SELECT 'rowsignal_hint', format(
@@ -116,8 +124,61 @@ BEGIN
 END
 $rowsignal$;
 
+CREATE OR REPLACE FUNCTION rowsignal.literals_v1(parts text[]) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
+AS $rowsignal$
+    SELECT string_agg(quote_literal(part), ', ' ORDER BY place) FROM unnest(parts) WITH ORDINALITY AS p(part, place)
+$rowsignal$;
+
+-- :: log triggers
+-- A statement on the root fires the root's, one on a partition the partition's: each has them all.
+CREATE OR REPLACE FUNCTION rowsignal.log_triggers_v1(
+    relation regclass, token text, settings jsonb, key_columns text[])
+RETURNS TABLE (trigger text, definition text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $rowsignal$
+DECLARE
+    arguments text := rowsignal.literals_v1(ARRAY[token, '1000',
+        (settings || jsonb_build_object('shape', rowsignal.shape_v1(relation)))::text] || key_columns);
+    event record;
+BEGIN
+    FOR event IN SELECT * FROM (VALUES
+        ('insert', 'REFERENCING NEW TABLE AS new_rows'),
+        ('update', 'REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows'),
+        ('delete', 'REFERENCING OLD TABLE AS old_rows')) AS events(name, tables)
+    LOOP
+        trigger := 'rowsignal_log_' || event.name;
+        definition := format('AFTER %s ON %s %s FOR EACH STATEMENT EXECUTE FUNCTION rowsignal.%I(%s)',
+            upper(event.name), relation, event.tables,
+            rowsignal.make_log_function_v1(relation, event.name, settings, key_columns), arguments);
+        RETURN NEXT;
+    END LOOP;
+    trigger := 'rowsignal_log_truncate';
+    definition := format('AFTER TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION '
+        'rowsignal.capture_log_truncate_v1(%s)', relation, arguments);
+    RETURN NEXT;
+END
+$rowsignal$;
+
+-- :: triggers wanted
+-- The triggers that a relation should carry, as text for CREATE TRIGGER.
+CREATE OR REPLACE FUNCTION rowsignal.wanted_triggers_v1(
+    relation regclass, is_partition boolean, token text, settings jsonb, key_columns text[])
+RETURNS TABLE (trigger text, definition text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $rowsignal$
+BEGIN
+    IF (settings ->> 'log')::boolean IS TRUE THEN
+        RETURN QUERY SELECT * FROM rowsignal.log_triggers_v1(relation, token, settings, key_columns);
+    ELSE
+        RETURN QUERY SELECT * FROM rowsignal.hint_triggers_v1(
+            relation, is_partition, token, settings, key_columns);
+    END IF;
+END
+$rowsignal$;
+
 -- :: drop
--- Drop our triggers of one relation but those to keep. Clones go with the trigger of their root.
+-- Drop our triggers of one relation but those to keep; clones go with the trigger of their root.
 CREATE OR REPLACE FUNCTION rowsignal.drop_triggers_v1(relation regclass, keep text[]) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $rowsignal$
@@ -137,6 +198,24 @@ BEGIN
 END
 $rowsignal$;
 
+-- :: sweep
+-- Drop the functions that no table uses any more.
+CREATE OR REPLACE FUNCTION rowsignal.sweep_v1() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $rowsignal$
+DECLARE
+    name text;
+BEGIN
+    FOR name IN
+        SELECT p.proname FROM pg_proc p
+        WHERE p.pronamespace = 'rowsignal'::regnamespace AND p.proname ~ '^capture_log_[a-z]+_v\d+_[0-9a-f]{12}$'
+          AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgfoid = p.oid)
+    LOOP
+        EXECUTE format('DROP FUNCTION rowsignal.%I()', name);
+    END LOOP;
+END
+$rowsignal$;
+
 -- :: install
 -- Give one table and everything beneath it the triggers that its settings ask for, and take away
 -- those of ours that they do not. Returns the table's token.
@@ -147,21 +226,24 @@ DECLARE
     member record;
     wanted record;
     names text[];
-    columns text[] := rowsignal.key_columns_v1(relation);
     token text := rowsignal.token_v1(relation);
+    key_columns text[] := rowsignal.key_columns_v1(relation);
 BEGIN
+    PERFORM pg_advisory_xact_lock(8246779703540740722);
     PERFORM rowsignal.check_table_v1(relation, settings);
     FOR member IN SELECT f.relation::regclass AS name, f.is_partition FROM rowsignal.family_v1(relation) f LOOP
         token := CASE WHEN member.is_partition THEN token ELSE rowsignal.token_v1(member.name) END;
         names := '{}';
-        FOR wanted IN SELECT * FROM rowsignal.wanted_triggers_v1(
-            member.name, member.is_partition, token, settings, columns)
+        FOR wanted IN
+            SELECT * FROM rowsignal.wanted_triggers_v1(
+                member.name, member.is_partition, token, settings, key_columns)
         LOOP
             EXECUTE format('CREATE OR REPLACE TRIGGER %I %s', wanted.trigger, wanted.definition);
             names := names || wanted.trigger;
         END LOOP;
         PERFORM rowsignal.drop_triggers_v1(member.name, names);
     END LOOP;
+    PERFORM rowsignal.sweep_v1();
     RETURN rowsignal.token_v1(relation);
 END
 $rowsignal$;
@@ -169,9 +251,17 @@ $rowsignal$;
 -- :: uninstall
 -- Take our triggers from one table and everything beneath it; returns how many there were.
 CREATE OR REPLACE FUNCTION rowsignal.uninstall_v1(relation regclass) RETURNS bigint
-LANGUAGE sql SET search_path = pg_catalog, pg_temp
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
 AS $rowsignal$
-    SELECT coalesce(sum(rowsignal.drop_triggers_v1(f.relation, '{}')), 0) FROM rowsignal.family_v1(relation) f
+DECLARE
+    dropped bigint;
+BEGIN
+    PERFORM pg_advisory_xact_lock(8246779703540740722);
+    SELECT coalesce(sum(rowsignal.drop_triggers_v1(f.relation, '{}')), 0) INTO dropped
+    FROM rowsignal.family_v1(relation) f;
+    PERFORM rowsignal.sweep_v1();
+    RETURN dropped;
+END
 $rowsignal$;
 
 -- :: closed to others

@@ -1,0 +1,246 @@
+-- Log capture: write every change of a row into rowsignal.change, in the transaction that makes it.
+--
+-- The triggers are statement-level with transition tables, one for each event. Their functions are
+-- made for the columns of a table: half the cost of going through JSON. A function that no longer
+-- fits its table (ALTER TABLE) notices, and goes the slow way until it is installed anew.
+
+-- :: key of a logged row
+-- {"column": value}: integers and booleans as such, everything else as its text. NULL when one of
+-- the columns is not there.
+CREATE OR REPLACE FUNCTION rowsignal.log_key_v1(image json, columns text[]) RETURNS jsonb
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $rowsignal$
+DECLARE
+    name text;
+    value json;
+    key jsonb := '{}';
+BEGIN
+    FOREACH name IN ARRAY coalesce(columns, '{}') LOOP
+        value := image -> name;
+        IF value IS NULL THEN
+            RETURN NULL;
+        END IF;
+        key := key || jsonb_build_object(name, rowsignal.log_value_v1(value));
+    END LOOP;
+    RETURN nullif(key, '{}');
+END
+$rowsignal$;
+
+CREATE OR REPLACE FUNCTION rowsignal.log_value_v1(value json) RETURNS jsonb
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $rowsignal$
+    SELECT CASE WHEN json_typeof(value) IN ('boolean', 'string') OR value::text ~ '^-?\d+$' THEN value::jsonb
+                ELSE to_jsonb(value::text) END
+$rowsignal$;
+
+-- :: values of a logged row
+-- What is kept of a row: all but the excluded columns, or those that readers filter by.
+CREATE OR REPLACE FUNCTION rowsignal.log_row_v1(image json, settings json) RETURNS jsonb
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $rowsignal$
+    SELECT CASE WHEN image IS NULL THEN NULL
+        WHEN (settings ->> 'row_values')::boolean THEN image::jsonb - ARRAY(
+            SELECT json_array_elements_text(coalesce(settings -> 'exclude', '[]')))
+        WHEN settings -> 'filter' IS NOT NULL THEN (
+            SELECT jsonb_object_agg(name, image -> name)
+            FROM json_array_elements_text(settings -> 'filter') AS name) END
+$rowsignal$;
+
+-- :: wake
+-- Readers sleep while there is nothing to read. Called after the insert: a reader that is about to
+-- sleep looks first who is writing to the log. One notification is enough for a transaction.
+CREATE OR REPLACE FUNCTION rowsignal.wake_v1() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $rowsignal$
+BEGIN
+    IF current_setting('rowsignal.woken', true) = pg_current_xact_id()::text THEN
+        RETURN;
+    END IF;
+    IF rowsignal.is_wanted_v1(1000, '{}') THEN
+        PERFORM pg_notify('rowsignal_log', '');
+        PERFORM set_config('rowsignal.woken', pg_current_xact_id()::text, true);
+    END IF;
+EXCEPTION WHEN OTHERS THEN
+    RAISE WARNING 'rowsignal could not wake the readers of the change log: %', SQLERRM;
+END
+$rowsignal$;
+
+-- :: TRUNCATE
+CREATE OR REPLACE FUNCTION rowsignal.capture_log_truncate_v1() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $rowsignal$
+BEGIN
+    INSERT INTO rowsignal.change (relation, operation) VALUES (TG_RELID, 't');
+    IF (TG_ARGV[2]::json ->> 'notify')::boolean IS NOT FALSE THEN
+        PERFORM rowsignal.wake_v1();
+    END IF;
+    RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+    RAISE WARNING 'rowsignal could not log the truncation of %: %', TG_RELID::regclass, SQLERRM;
+    RETURN NULL;
+END
+$rowsignal$;
+
+-- :: expressions for a column
+-- How to compare and write a column. For the types listed, equality is equality of what is stored;
+-- for others (1.0 and 1.00, citext, json, which has no equality) the stored image is compared, and a
+-- key is joined by its text. A collation may call different texts equal: "C" does not.
+CREATE OR REPLACE FUNCTION rowsignal.column_expressions_v1(relation oid)
+RETURNS TABLE (name text, place integer, differs text, same text, value text, is_plain boolean)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $rowsignal$
+    SELECT a.attname, a.attnum,
+        CASE WHEN is_exact THEN format('o.%1$I IS DISTINCT FROM n.%1$I%2$s', a.attname, binary_collation)
+             ELSE format('ROW(o.%1$I)::record *<> ROW(n.%1$I)::record', a.attname) END,
+        CASE WHEN is_exact THEN format('o.%1$I = n.%1$I%2$s', a.attname, binary_collation)
+             ELSE format('to_json(o.%1$I)::text = to_json(n.%1$I)::text', a.attname) END,
+        CASE WHEN is_exact THEN format('%%1$s.%I', a.attname)
+             ELSE format('rowsignal.log_value_v1(to_json(%%1$s.%I))', a.attname) END,
+        is_exact AND t.typname NOT IN ('date', 'timestamp', 'timestamptz', 'time', 'bytea')
+    FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+    CROSS JOIN LATERAL (SELECT
+        t.typnamespace = 'pg_catalog'::regnamespace AND t.typname IN ('int2', 'int4', 'int8', 'bool', 'oid',
+            'text', 'varchar', 'uuid', 'date', 'timestamp', 'timestamptz', 'time', 'bytea') AS is_exact,
+        CASE WHEN t.typname IN ('text', 'varchar') THEN ' COLLATE "C"' ELSE '' END AS binary_collation) AS kind
+    WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped
+$rowsignal$;
+
+-- :: function of a table
+-- Make the trigger function for one event of tables with such columns, and return its name, which
+-- ends in the digest of its text: whoever looks can tell whether somebody has changed it. In the
+-- text, o and n are rows before and after. The check sends nothing to the log; it fails when the
+-- columns are no longer these, and a failing query costs a savepoint without a transaction id, where
+-- a guard around the insert would cost one for each statement.
+CREATE OR REPLACE FUNCTION rowsignal.make_log_function_v1(
+    relation regclass, event text, settings jsonb, key_columns text[])
+RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $rowsignal$
+DECLARE
+    body text := $body$
+DECLARE
+    is_stale boolean := false;
+    keys text[];
+BEGIN
+    BEGIN
+        PERFORM FROM rowsignal.change AS log, {tables}
+        WHERE false AND EXISTS (SELECT {one}.* UNION ALL SELECT {columns});
+    EXCEPTION WHEN OTHERS THEN
+        is_stale := true;
+    END;
+    IF is_stale THEN
+        IF to_regclass('rowsignal.change') IS NULL THEN
+            RAISE WARNING 'rowsignal.change is missing: changes of % are not logged', TG_RELID::regclass;
+            RETURN NULL;
+        END IF;
+        keys := rowsignal.key_columns_v1(TG_RELID);
+        INSERT INTO rowsignal.change (relation, operation, key, changed, old_row, new_row)
+        SELECT TG_RELID, r.operation, rowsignal.log_key_v1(coalesce(r.after, r.before), keys), r.changed,
+            rowsignal.log_row_v1(r.before, {settings}), rowsignal.log_row_v1(r.after, {settings})
+        FROM ({generic} OFFSET 0) AS r
+        WHERE r.changed IS DISTINCT FROM '{}'
+        ORDER BY r.operation = 'd' DESC;
+    ELSE
+        INSERT INTO rowsignal.change (relation, operation, key, changed, old_row, new_row)
+        {static};
+    END IF;
+    {wake}
+    RETURN NULL;
+END
+$body$;
+    wake text := CASE WHEN (settings ->> 'notify')::boolean IS FALSE THEN '' ELSE
+    'IF NOT (pg_try_advisory_lock(1919907699, 1000) AND pg_advisory_unlock(1919907699, 1000)) THEN
+        PERFORM rowsignal.wake_v1();
+    END IF;' END;
+    one text := CASE event WHEN 'delete' THEN 'o' ELSE 'n' END;
+    counted text[];
+    changed text;
+    columns text;
+    same text;
+    key text;
+    needs_pins boolean;
+    name text;
+BEGIN
+    SELECT array_agg(c.name) INTO counted FROM rowsignal.column_expressions_v1(relation) c
+    WHERE coalesce(settings -> 'columns' ? c.name, true) AND coalesce(NOT settings -> 'exclude' ? c.name, true);
+    SELECT string_agg(format('%s.%I', one, c.name), ', ' ORDER BY c.place),
+        string_agg(format('CASE WHEN %s THEN %L END', c.differs, c.name), ', ' ORDER BY c.place)
+            FILTER (WHERE c.name = ANY (counted)),
+        string_agg(c.same, ' AND ') FILTER (WHERE c.name = ANY (key_columns)),
+        concat('jsonb_build_object(', string_agg(format('%L, %s', c.name, c.value), ', '
+            ORDER BY array_position(key_columns, c.name)) FILTER (WHERE c.name = ANY (key_columns)), ')'),
+        bool_or(NOT c.is_plain) FILTER (WHERE c.name = ANY (key_columns))
+            OR settings ?| '{row_values,filter}'
+    INTO columns, changed, same, key, needs_pins
+    FROM rowsignal.column_expressions_v1(relation) c;
+
+    body := replace(body, '{static}', rowsignal.log_query_v1(event, settings, key, changed, same, key_columns[1]));
+    body := replace(body, '{generic}', rowsignal.log_fallback_v1(event));
+    body := replace(body, '{tables}', CASE event WHEN 'insert' THEN 'new_rows AS n' WHEN 'delete' THEN 'old_rows AS o'
+        ELSE 'old_rows AS o, new_rows AS n' END);
+    body := replace(replace(replace(body, '{one}', one), '{columns}', columns), '{wake}', wake);
+    body := replace(body, '{settings}', quote_literal(settings) || '::json');
+    name := concat('capture_log_', event, '_v1_', left(md5(body), 12));
+    EXECUTE format('CREATE OR REPLACE FUNCTION rowsignal.%I() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER '
+        'SET search_path = pg_catalog, pg_temp %s AS %L', name, CASE WHEN needs_pins THEN
+        'SET "TimeZone" = ''UTC'' SET "DateStyle" = ''ISO, YMD'' SET "IntervalStyle" = ''postgres'' '
+        'SET bytea_output = ''hex'' SET extra_float_digits = 1 SET lc_monetary = ''C''' END, body);
+    EXECUTE format('REVOKE EXECUTE ON FUNCTION rowsignal.%I() FROM PUBLIC', name);
+    RETURN name;
+END
+$rowsignal$;
+
+-- :: rows of a statement
+-- The query from the transition tables to the columns of the log. OFFSET 0 keeps the planner from
+-- turning the FULL JOIN, which is never a nested loop, into an inner join, which is one for all
+-- later statements when the first had a single row.
+CREATE OR REPLACE FUNCTION rowsignal.log_query_v1(
+    event text, settings jsonb, key text, changed text, same text, first_key text)
+RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $rowsignal$
+DECLARE
+    kept text := CASE WHEN (settings ->> 'row_values')::boolean OR settings -> 'filter' IS NOT NULL
+        THEN 'rowsignal.log_row_v1(row_to_json(%s.*), {settings})' ELSE 'NULL::jsonb' END;
+    old_row text := format(kept, 'o');
+    new_row text := format(kept, 'n');
+BEGIN
+    IF event = 'insert' THEN
+        RETURN format('SELECT TG_RELID, ''i'', %s, NULL, NULL, %s FROM new_rows AS n', format(key, 'n'), new_row);
+    ELSIF event = 'delete' THEN
+        RETURN format('SELECT TG_RELID, ''d'', %s, NULL, %s, NULL FROM old_rows AS o', format(key, 'o'), old_row);
+    END IF;
+    RETURN format(
+        'SELECT TG_RELID, r.operation, r.key, r.changed, r.old_row, r.new_row FROM (
+            SELECT CASE WHEN n.%1$I IS NULL THEN ''d'' WHEN o.%1$I IS NULL THEN ''i'' ELSE ''u'' END::"char" AS operation,
+                CASE WHEN n.%1$I IS NULL THEN %2$s ELSE %3$s END AS key,
+                CASE WHEN n.%1$I IS NOT NULL AND o.%1$I IS NOT NULL THEN
+                    array_remove(ARRAY[%4$s]::text[], NULL) END AS changed,
+                CASE WHEN o.%1$I IS NOT NULL THEN %5$s END AS old_row,
+                CASE WHEN n.%1$I IS NOT NULL THEN %6$s END AS new_row
+            FROM old_rows AS o FULL JOIN new_rows AS n ON %7$s OFFSET 0) AS r
+        WHERE r.changed IS DISTINCT FROM ''{}''
+        ORDER BY r.operation = ''d'' DESC',
+        first_key, format(key, 'o'), format(key, 'n'), changed, old_row, new_row, same);
+END
+$rowsignal$;
+
+-- :: rows of a statement, whatever the columns
+CREATE OR REPLACE FUNCTION rowsignal.log_fallback_v1(event text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $rowsignal$
+    SELECT CASE event
+    WHEN 'insert' THEN 'SELECT ''i''::"char" AS operation, NULL::json AS before, row_to_json(n.*) AS after,
+            NULL::text[] AS changed FROM new_rows AS n'
+    WHEN 'delete' THEN 'SELECT ''d''::"char" AS operation, row_to_json(o.*) AS before, NULL::json AS after,
+            NULL::text[] AS changed FROM old_rows AS o'
+    ELSE 'SELECT CASE WHEN after IS NULL THEN ''d'' WHEN before IS NULL THEN ''i'' ELSE ''u'' END::"char" AS operation,
+            before, after, CASE WHEN before IS NOT NULL AND after IS NOT NULL AND image <> new_image THEN
+                rowsignal.changed_columns_v1(before, after, {settings})
+                WHEN image = new_image THEN ''{}'' END AS changed
+        FROM (SELECT row_to_json(o.*) AS before, (o.*)::text AS image,
+                rowsignal.log_key_v1(row_to_json(o.*), keys) AS key FROM old_rows AS o) AS b
+        FULL JOIN (SELECT row_to_json(n.*) AS after, (n.*)::text AS new_image,
+                rowsignal.log_key_v1(row_to_json(n.*), keys) AS key FROM new_rows AS n) AS a USING (key)'
+    END
+$rowsignal$;
