@@ -23,6 +23,7 @@ from rowsignal.exceptions import (
     AbortedTransactionError,
     MissingSessionError,
     PoolExhaustedError,
+    SessionInUseError,
 )
 from rowsignal.orm.sessions import SessionDependency, create_db_context, create_db_dependency
 from web_server import serving
@@ -157,6 +158,34 @@ async def test_a_swallowed_error_does_not_pass_for_a_commit(
     assert response.status_code == 503
     assert "Nothing was committed" in response.json()["error"]
     assert await names(engine) == ["ada"]
+
+
+async def test_a_task_that_still_uses_the_session_is_never_a_2xx(
+    engine: AsyncEngine, get_db: SessionDependency[AsyncSession]
+) -> None:
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def create(session: AsyncSession = Depends(get_db)) -> None:
+        session.add(Person(name="grace"))
+        await session.flush()
+        tasks.append(asyncio.create_task(session.execute(select(func.pg_sleep(60)))))
+        asleep = text("select exists (select from pg_stat_activity where wait_event = 'PgSleep')")
+        async with asyncio.timeout(10), engine.connect() as other:
+            while not await other.scalar(asleep):
+                await other.rollback()
+
+    app = app_of(create)
+
+    @app.exception_handler(SessionInUseError)
+    async def in_use(request: Request, error: SessionInUseError) -> JSONResponse:
+        return JSONResponse({}, status_code=503)
+
+    async with serving(app) as client:
+        assert (await client.post("/")).status_code == 503
+    assert await names(engine) == ["ada"]
+    (outcome,) = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(outcome, DBAPIError)
+    assert engine.pool.checkedout() == 0
 
 
 async def test_an_error_swallowed_around_a_savepoint_does_no_harm(
