@@ -13,15 +13,14 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from web_server import SignallingServer
 
 from rowsignal.orm.middleware import create_middleware_and_session_proxy
-from rowsignal.orm.proxy import SessionProxy
+from web_server import SignallingServer
 
 TABLES = (
     "create table parent (id int primary key)",
-    "create table entry (id int primary key, parent_id int"
-    " references parent deferrable initially deferred)",
+    """create table entry (id int primary key,
+       parent_id int references parent deferrable initially deferred)""",
 )
 
 
@@ -171,6 +170,3 @@ async def kill_backend(session: AsyncSession, other: AsyncEngine) -> None:
 def is_free(engine: AsyncEngine) -> bool:
     """Tell whether every connection is back in the pool."""
     return engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-
-
-__all__ = ["Ledger", "SessionProxy", "create_tables", "entries", "is_free", "served"]

@@ -14,7 +14,7 @@ from rowsignal.orm.error_answers import ASGIApp, ASGIScope, Message, Receive, Se
 from rowsignal.orm.proxy import SessionProxy
 from rowsignal.orm.scopes import SessionScope
 
-type_of_commit = bool | Literal["always"]
+CommitOnExit = bool | Literal["always"]
 SUCCESSES = range(100, 400)
 SERVED = "rowsignal.proxies"
 
@@ -52,7 +52,7 @@ class SQLAlchemyMiddleware:
         custom_engine: AsyncEngine | None = None,
         engine_args: Mapping[str, Any] | None = None,
         session_args: Mapping[str, Any] | None = None,
-        commit_on_exit: type_of_commit = False,
+        commit_on_exit: CommitOnExit = False,
         exclude_paths: Iterable[str] = (),
         commit_statuses: Container[int] = SUCCESSES,
     ) -> None:
@@ -165,7 +165,7 @@ class CommitRule:
 
     __slots__ = ("_commits", "_statuses")
 
-    def __init__(self, commit_on_exit: type_of_commit, statuses: Container[int]) -> None:
+    def __init__(self, commit_on_exit: CommitOnExit, statuses: Container[int]) -> None:
         self._commits = bool(commit_on_exit)
         self._statuses = None if commit_on_exit == "always" else statuses
 

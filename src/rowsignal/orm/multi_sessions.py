@@ -1,7 +1,7 @@
 """A session for each task of one `async with db(multi_sessions=True)` block."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +16,8 @@ from rowsignal.orm.endings import ENDED, connections_of
 from rowsignal.orm.scopes import Scope, SessionScope
 from rowsignal.orm.slots import Slots
 
-type_of_task = asyncio.Task[Any]
-type_of_work = Coroutine[Any, Any, Any]
+AnyTask = asyncio.Task[Any]
+AnyCoroutine = Coroutine[Any, Any, Any]
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class MultiSessionScope:
         self.has_ended = False
         self._arguments = arguments
         self._parent = asyncio.current_task()
-        self._scopes: dict[type_of_task | None, SessionScope] = {}
+        self._scopes: dict[AnyTask | None, SessionScope] = {}
         self._kept: list[SessionScope] = []
-        self._children: set[type_of_task] = set()
-        self._closers: set[type_of_task] = set()
+        self._children: set[AnyTask] = set()
+        self._closers: set[AnyTask] = set()
         self._errors: list[BaseException] = []
         self._gathering = 0
 
@@ -95,7 +95,9 @@ class MultiSessionScope:
         Sessions are committed or rolled back before this returns. With `max_concurrent` only
         coroutines are taken, and the first failure cancels the others.
         """
-        self._refuse_when_ended()
+        if self.has_ended:
+            _drop(one for one in work if asyncio.iscoroutine(one))
+            raise MissingSessionError(ENDED)
         if self.slots.limit is None:
             runs = [self._start(one) if asyncio.iscoroutine(one) else one for one in work]
             return await asyncio.gather(*runs, return_exceptions=return_exceptions)
@@ -131,7 +133,7 @@ class MultiSessionScope:
         await _wait_for(self._closers)
         await self._end_together(commit=commit)
 
-    def _open_unasked(self, task: type_of_task | None) -> SessionScope:
+    def _open_unasked(self, task: AnyTask | None) -> SessionScope:
         self._refuse_when_ended()
         if task is not self._parent and self.rules.max_concurrent is not None:
             raise MissingSessionError(
@@ -149,29 +151,29 @@ class MultiSessionScope:
             task.add_done_callback(self._close_later)
         return scope
 
-    def _open(self, task: type_of_task | None) -> SessionScope:
+    def _open(self, task: AnyTask | None) -> SessionScope:
         scope = SessionScope(self.binding, self.outer, self._arguments)
         self._scopes[task] = scope
         return scope
 
-    def _adopt(self, task: type_of_task | None) -> None:
+    def _adopt(self, task: AnyTask | None) -> None:
         if task is not None and task is not self._parent and task not in self._children:
             self._children.add(task)
             task.add_done_callback(self._children.discard)
 
-    def _close_later(self, task: type_of_task) -> None:
+    def _close_later(self, task: AnyTask) -> None:
         failure = asyncio.CancelledError() if task.cancelled() else task.exception()
         closer = asyncio.ensure_future(self._close(task, failure))
         self._closers.add(closer)
         closer.add_done_callback(self._closed)
 
-    def _closed(self, closer: type_of_task) -> None:
+    def _closed(self, closer: AnyTask) -> None:
         self._closers.discard(closer)
         error = None if closer.cancelled() else closer.exception()
         if error is not None:
             self._errors.append(error)
 
-    async def _close(self, task: type_of_task | None, failure: BaseException | None) -> None:
+    async def _close(self, task: AnyTask | None, failure: BaseException | None) -> None:
         scope = self._scopes.pop(task)
         if self.rules.all_or_nothing:
             self._kept.append(scope)
@@ -185,7 +187,7 @@ class MultiSessionScope:
 
     @asynccontextmanager
     async def _place(
-        self, task: type_of_task | None, timeout: float | None = None
+        self, task: AnyTask | None, timeout: float | None = None
     ) -> AsyncIterator[SessionScope]:
         await self.slots.take(timeout)
         try:
@@ -201,14 +203,14 @@ class MultiSessionScope:
             raise
         await self._close(task, None)
 
-    def _start(self, work: type_of_work) -> type_of_task:
+    def _start(self, work: AnyCoroutine) -> AnyTask:
         task = asyncio.create_task(self._run(work))
         # Of a task that is cancelled before its first step, nothing has awaited the work.
         task.add_done_callback(lambda _: work.close())
         self._adopt(task)
         return task
 
-    async def _run(self, work: type_of_work) -> Any:
+    async def _run(self, work: AnyCoroutine) -> Any:
         async with self._place(asyncio.current_task()):
             return await work
 
@@ -234,7 +236,7 @@ class MultiSessionScope:
         if self.has_ended:
             raise MissingSessionError(ENDED)
 
-    def _refuse_deadlock(self, coroutines: list[type_of_work], is_holder: bool) -> None:
+    def _refuse_deadlock(self, coroutines: list[AnyCoroutine], is_holder: bool) -> None:
         if is_holder and self.slots.limit == self._gathering + 1:
             _drop(coroutines)
             raise PoolTimeoutError(
@@ -256,12 +258,12 @@ async def _roll_back(scopes: list[SessionScope]) -> None:
         await scope.finish(commit=False)
 
 
-async def _wait_for(tasks: set[type_of_task]) -> None:
+async def _wait_for(tasks: set[AnyTask]) -> None:
     while tasks:
         await asyncio.wait(tasks)
 
 
-async def _gather_cancelling(tasks: list[type_of_task], *, return_exceptions: bool) -> list[Any]:
+async def _gather_cancelling(tasks: list[AnyTask], *, return_exceptions: bool) -> list[Any]:
     try:
         return await asyncio.gather(*tasks, return_exceptions=return_exceptions)
     except BaseException:
@@ -271,11 +273,11 @@ async def _gather_cancelling(tasks: list[type_of_task], *, return_exceptions: bo
         raise
 
 
-async def _settle(tasks: list[type_of_task]) -> None:
+async def _settle(tasks: list[AnyTask]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _only_coroutines(work: tuple[Awaitable[Any], ...]) -> list[type_of_work]:
+def _only_coroutines(work: tuple[Awaitable[Any], ...]) -> list[AnyCoroutine]:
     coroutines = [one for one in work if asyncio.iscoroutine(one)]
     if len(coroutines) < len(work):
         _drop(coroutines)
@@ -286,7 +288,7 @@ def _only_coroutines(work: tuple[Awaitable[Any], ...]) -> list[type_of_work]:
     return coroutines
 
 
-def _drop(coroutines: list[type_of_work]) -> None:
+def _drop(coroutines: Iterable[AnyCoroutine]) -> None:
     for one in coroutines:
         one.close()
 

@@ -132,7 +132,7 @@ class SessionProxy:
     def connection(self, timeout: float | None = None) -> AbstractAsyncContextManager[AsyncSession]:
         """Lend a session: in a `multi_sessions` block once a place is free, else a fresh one.
 
-        `PoolTimeoutError` after `timeout` seconds without a place or a connection.
+        `PoolTimeoutError` after `timeout` seconds without a place, or as many without a connection.
         """
         scope = self.current.get()
         if isinstance(scope, MultiSessionScope):

@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from typing import Any
 
 import pytest
-from session_apps import create_tables, entries, is_free
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from rowsignal.orm.middleware import create_middleware_and_session_proxy
 from rowsignal.orm.proxy import SessionProxy
+from session_apps import create_tables, entries, is_free
 
 INSERT = text("insert into entry values (:id)")
 
@@ -70,7 +70,7 @@ class Counted:
             value, error = None, None
             try:
                 value = yield future
-            except BaseException as thrown:
+            except BaseException as thrown:  # noqa: BLE001 # handed on to the work
                 error = thrown
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from session_apps import served
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from rowsignal.orm.middleware import SQLAlchemyMiddleware, create_middleware_and_session_proxy
 from rowsignal.orm.proxy import SessionProxy
+from session_apps import served
 
 PLAIN = {"class_": AsyncSession}
 Pair = tuple[type[SQLAlchemyMiddleware], SessionProxy]
@@ -22,7 +22,9 @@ def pair() -> Pair:
     return create_middleware_and_session_proxy()
 
 
-def make_app(pair: Pair, lifespan: Callable[[FastAPI], Any] | None = None, **options: Any) -> FastAPI:
+def make_app(
+    pair: Pair, lifespan: Callable[[FastAPI], Any] | None = None, **options: Any
+) -> FastAPI:
     middleware, db = pair
     app = FastAPI(lifespan=lifespan)
     app.add_middleware(middleware, session_args=PLAIN, **options)

@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from session_apps import Ledger, create_tables, entries, is_free, served
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from session_apps import Ledger, create_tables, entries, is_free, served
 
 FAILED = {"works": None, "deferred": 409, "lost": 503}
 ENDINGS = list(FAILED)

@@ -5,17 +5,17 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, WebSocket
+from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request, WebSocket
 from fastapi.responses import JSONResponse, StreamingResponse
-from session_apps import Ledger, create_tables, entries, is_free, served
 from sqlalchemy import event, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from websockets.asyncio.client import connect
 
 from rowsignal.exceptions import MissingSessionError
+from session_apps import Ledger, answer_with, create_tables, entries, is_free, served
 
 
 @pytest.fixture
@@ -107,6 +107,37 @@ async def test_http_exception_of_a_commit_hook_is_answered(ledger: Ledger) -> No
     assert (response.status_code, response.json()) == (451, {"detail": "not today"})
 
 
+async def test_commit_without_a_handler_of_its_own_reaches_that_for_exception(
+    pooled: AsyncEngine, engine: AsyncEngine
+) -> None:
+    ledger = Ledger(pooled, engine)
+    for error in (IntegrityError, DBAPIError):
+        del ledger.app.exception_handlers[error]
+    ledger.app.exception_handler(Exception)(answer_with(500))
+    async with served(ledger.app) as client:
+        response = await client.get("/plain/deferred")
+    assert (response.status_code, response.json()) == (500, {"error": "IntegrityError"})
+
+
+async def test_handler_may_not_wait_for_a_body_that_was_read(ledger: Ledger) -> None:
+    @ledger.app.exception_handler(IntegrityError)
+    async def handle(request: Request, error: IntegrityError) -> JSONResponse:
+        with pytest.raises(RuntimeError, match="body"):
+            await request.body()
+        async with ledger.db():
+            count = await ledger.db.session.scalar(text("select count(*) from entry"))
+        return JSONResponse({"rows": count}, 409)
+
+    @ledger.app.post("/posted")
+    async def posted(request: Request) -> bytes:
+        await ledger.write("deferred")
+        return await request.body()
+
+    async with served(ledger.app) as client:
+        response = await client.post("/posted", content=b"body")
+    assert (response.status_code, response.json()) == (409, {"rows": 0})
+
+
 @pytest.mark.parametrize("is_inner", [True, False])
 @pytest.mark.parametrize(("ending", "status"), [("works", 200), ("deferred", 409)])
 async def test_base_http_middleware_on_either_side_changes_nothing(
@@ -162,7 +193,9 @@ async def test_excluded_paths_cover_what_is_below_them(
         ledger.app.get(path)(lambda: tell(ledger))
     async with served(ledger.app) as client:
         has_session = {path: (await client.get(path)).json() for path in ("/", "/healthy")}
-        has_session |= {path: (await client.get(path)).json() for path in ("/health", "/health/live")}
+        has_session |= {
+            path: (await client.get(path)).json() for path in ("/health", "/health/live")
+        }
     assert has_session == {"/": False, "/healthy": True, "/health": False, "/health/live": False}
 
 
@@ -275,5 +308,3 @@ async def test_task_still_connecting_at_the_end_gets_no_connection(ledger: Ledge
         with pytest.raises(MissingSessionError):
             await tasks[0]
     assert is_free(ledger.engine)
-
-

@@ -5,13 +5,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from session_apps import create_tables, entries, is_free, kill_backend
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from rowsignal.exceptions import MissingSessionError, PoolTimeoutError, RolledBackError
 from rowsignal.orm.proxy import SessionProxy
+from session_apps import create_tables, entries, is_free, kill_backend
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ async def test_failing_block_cancels_its_tasks(db: SessionProxy, engine: AsyncEn
         await asyncio.Event().wait()
 
     started = asyncio.Event()
-    with pytest.raises(LookupError):
+    with pytest.raises(LookupError):  # noqa: PT012 # the block raises
         async with db(multi_sessions=True, commit_on_exit=True):
             task = asyncio.create_task(endless())
             await started.wait()
@@ -106,7 +106,7 @@ async def test_failed_task_loses_only_its_own_work(db: SessionProxy, engine: Asy
 async def test_commit_that_fails_in_a_task_fails_the_block(
     db: SessionProxy, engine: AsyncEngine
 ) -> None:
-    with pytest.raises(IntegrityError):
+    with pytest.raises(IntegrityError):  # noqa: PT012 # the block raises
         async with db(multi_sessions=True, commit_on_exit=True):
             await write(db, 1)
             await asyncio.create_task(write(db, 2, parent=9))
@@ -219,15 +219,19 @@ async def test_throttled_gather_cancels_siblings(db: SessionProxy, engine: Async
 async def test_ended_block_gives_no_session(db: SessionProxy) -> None:
     async def late() -> None:
         await over.wait()
-        async with db.connection():
-            pytest.fail("the block is over")
+        with pytest.raises(MissingSessionError, match="async with db"):
+            async with db.connection():
+                pytest.fail("the block is over")
+        with pytest.raises(MissingSessionError, match="async with db"):
+            await db.gather(write(db, 1))
+        with pytest.raises(MissingSessionError, match="async with db"):
+            _ = db.session
 
     over = asyncio.Event()
     async with db(multi_sessions=True):
         task = asyncio.create_task(late())
     over.set()
-    with pytest.raises(MissingSessionError, match="async with db"):
-        await task
+    await task
 
 
 @pytest.mark.parametrize("failure", ["parent", "child", "swallowed", "deferred", "lost"])
@@ -239,7 +243,7 @@ async def test_all_or_nothing_leaves_nothing(
         "deferred": IntegrityError,
         "lost": DBAPIError,
     }
-    with pytest.raises(expected.get(failure, LookupError)):
+    with pytest.raises(expected.get(failure, LookupError)):  # noqa: PT012 # the block raises
         async with db(multi_sessions=True, commit_on_exit=True, all_or_nothing=True):
             await write(db, 0)
             await db.gather(write(db, 1), write(db, 2, parent=9 if failure == "deferred" else None))

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from session_apps import create_tables, entries, is_free, served
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
@@ -20,6 +19,7 @@ from rowsignal.exceptions import (
 )
 from rowsignal.orm.middleware import SQLAlchemyMiddleware, create_middleware_and_session_proxy
 from rowsignal.orm.proxy import SessionProxy
+from session_apps import create_tables, entries, is_free, served
 
 PLAIN = {"class_": AsyncSession}
 
@@ -47,7 +47,7 @@ async def test_block_commits_when_asked_and_rolls_back_otherwise(
     async with db():
         await write(db)
     assert await entries(engine) == []
-    with pytest.raises(LookupError):
+    with pytest.raises(LookupError):  # noqa: PT012 # the block raises
         async with db(commit_on_exit=True):
             await write(db)
             raise LookupError
