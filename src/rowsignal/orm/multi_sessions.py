@@ -113,6 +113,8 @@ class MultiSessionScope:
 
     async def finish(self, *, has_succeeded: bool) -> None:
         """Await the block's tasks, or cancel them when it failed, and end every session."""
+        # A generator with such a block may be closed by a task that has used its sessions.
+        self._children -= {asyncio.current_task()}
         if not has_succeeded:
             await settle(self._end(commit=False))
             return
@@ -162,6 +164,8 @@ class MultiSessionScope:
             task.add_done_callback(self._children.discard)
 
     def _close_later(self, task: AnyTask) -> None:
+        if task not in self._scopes:
+            return
         failure = asyncio.CancelledError() if task.cancelled() else task.exception()
         closer = asyncio.ensure_future(self._close(task, failure))
         self._closers.add(closer)

@@ -216,6 +216,22 @@ async def test_throttled_gather_cancels_siblings(db: SessionProxy, engine: Async
     assert await entries(engine) == []
 
 
+async def test_block_of_a_generator_ends_in_a_task_that_used_it(db: SessionProxy) -> None:
+    async def rows() -> AsyncIterator[int | None]:
+        async with db(multi_sessions=True):
+            while True:
+                yield await db.session.scalar(text("select 1"))
+
+    async def close() -> None:
+        assert await anext(generator) == 1
+        await generator.aclose()  # type: ignore[attr-defined]
+
+    generator = rows()
+    assert await anext(generator) == 1
+    await asyncio.create_task(close())
+    assert db.pool_status()["checked_out"] == 0
+
+
 async def test_ended_block_gives_no_session(db: SessionProxy) -> None:
     async def late() -> None:
         await over.wait()
