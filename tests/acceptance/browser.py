@@ -10,7 +10,8 @@ from pathlib import Path
 from time import monotonic, sleep
 
 import pytest
-from playwright.async_api import BrowserContext, Page, async_playwright
+import pytest_asyncio
+from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 ARGUMENTS = (
@@ -60,18 +61,23 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
     return ready[1]
 
 
-@pytest.fixture
-async def context(chromium: str) -> AsyncIterator[BrowserContext]:
-    """Browser profile of one test: its tabs share storage, locks and channels."""
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser(chromium: str) -> AsyncIterator[Browser]:
+    """That Chromium, for the tests of one module: they run in the module's event loop."""
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.connect_over_cdp(chromium)
-        context = await browser.new_context()
-        context.set_default_timeout(8_000)
-        yield context
-        await context.close()
+        yield await playwright.chromium.connect_over_cdp(chromium)
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
+async def context(browser: Browser) -> AsyncIterator[BrowserContext]:
+    """Browser profile of one test: its tabs share storage, locks and channels."""
+    context = await browser.new_context()
+    context.set_default_timeout(8_000)
+    yield context
+    await context.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
 async def page(context: BrowserContext) -> Page:
     """One tab."""
     return await context.new_page()

@@ -5,11 +5,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from playwright.async_api import BrowserContext, Page
 
 from acceptance.scripted_service import ScriptedService, serving
 
 pytest_plugins = ["acceptance.browser"]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SUBSCRIBE = """async (options) => {
   const { subscribe } = await import("/client.js");
@@ -29,7 +31,7 @@ IS_LIVE = "sub.state.status === 'live'"
 ROWS = "[...sub.rows.values()]"
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def service() -> AsyncIterator[ScriptedService]:
     async with serving(ScriptedService()) as service:
         yield service
@@ -250,6 +252,22 @@ async def test_tabs_share_one_connection_and_hand_it_on(
         await until(tab, "changes.length === 3")
         assert await told(tab) == [("insert", 1), ("update", 1), ("insert", 2)]
     assert service.requests[1:] == [{"after": "2"}]
+    assert service.open == 1
+
+
+async def test_tabs_all_take_a_new_snapshot_over(
+    context: BrowserContext, service: ScriptedService
+) -> None:
+    service.logged = False
+    await service.write("insert", 1, status="new")
+    tabs = [await context.new_page() for _ in range(3)]
+    for tab in tabs:
+        await live(tab, service)
+    await service.say("reset", reason="the log was pruned")
+    service.rows[1] = {"id": 1, "status": "paid"}
+    await tabs[0].close()
+    for tab in tabs[1:]:
+        await until(tab, "sub.rows.get('[1]').status === 'paid'")
     assert service.open == 1
 
 

@@ -151,7 +151,7 @@ class Subscription {
   #hear(message) {
     const { type } = message;
     this.#receive(message);
-    if (type === "snapshot-end") this.#tabs?.shareState();
+    if (type === "snapshot-end") this.#tabs?.renew();
     else if (type !== "snapshot") this.#tabs?.forward(message);
   }
 
@@ -508,6 +508,12 @@ class Tabs {
   forward(message) {
     this.#n += 1;
     this.#post("event", { message });
+  }
+
+  /** Let a snapshot count as an event: everybody takes it over. */
+  renew() {
+    this.#n += 1;
+    this.shareState();
   }
 
   shareState() {
