@@ -122,7 +122,7 @@ async def wait(engine: AsyncEngine) -> None:
         )
         await connection.execute(
             text(
-                "select setval('watched_new_id_seq', greatest(2, (select max(id) from watched_new)))"
+                "select setval('watched_new_id_seq', (select max(id) + 1 from watched_new))"
             )
         )
     await asyncio.gather(*(wait_for_row_change(engine, model, key) for model, key in both))

@@ -5,6 +5,7 @@
 -- peer that has vanished without a word.
 select pg_catalog.set_config(s.name, w.value, false)
 from (values
+    ('application_name', 'rowsignal listener'),
     ('idle_session_timeout', '0'),
     ('idle_in_transaction_session_timeout', '0'),
     ('transaction_timeout', '0'),

@@ -26,8 +26,8 @@ logger = logging.getLogger("rowsignal.arming")
 class Pace:
     """How often a table is looked at, in seconds, and how busy one may be that notifies.
 
-    `settle` is the first interval of looks for writers that were at work when the table was armed,
-    `safety` the interval of looks at an armed table, `recheck` how often a table without triggers
+    `settle` and `settle_longest` bound the growing interval of looks for writers that were at work
+    when the table was armed, `safety` the interval of looks at an armed table, `recheck` how often a table without triggers
     is asked for them. Above `busy_rate` notifying transactions a second a table is looked at
     instead, every `busy_look` seconds but at most `share_of_time` of the time, for `quiet` seconds
     at first and for `longest_stay` at most. A table that nobody waits for is disarmed after
@@ -35,6 +35,7 @@ class Pace:
     """
 
     settle: float = 0.02
+    settle_longest: float = 0.5
     safety: float = 30.0
     recheck: float = 5.0
     busy_rate: float = 50.0
@@ -203,7 +204,7 @@ class TableWatch:
         writers = await self._writers(capture)
         await self._audience.look()
         while writers and not await self._stirred_within(delay):
-            delay = min(delay * 1.5, max(self._audience.interval, self._pace.settle))
+            delay = min(delay * 1.5, self._pace.settle_longest)
             writers &= await self._writers(capture)  # before the look: who is gone has committed
             await self._audience.look()
 

@@ -34,10 +34,12 @@ def beside(engine: AsyncEngine, url: str | None = None) -> AsyncEngine:
 
 
 class OwnConnection:
-    """One connection in autocommit, opened at first use; what is run on it queues up.
+    """One connection, opened at first use; what is run on it queues up.
 
-    It never takes part in anybody's transaction, so it sees what is committed. After an error, a
-    time-out or a cancellation it is thrown away, and the next use opens another.
+    It never takes part in anybody's transaction, so it sees what is committed: in autocommit, or
+    in a transaction for each use where a pooler might otherwise prepare a statement on one
+    connection and execute it on another. After an error, a time-out or a cancellation it is
+    thrown away, and the next use opens another.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
@@ -54,7 +56,7 @@ class OwnConnection:
                 async with asyncio.timeout(timeout):
                     connection = await self._open()
                     result = await work(connection)
-                    await connection.rollback()  # ends SQLAlchemy's book-keeping, sends nothing
+                    await connection.commit()
                     return result
             except TimeoutError as error:
                 await self._discard()
@@ -72,7 +74,10 @@ class OwnConnection:
     async def _open(self) -> AsyncConnection:
         if self._connection is None:
             connection = await self._engine.connect()
-            self._connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
+            self._connection = connection
+            if await _is_direct(connection):
+                await connection.rollback()
+                await connection.execution_options(isolation_level="AUTOCOMMIT")
         return self._connection
 
     async def _discard(self) -> None:
@@ -87,3 +92,12 @@ async def _throw_away(connection: AsyncConnection) -> None:
         await connection.close()
     except (OSError, SQLAlchemyError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         logger.debug("a connection would not be closed: %s", error)
+
+
+async def _is_direct(connection: AsyncConnection) -> bool:
+    """Tell whether the server's process is the one that introduced itself, and no pooler's word."""
+    raw = await connection.get_raw_connection()
+    result = await connection.exec_driver_sql("select pg_catalog.pg_backend_pid()")
+    return raw.driver_connection is not None and (
+        result.scalar_one() == raw.driver_connection.get_server_pid()
+    )
