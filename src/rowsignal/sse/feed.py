@@ -1,13 +1,16 @@
 """What a fan-out is fed with: the change log's tail, and hints of tables without a log."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
+from contextlib import suppress
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.change_log import Batch, ChangeLog
 from rowsignal.changes import Change, Reset
 from rowsignal.dispatcher import Dispatcher
+from rowsignal.exceptions import NotWatchedError
 from rowsignal.log_subscription import LogSubscription
 from rowsignal.log_tail import LogTail
 from rowsignal.payload import Hint
@@ -16,8 +19,15 @@ from rowsignal.sse.fanout import FanOut
 from rowsignal.sse.values import Values, read_patiently
 from rowsignal.trigger_catalog import Capture
 
+logger = logging.getLogger("rowsignal.sse")
+
 MAX_HINTS = 10_000
-TOO_MANY = "More changed than could be read."
+TOO_MANY = "more changed than could be read"
+NOT_ARMED = "notifications did not arrive for a while"
+NOT_FOLLOWED = "The change log is not followed just now; come back in a moment."
+
+START = 2.0
+UNSETTLED, SETTLED = 0.02, 0.25  # seconds between looks at how tables are watched
 
 
 class LogFeed:
@@ -63,6 +73,9 @@ class LogFeed:
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+        if self._tail is not None and not self._tail.subscribers:
+            await self._tail.aclose()
+        self._tail = None
 
     async def settle(self) -> str:
         """Return a position of after this call up to which everything has been published.
@@ -70,7 +83,7 @@ class LogFeed:
         It holds until the caller waits for something else.
         """
         await self.tail.look()
-        while self._is_working or self._batches is None or not _is_idle(self._batches):
+        while self._is_working or not _is_idle(self._batches):
             self._moved.clear()
             await self._moved.wait()
         return self.tail.position
@@ -86,13 +99,15 @@ class LogFeed:
                     await self._take(item, tables)
                     self._is_working = False
                     self._moved.set()
-        except BaseException as error:
+        except Exception as error:
             if not started.done():
                 started.set_exception(error)
                 return
-            raise
+            logger.exception("the change log is no longer followed")
+            self._fanout.reset(NOT_FOLLOWED, [exposure.name for exposure in tables])
         finally:
             self._batches, self._is_working = None, False
+            self._moved.set()
 
     async def _take(self, item: Batch | Reset, tables: Sequence[Exposure]) -> None:
         if isinstance(item, Reset):
@@ -105,7 +120,9 @@ class LogFeed:
         self._fanout.publish(await read_patiently(self._values, changes, self._fanout))
 
 
-def _is_idle(batches: LogSubscription) -> bool:
+def _is_idle(batches: LogSubscription | None) -> bool:
+    if batches is None:
+        raise NotWatchedError(NOT_FOLLOWED)
     return not batches.is_behind and not batches._buffer
 
 
@@ -120,27 +137,36 @@ class HintFeed:
         self._hints: list[Hint] = []
         self._lost: str | None = None
         self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._sound = asyncio.Event()
+        self._names: list[tuple[str | None, str]] = []
+        self._labels: list[str] = []
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, tables: Sequence[tuple[Capture, Exposure]]) -> None:
-        """Begin to follow some tables."""
-        if self._task is None or self._task.done():
+        """Begin to follow some tables; return when hints of them arrive, or after a while."""
+        if not self._tasks:
             self._captures = {
                 token: (capture, exposure)
                 for capture, exposure in tables
                 for token, _ in capture.channels
             }
             self._names = [exposure.full_name for _, exposure in tables]
+            self._labels = [exposure.name for _, exposure in tables]
             Dispatcher.of(self._engine).follow(self._names, self)
-            self._task = asyncio.create_task(self._run(), name="rowsignal sse hints")
+            self._tasks = [asyncio.create_task(it) for it in (self._run(), self._watch())]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(START):
+                await self._sound.wait()
 
     async def stop(self) -> None:
         """Follow no longer."""
-        task, self._task = self._task, None
-        if task is not None:
+        tasks, self._tasks = self._tasks, []
+        if tasks:
             Dispatcher.of(self._engine).unfollow(self._names, self)
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        self._sound.clear()
 
     def hinted(self, hint: Hint) -> None:
         """Note a hint."""
@@ -153,7 +179,21 @@ class HintFeed:
     def interrupted(self, reason: str) -> None:
         """Note that hints may be missing."""
         self._lost = reason
+        self._sound.clear()
         self._wake.set()
+
+    async def _watch(self) -> None:
+        """Notice when hints arrive again: whoever has looked before may have missed something."""
+        dispatcher, is_first = Dispatcher.of(self._engine), True
+        while True:
+            watched = [dispatcher.tables[name].watch for name in self._names]
+            if not self._sound.is_set() and all(watch.mode == "armed" for watch in watched):
+                self._sound.set()
+                if not is_first or any(map(self._fanout.readers_of, self._labels)):
+                    self._lost = NOT_ARMED
+                    self._wake.set()
+                is_first = False
+            await asyncio.sleep(SETTLED if self._sound.is_set() else UNSETTLED)
 
     async def _run(self) -> None:
         while True:

@@ -80,10 +80,12 @@ class Values:
 
 
 def _event(change: Change, exposure: Exposure, old: Row | None) -> Event:
+    key = change.key
     return Event(
         operation=change.operation,
         exposure=exposure,
-        key=change.key,
+        # jsonb sorts names in its own way; readers get them in the order of the key.
+        key=None if key is None else {name: key[name] for name in exposure.key},
         changed=change.changed,
         new=change.row,
         old=old,

@@ -123,9 +123,7 @@ class Lens:
             return None
         was_visible = self._was_visible_in_log(event)
         operation = self._operation(event, was_visible)
-        if operation is None or (view.operations is not None and operation not in view.operations):
-            return None
-        if operation is Operation.UPDATE and self._is_unwanted(event):
+        if operation is None or self._is_unwanted(event, operation):
             return None
         has_old = event.old is not None and was_visible is True
         style = (operation, with_id, has_old, self._style)
@@ -137,8 +135,19 @@ class Lens:
             event.frames[style] = made
         return made
 
-    def _is_unwanted(self, event: Event) -> bool:
-        """Tell whether an update is silent here: that a hidden column changed is hidden, too."""
+    def _is_unwanted(self, event: Event, operation: Operation) -> bool:
+        """Tell whether the reader did not ask for this, or may not know that it was."""
+        wanted, told = self.view.operations, event.operation
+        if wanted is not None and operation not in wanted:
+            return True
+        if self.conditions:
+            told = operation  # leaving sight counts as what it is for this reader
+        elif wanted is not None and told not in wanted:
+            return True
+        return told is Operation.UPDATE and self._is_silent(event)
+
+    def _is_silent(self, event: Event) -> bool:
+        """Tell whether an update changed nothing here: that a hidden column changed is hidden."""
         if event.changed is None:
             return False
         wanted = self.view.changed
