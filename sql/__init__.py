@@ -1,6 +1,6 @@
-"""SQL that runs inside PostgreSQL, read from the `.sql` files of this folder.
+r"""SQL that runs inside PostgreSQL, read from the `.sql` files of this folder.
 
-Statements that Python sends stand under headings, comment lines `-- :: name`. `\\ir file` includes
+Statements that Python sends stand under headings, comment lines `-- :: name`. `\ir file` includes
 another file, as it does in psql, so that a migration can be run by `psql -f`, too.
 """
 
@@ -13,12 +13,11 @@ HEADING = re.compile(r"^-- (?:::|name:) (.+)$", re.MULTILINE)
 INCLUDE = re.compile(r"^\\ir \.\./(\S+)$", re.MULTILINE)
 # What a semicolon does not end: dollar-quoted bodies, strings, comments.
 TOKEN = re.compile(r"\$(\w*)\$.*?\$\1\$|'(?:[^']|'')*'|--[^\n]*|;|[^;'$-]+|.", re.DOTALL)
-BODY = re.compile(r"FUNCTION\s+rowsignal\.(\w+).*?\$(\w+)\$(.*?)\$\2\$", re.DOTALL | re.IGNORECASE)
 
 
 @cache
 def read(name: str) -> str:
-    """Return the text of a file, `\\ir` lines replaced by the files they name."""
+    r"""Return the text of a file, `\ir` lines replaced by the files they name."""
     text = files(__name__).joinpath(name).read_text(encoding="utf-8")
     return INCLUDE.sub(lambda match: read(match[1]), text)
 
@@ -49,12 +48,12 @@ def statements(script: str) -> Iterator[str]:
     """Cut a script into its statements; comments between statements are left out."""
     parts: list[str] = []
     for match in TOKEN.finditer(script):
-        token = match[0]
-        if token == ";":
+        piece = match[0]
+        if piece == ";":
             yield "".join(parts).strip()
             parts.clear()
-        elif not token.startswith("--"):
-            parts.append(token)
+        elif not piece.startswith("--"):
+            parts.append(piece)
 
 
 @cache
@@ -63,3 +62,14 @@ def migrations() -> tuple[tuple[int, str], ...]:
     names = (file.name for file in files(__name__).joinpath("migrations").iterdir())
     stems = sorted(name.removesuffix(".up.sql") for name in names if name.endswith(".up.sql"))
     return tuple((int(stem[:4]), stem[5:]) for stem in stems)
+
+
+@cache
+def function_body(name: str) -> str:
+    """Return the text between the dollar quotes of a trigger function, as in pg_proc.prosrc."""
+    text = read("hint_capture.sql") + read("log_capture.sql")
+    pattern = rf"FUNCTION rowsignal\.{name}\(.*?\$rowsignal\$(.*?)\$rowsignal\$"
+    match = re.search(pattern, text, re.DOTALL)
+    if match is None:
+        raise KeyError(name)
+    return match[1]

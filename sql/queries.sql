@@ -39,7 +39,11 @@ SELECT e.is_stray, coalesce(n.nspname, e.schema)::text AS schema, coalesce(c.rel
     ARRAY(SELECT a.attname::text FROM pg_attribute a
           WHERE a.attrelid = e.root AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum) AS columns,
     (SELECT json_agg(json_build_object(
-        'oid', m.oid::bigint, 'kind', m.relkind, 'is_partition', m.relispartition, 'triggers', (
+        'oid', m.oid::bigint, 'kind', m.relkind, 'is_partition', m.relispartition, 'shape', (
+            SELECT md5(string_agg(concat(a.attname, ' ', t.typname, a.atttypmod), ',' ORDER BY a.attnum))
+            FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+            WHERE a.attrelid = m.oid AND a.attnum > 0 AND NOT a.attisdropped),
+        'triggers', (
             SELECT coalesce(json_agg(json_build_object(
                 'name', t.tgname, 'function', o.name, 'digest', o.digest, 'type', t.tgtype,
                 'is_enabled', t.tgenabled IN ('O', 'A'), 'is_clone', t.tgparentid <> 0,

@@ -95,8 +95,9 @@ $rowsignal$;
 CREATE OR REPLACE FUNCTION rowsignal.shape_v1(relation oid) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
 AS $rowsignal$
-    SELECT md5(string_agg(concat(a.attname, ' ', format_type(a.atttypid, a.atttypmod)), ',' ORDER BY a.attnum))
-    FROM pg_attribute a WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped
+    SELECT md5(string_agg(concat(a.attname, ' ', t.typname, a.atttypmod), ',' ORDER BY a.attnum))
+    FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+    WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped
 $rowsignal$;
 
 -- :: hint triggers

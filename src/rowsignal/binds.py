@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, create_mock_engine
 from sqlalchemy.engine.mock import MockConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.ext.compiler import compiles
@@ -58,3 +58,14 @@ async def _run_async(bind: AsyncBind, work: Callable[[SyncConnection], Result]) 
     if isinstance(bind, AsyncSession):
         bind = await bind.connection()
     return await bind.run_sync(work)
+
+
+def record(work: Callable[[MockConnection], object]) -> str:
+    """Return the script that `work` would run, statement by statement."""
+    statements: list[str] = []
+
+    def note(statement: Statement, *_: object) -> None:
+        statements.append(statement.sql)
+
+    work(create_mock_engine("postgresql+asyncpg://", note))
+    return "".join(f"{statement};\n" for statement in statements)

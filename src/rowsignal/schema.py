@@ -1,9 +1,13 @@
 """The schema `rowsignal` in a database: which version it has, and bringing it up to date."""
 
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import overload
+
 from sqlalchemy import Connection, text
 
 from rowsignal import sql
-from rowsignal.binds import Statement, SyncConnection
+from rowsignal.binds import AsyncBind, Statement, SyncBind, SyncConnection, run_on
 from rowsignal.exceptions import SchemaVersionError
 
 CURRENT = max(number for number, _ in sql.migrations())
@@ -31,7 +35,8 @@ def apply(connection: SyncConnection) -> list[str]:
         found = version(connection)
     if found > CURRENT:
         raise SchemaVersionError(
-            f"Schema rowsignal is at version {found}, this library knows {CURRENT}: upgrade rowsignal."
+            f"Schema rowsignal is at version {found}, this library knows {CURRENT}:"
+            " upgrade rowsignal."
         )
     return _run(connection, found)
 
@@ -47,11 +52,56 @@ def take_lock(connection: Connection) -> None:
         pass
 
 
-def _run(connection: SyncConnection, found: int) -> list[str]:
-    applied = []
-    for number, name in sql.migrations():
-        if number > found:
-            for statement in sql.statements(sql.read(f"migrations/{number:04}_{name}.up.sql")):
-                connection.execute(Statement(statement))
-            applied.append(name)
-    return applied
+def migrate(connection: Connection, target: int = CURRENT) -> list[str]:
+    """Bring the schema up or down to a version; return the names of the migrations run.
+
+    Down takes away what later versions brought, with its data. Runs in the caller's transaction.
+    """
+    take_lock(connection)
+    found = version(connection)
+    down = [
+        (number, name) for number, name in reversed(sql.migrations()) if found >= number > target
+    ]
+    for number, name in down:
+        _execute(connection, f"migrations/{number:04}_{name}.down.sql")
+    return [name for _, name in down] or _run(connection, found, target)
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaStatus:
+    """The version of the schema in a database (0: none) and the one this library wants."""
+
+    version: int
+    wanted: int
+
+    @property
+    def is_current(self) -> bool:
+        """Tell whether they are the same."""
+        return self.version == self.wanted
+
+
+@overload
+def schema_status(bind: AsyncBind) -> Awaitable[SchemaStatus]: ...
+@overload
+def schema_status(bind: SyncBind) -> SchemaStatus: ...
+def schema_status(bind: AsyncBind | SyncBind) -> SchemaStatus | Awaitable[SchemaStatus]:
+    """Return which version of the schema a database has; to be awaited for an async bind."""
+
+    def work(connection: SyncConnection) -> SchemaStatus:
+        if not isinstance(connection, Connection):
+            raise TypeError("The status of the schema can not be asked offline.")
+        return SchemaStatus(version(connection), CURRENT)
+
+    return run_on(bind, work)
+
+
+def _run(connection: SyncConnection, found: int, target: int = CURRENT) -> list[str]:
+    up = [(number, name) for number, name in sql.migrations() if found < number <= target]
+    for number, name in up:
+        _execute(connection, f"migrations/{number:04}_{name}.up.sql")
+    return [name for _, name in up]
+
+
+def _execute(connection: SyncConnection, file: str) -> None:
+    for statement in sql.statements(sql.read(file)):
+        connection.execute(Statement(statement))

@@ -9,8 +9,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rowsignal.sql import query
-
-TableName = tuple[str | None, str]
+from rowsignal.trigger_settings import TableName
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +64,7 @@ class Member:
     oid: int
     kind: str
     is_partition: bool
+    shape: str
     triggers: tuple[Trigger, ...]
 
 
@@ -162,8 +162,7 @@ def _facts(row: Any) -> TableFacts:
         key_columns=tuple(row["key_columns"]),
         columns=tuple(row["columns"]),
         members=tuple(
-            Member(m["oid"], m["kind"], m["is_partition"], tuple(map(Trigger.of, m["triggers"])))
-            for m in members
+            Member(**{**m, "triggers": tuple(map(Trigger.of, m["triggers"]))}) for m in members
         ),
     )
 

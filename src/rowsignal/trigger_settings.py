@@ -1,0 +1,189 @@
+"""What tables are declared with: which triggers, for which columns."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sqlalchemy import Column, MetaData, Table, inspect
+from sqlalchemy.orm import InstrumentedAttribute, Mapper
+
+TableName = tuple[str | None, str]
+ColumnLike = InstrumentedAttribute[Any] | Column[Any] | str
+Model = TypeVar("Model", bound=type)
+
+INFO = "rowsignal"  # in MetaData.info: Alembic would write Table.info into every migration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TriggerSettings:
+    """How the changes of a table are captured.
+
+    `log` writes them to the change log, else they are hinted. `columns` are those whose change
+    counts (None: all), `exclude` those whose change does not. `row_values` logs whole rows, without
+    the excluded columns; `filter_columns` logs the values, old and new, of columns that readers
+    filter by. `always` sends hints whether or not a listener has asked for them. `notify=False` is
+    for logged tables written in two-phase commits, which NOTIFY forbids: readers poll.
+    """
+
+    log: bool = False
+    columns: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] | None = None
+    row_values: bool = False
+    filter_columns: tuple[str, ...] | None = None
+    always: bool = False
+    notify: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what would have no effect."""
+        if self.columns is not None and self.exclude is not None:
+            raise ValueError("columns and exclude contradict each other: give one of them.")
+        if self.columns is not None and not self.columns:
+            raise ValueError(
+                "columns is empty: no change would count. Leave it out for all columns."
+            )
+        logged_only = {
+            "row_values": self.row_values,
+            "filter_columns": self.filter_columns is not None,
+            "notify=False": not self.notify,
+        }
+        for name, is_given in logged_only.items():
+            if is_given and not self.log:
+                raise ValueError(
+                    f"{name} needs log=True: hints carry no values and are notifications."
+                )
+        if self.always and self.log:
+            raise ValueError("always=True is for hints: a logged table keeps every change anyway.")
+
+    def to_json(self) -> str:
+        """Return the settings as the triggers carry them; what is not given is left out."""
+        given: dict[str, object] = {"log": True} if self.log else {}
+        for key, names in (
+            ("columns", self.columns),
+            ("exclude", self.exclude),
+            ("filter", self.filter_columns),
+        ):
+            given |= {key: sorted(names)} if names else {}
+        given |= {"row_values": True} if self.row_values else {}
+        given |= {"always": True} if self.always else {}
+        given |= {} if self.notify else {"notify": False}
+        return json.dumps(given, sort_keys=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """Settings of a model, its columns still as they were written."""
+
+    model: type
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A table to carry triggers; `settings` is None when whatever it carries is right."""
+
+    name: TableName
+    settings: TriggerSettings | None = None
+
+
+def watched(**settings: Any) -> Callable[[Model], Model]:
+    """Declare how the changes of a model are captured.
+
+    Takes the settings of `install_triggers`; columns are named as attributes of the model.
+    `install_triggers(bind, Base)` then installs the declared models, and those only.
+
+    >>> from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+    >>> class Base(DeclarativeBase): ...
+    >>> @watched(log=True, columns=["status"])
+    ... class Order(Base):
+    ...     __tablename__ = "orders"
+    ...     id: Mapped[int] = mapped_column(primary_key=True)
+    ...     status: Mapped[str]
+    >>> [target.name for target in targets_of(Base)]
+    [(None, 'orders')]
+    """
+
+    def declare(model: Model) -> Model:
+        table = table_of(model)
+        declared = table.metadata.info.setdefault(INFO, {})
+        declared[table.key] = Declaration(model, settings)
+        return model
+
+    return declare
+
+
+def table_of(what: Any) -> Table:
+    """Return the table of a model; `TypeError` for what has none."""
+    table = what if isinstance(what, Table) else getattr(what, "__table__", None)
+    if not isinstance(table, Table):
+        raise TypeError(f"{what!r} is not a table: pass a declarative base, models or tables.")
+    return table
+
+
+def targets_of(what: Any, **settings: Any) -> list[Target]:
+    """Return the tables meant by a base, a metadata, a model, a table, a name or several of them.
+
+    Of a base or metadata these are the models declared with `watched`, or all tables when there is
+    no such declaration. `settings` given here win over declared ones.
+    """
+    if isinstance(what, str):
+        schema, _, name = what.rpartition(".")
+        return [Target((schema or None, name), settings_of(None, settings))]
+    if isinstance(what, Iterable) and not hasattr(what, "__table__"):
+        return [target for item in what for target in targets_of(item, **settings)]
+    metadata = what if isinstance(what, MetaData) else getattr(what, "metadata", None)
+    if isinstance(what, Table) or getattr(what, "__table__", None) is not None:
+        return [_target(table_of(what), what, settings)]
+    if not isinstance(metadata, MetaData):
+        raise TypeError(f"{what!r} is not a table: pass a declarative base, models or tables.")
+    declared = metadata.info.get(INFO, {})
+    tables = [table for table in metadata.sorted_tables if table.key in declared or not declared]
+    return [_target(table, None, settings) for table in tables]
+
+
+def _target(table: Table, what: Any, settings: Mapping[str, Any]) -> Target:
+    declaration = table.metadata.info.get(INFO, {}).get(table.key)
+    declared = declaration.settings if declaration else {}
+    model = declaration.model if declaration else what if isinstance(what, type) else None
+    source = model if model is not None else table
+    return Target((table.schema, table.name), settings_of(source, {**declared, **settings}))
+
+
+def settings_of(source: Any, given: Mapping[str, Any]) -> TriggerSettings:
+    """Return settings with columns by their names in the database."""
+    names = dict(given)
+    for key in ("columns", "exclude", "filter_columns"):
+        if names.get(key) is not None:
+            names[key] = _column_names(source, names[key])
+    return TriggerSettings(**names)
+
+
+def _column_names(source: Any, columns: Sequence[ColumnLike]) -> tuple[str, ...]:
+    if isinstance(columns, str):
+        raise TypeError(f"columns is a list of columns, not the string {columns!r}.")
+    known = _known_columns(source)
+    found = []
+    for column in columns:
+        key = column if isinstance(column, str) else column.key
+        if known is not None and key not in known:
+            raise ValueError(f"{_label(source)} has no column {key!r}; it has {', '.join(known)}.")
+        found.append(known[key] if known is not None else str(key))
+    return tuple(dict.fromkeys(found))
+
+
+def _known_columns(source: Any) -> dict[str, str] | None:
+    if source is None:
+        return None
+    if isinstance(source, Table):
+        return {column.key: column.name for column in source.columns}
+    mapper: Mapper[Any] = inspect(source)
+    return {
+        attribute.key: column.name
+        for attribute in mapper.column_attrs
+        for column in attribute.columns[:1]
+        if isinstance(column, Column)
+    }
+
+
+def _label(source: Any) -> str:
+    return source.fullname if isinstance(source, Table) else str(source.__name__)
