@@ -3,6 +3,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import nullcontext
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import asyncpg
@@ -84,69 +85,6 @@ async def test_of_its_own(database_url, postgres_url, number):
 @pytest.mark.parametrize("number", range(2))
 async def test_of_all(worker_database, cleanup_tables, number):
     await fill(worker_database)
-"""
-
-
-WATCHED_CONFTEST = """
-import asyncio
-import pytest
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from rowsignal.triggers import install_triggers
-
-pytest_plugins = ["rowsignal.pytest_plugin"]
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Item(Base):
-    __tablename__ = "item"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    left: Mapped[int]
-
-
-@pytest.fixture(scope="session")
-def database_metadata():
-    return Base
-
-
-@pytest.fixture(scope="session")
-def prepare_database():
-    async def prepare(engine):
-        await install_triggers(engine, Base)
-    return prepare
-
-
-@pytest.fixture(scope="session")
-def item_class():
-    return Item
-"""
-
-WATCHED_TESTS = """
-import asyncio
-import pytest
-from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
-from rowsignal.waiting import wait_for_row_change
-
-
-@pytest.mark.parametrize("which", ["database_url", "worker_database"])
-async def test_wait(which, request, item_class, cleanup_tables):
-    engine = create_async_engine(request.getfixturevalue(which))
-    sessions = async_sessionmaker(engine)
-    async with sessions.begin() as session:
-        session.add(item_class(id=1, left=5))
-
-    async def take_one():
-        async with sessions.begin() as session:
-            (await session.get(item_class, 1)).left -= 1
-
-    wait = asyncio.create_task(wait_for_row_change(engine, item_class, 1, timeout=10))
-    while not wait.done():
-        await take_one()
-        await asyncio.wait([wait], timeout=0.1)
-    assert (await wait).left < 5
-    await engine.dispose()
 """
 
 
@@ -285,7 +223,7 @@ def test_killed_run_leaves_no_server_of_its_own(project: pytest.Pytester, temp_d
         time.sleep(0.02)
 
 
-def test_server_and_tables_can_be_chosen_and_nothing_is_loaded_unasked(
+def test_server_and_tables_can_be_chosen(
     project: pytest.Pytester, external: EmbeddedPostgres, temp_dir: Path
 ) -> None:
     project.makeconftest(
@@ -312,17 +250,12 @@ def test_server_and_tables_can_be_chosen_and_nothing_is_loaded_unasked(
     )
     project.runpytest_subprocess().assert_outcomes(passed=2)
     assert not servers_in(temp_dir)
-    project.makeconftest("")
-    project.makepyfile(
-        test_stock="import sys\ndef test_bare(): assert 'rowsignal' not in sys.modules"
-    )
-    project.runpytest_subprocess().assert_outcomes(passed=1)
 
 
-async def test_waits_and_triggers_work_in_tests(project: pytest.Pytester) -> None:
-    project.makeconftest(WATCHED_CONFTEST)
-    project.makepyfile(test_stock=WATCHED_TESTS)
-    project.runpytest_subprocess().assert_outcomes(passed=2)
+def test_is_not_loaded_where_nobody_asked_for_it() -> None:
+    plugins = [plugin.value for plugin in entry_points(group="pytest11")]
+    assert plugins
+    assert not any(value.startswith("rowsignal") for value in plugins)
 
 
 async def end_connections_of_others(server: EmbeddedPostgres) -> None:
