@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from rowsignal import sql
+from rowsignal import schema
 from rowsignal.change_log import Batch, ChangeLog
 from rowsignal.changes import Change, Reset
 
 TABLES = """
 create table item (id integer primary key, v integer not null);
-create function capture() returns trigger language plpgsql as $$
+create function rowsignal.capture_log_test() returns trigger language plpgsql as $$
 begin
     if tg_op = 'TRUNCATE' then
         insert into rowsignal.change (relation, operation) values (tg_relid, 't');
@@ -33,10 +33,12 @@ begin
     end if;
     return null;
 end $$;
-create trigger capture after insert or update or delete on item
-    for each row execute function capture();
-create trigger capture_truncate after truncate on item
-    for each statement execute function capture();
+"""
+CAPTURE = """
+create trigger capture after insert or update or delete on {table} for each row
+    execute function rowsignal.capture_log_test('{table}', '1000', '{{}}', 'id');
+create trigger capture_truncate after truncate on {table} for each statement
+    execute function rowsignal.capture_log_test('{table}', '1000', '{{}}', 'id');
 """
 
 
@@ -54,6 +56,10 @@ class Shop:
         connection = await connect(self.engine)
         self._stack.push_async_callback(connection.close, timeout=2)
         return connection
+
+    async def capture(self, table: str) -> None:
+        """Log the changes of one more table that has a column `id`."""
+        await self.sql.execute(CAPTURE.format(table=table))
 
     async def insert(self, *ids: int) -> None:
         """Insert items in one transaction."""
@@ -78,9 +84,10 @@ async def open_shop(engine: AsyncEngine) -> AsyncIterator[Shop]:
     async with AsyncExitStack() as stack:
         connection = await connect(engine)
         stack.push_async_callback(connection.close, timeout=2)
-        await connection.execute("create schema rowsignal")
-        await connection.execute(sql.read("change_log.sql"))
+        async with engine.begin() as own:
+            await own.run_sync(schema.apply)
         await connection.execute(TABLES)
+        await connection.execute(CAPTURE.format(table="item"))
         log = await stack.enter_async_context(ChangeLog(engine))
         yield Shop(engine, log, connection, stack)
 

@@ -123,7 +123,9 @@ class LogTail:
             self._woken.set()
 
     async def stopped(self) -> None:
-        """Go on by polling; nothing here is the listener's."""
+        """Go on by polling while somebody reads, else end now."""
+        if not self._tables:
+            await self.aclose()
 
     async def _ask(self, subscription: LogSubscription | None) -> str:
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()

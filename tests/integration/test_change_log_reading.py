@@ -170,9 +170,7 @@ async def test_rolled_back_work_is_never_seen(shop: Shop) -> None:
 
 async def test_only_the_tables_asked_for_are_read(shop: Shop) -> None:
     await shop.sql.execute('create schema "S"; create table "S"."Odd" (id integer primary key)')
-    await shop.sql.execute(
-        'create trigger capture after insert on "S"."Odd" for each row execute function capture()'
-    )
+    await shop.capture('"S"."Odd"')
     start = await shop.log.position()
     await shop.insert(1)
     await shop.sql.execute('insert into "S"."Odd" values (2)')
@@ -189,9 +187,9 @@ async def test_a_partition_goes_by_its_root_and_a_renamed_table_by_its_new_name(
         """
         create table parts (id integer primary key) partition by range (id);
         create table low partition of parts for values from (0) to (10);
-        create trigger capture after insert on parts for each row execute function capture();
         """
     )
+    await shop.capture("parts")
     start = await shop.log.position()
     await shop.sql.execute("insert into low values (1)")
     await shop.sql.execute("alter table parts rename to pieces")
@@ -201,9 +199,7 @@ async def test_a_partition_goes_by_its_root_and_a_renamed_table_by_its_new_name(
 
 async def test_changes_of_a_dropped_table_are_passed_over(shop: Shop) -> None:
     await shop.sql.execute("create table gone (id integer primary key)")
-    await shop.sql.execute(
-        "create trigger capture after insert on gone for each row execute function capture()"
-    )
+    await shop.capture("gone")
     start = await shop.log.position()
     await shop.insert(1)
     await shop.sql.execute("insert into gone values (2)")

@@ -118,9 +118,7 @@ async def test_a_slow_subscriber_catches_up_by_itself(shop: Shop, tail: LogTail)
 
 async def test_subscribers_see_their_tables_only(shop: Shop, tail: LogTail) -> None:
     await shop.sql.execute("create table other (id integer primary key)")
-    await shop.sql.execute(
-        "create trigger capture after insert on other for each row execute function capture()"
-    )
+    await shop.capture("other")
     async with (
         tail.subscribe([ITEM]) as items,
         tail.subscribe([("public", "other")]) as others,
