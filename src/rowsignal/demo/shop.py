@@ -8,7 +8,7 @@ from random import Random
 from typing import TypeVar
 
 import asyncpg
-from sqlalchemy import exists, func, select
+from sqlalchemy import exists, func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.schema import CreateSchema
@@ -43,6 +43,8 @@ async def create_shop(engine: AsyncEngine, *, seed: int = 1) -> None:
     async with AsyncSession(engine) as session, session.begin():
         if not await session.scalar(select(func.count(Customer.id))):
             await _furnish(session, Random(seed))  # noqa: S311 -- a story, not a secret
+            await session.flush()
+            await session.execute(text(f"ANALYZE {', '.join(Base.metadata.tables)}"))
 
 
 async def run_shop(

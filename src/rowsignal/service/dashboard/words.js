@@ -21,7 +21,8 @@ function unreachable({ reason }, seenAt) {
   return { tone: "bad", headline: "The service does not answer.", detail: `${reason} Trying again.${seen}` };
 }
 
-function ofService({ state }) {
+function ofService({ state, reason }) {
+  if (state === "degraded") return { tone: "bad", headline: "Waiting for PostgreSQL.", detail: reason ?? "" };
   if (state === "starting") return { tone: "wait", headline: "The service is starting." };
   if (state === "stopping") return { tone: "wait", headline: "The service is shutting down." };
   return null;

@@ -1,0 +1,309 @@
+"""The page of the service, in Chromium, over PostgreSQL: what a person sees and can do."""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import httpx
+import jwt
+import pytest
+import pytest_asyncio
+from fastapi import FastAPI
+from playwright.async_api import BrowserContext, Page, expect
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from acceptance.live_service import free_port, running
+from rowsignal.demo.shop import create_shop
+from rowsignal.demo.shop_tables import Base, Item
+from rowsignal.service.app import create_app
+from rowsignal.service.settings import Settings
+from rowsignal.triggers import install_triggers, uninstall_triggers
+
+pytest_plugins = ["acceptance.browser"]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+SECRET = "a secret of more than thirty-two bytes"
+CONTRAST = """() => {
+  const light = (colour) => {
+    const pen = document.createElement("canvas").getContext("2d");
+    pen.fillStyle = colour; pen.fillRect(0, 0, 1, 1);
+    const [r, g, b] = [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3).map((part) => {
+      const share = part / 255;
+      return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const resolve = (name) => {
+    document.body.style.setProperty("outline-color", `var(--${name})`);
+    return light(getComputedStyle(document.body).outlineColor);
+  };
+  const ratio = (one, other) => {
+    const [dark, bright] = [resolve(one), resolve(other)].sort((a, b) => a - b);
+    return (bright + 0.05) / (dark + 0.05);
+  };
+  const inks = ["ink", "muted", "insert", "update", "delete", "truncate", "wait", "bad"];
+  return Math.min(...["paper", "sheet", "well"].flatMap((on) => inks.map((ink) => ratio(ink, on))));
+}"""
+UNNAMED = """() => [...document.querySelectorAll("button, input, select")]
+  .filter((it) => it.checkVisibility())
+  .filter((it) => !(it.textContent.trim() && it.tagName === "BUTTON") && !it.ariaLabel
+    && !it.labels?.length)
+  .map((it) => it.outerHTML)"""
+
+
+def app_of(url: str, **settings: object) -> FastAPI:
+    return create_app(Settings(database_url=url, log_level="error", heartbeat=1, **settings))  # type: ignore[arg-type]  # as from the environment
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def shop(database_url: str) -> AsyncIterator[AsyncEngine]:
+    """Engine of a furnished shop whose tables are logged."""
+    engine = create_async_engine(database_url)
+    await create_shop(engine)
+    await install_triggers(engine, Base, log=True, row_values=True)
+    yield engine
+    await engine.dispose()
+
+
+@asynccontextmanager
+async def shown(page: Page, url: str) -> AsyncIterator[None]:
+    """Have the page open, and let nothing be wrong on it when it is closed."""
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+    elsewhere: list[str] = []
+    page.on("request", lambda it: None if it.url.startswith(url) else elsewhere.append(it.url))
+    await page.goto(url)
+    yield
+    assert (wrong, elsewhere) == ([], [])
+
+
+async def run(shop: AsyncEngine, *statements: str) -> None:
+    async with shop.begin() as connection:
+        for statement in statements:
+            await connection.execute(text(statement))
+
+
+async def is_live(page: Page) -> None:
+    await expect(page.locator("#reach")).to_have_attribute("data-status", "live")
+
+
+async def test_a_glance_tells_how_things_are(
+    page: Page, shop: AsyncEngine, database_url: str
+) -> None:
+    async with running(app_of(database_url)) as url, shown(page, url):
+        await is_live(page)
+        await expect(page.locator("#headline")).to_have_text("Listening to 3 tables.")
+        await expect(page.locator("body")).to_have_attribute("data-tone", "good")
+        await expect(page.locator(".card h3")).to_have_text(
+            ["shop.customers", "shop.items", "shop.orders"]
+        )
+        await expect(page.locator("#vital-listener")).to_have_text("listening")
+        await run(shop, "update shop.orders set status = 'paid' where id = 1 and status <> 'paid'")
+        await run(shop, "update shop.items set stock = stock + 1 where id = 1")
+        await expect(page.locator("[data-table='shop.items'] .update")).to_have_text("1")
+        await expect(page.locator("#aside")).to_have_text(re.compile(r"A change is here in .+ m?s"))
+        await expect(page.locator("#vital-readers")).to_have_text("1")
+
+
+async def test_the_feed_shows_what_was_beside_what_is(
+    page: Page, shop: AsyncEngine, database_url: str
+) -> None:
+    await run(shop, "update shop.orders set status = 'new' where id = 1")
+    async with running(app_of(database_url)) as url, shown(page, url):
+        await is_live(page)
+        await run(shop, "update shop.orders set status = 'paid' where id = 1")
+        entry = page.locator("#changes li").first
+        await expect(entry.locator(".what")).to_have_text("update shop.orders 1")
+        await expect(entry.locator("del")).to_have_text("new")
+        await expect(entry.locator("ins")).to_have_text("paid")
+        await run(
+            shop,
+            "insert into shop.items (name, price, stock) values ('<b>Bowl</b>', 3, 1)",
+            "delete from shop.items where name = '<b>Bowl</b>'",
+        )
+        await expect(page.locator("#changes li.insert .values")).to_contain_text("<b>Bowl</b>")
+        await expect(page.locator("#changes li.delete")).to_have_count(1)
+        await page.fill("#filter", "orders PAID")
+        await expect(page.locator("#changes li:visible")).to_have_count(1)
+        await page.fill("#filter", "")
+        await page.click(".kind.delete")
+        await expect(page.locator("#changes li:visible")).to_have_count(2)
+
+
+async def test_a_paused_feed_keeps_what_comes(
+    page: Page, shop: AsyncEngine, database_url: str
+) -> None:
+    async with running(app_of(database_url)) as url, shown(page, url):
+        await is_live(page)
+        await page.keyboard.press("Space")
+        await run(shop, "update shop.items set stock = stock + 1 where id <= 3")
+        await expect(page.locator("#pause")).to_have_text("Resume, 3 new")
+        await expect(page.locator("#changes li")).to_have_count(0)
+        await page.keyboard.press("Space")
+        await expect(page.locator("#changes li")).to_have_count(3)
+        await page.keyboard.press("/")
+        await expect(page.locator("#filter")).to_be_focused()
+
+
+async def test_a_table_without_its_triggers_says_what_mends_it(
+    page: Page, shop: AsyncEngine, database_url: str
+) -> None:
+    await uninstall_triggers(shop, Item)
+    offered = {"shop.items": None, "shop.orders": None}
+    async with running(app_of(database_url, tables=offered)) as url, shown(page, url):
+        card = page.locator("[data-table='shop.items']")
+        await expect(card.locator(".trouble strong")).to_have_text("Triggers missing.")
+        await expect(card.locator(".trouble code")).to_contain_text("rowsignal install")
+        await expect(page.locator("#headline")).to_contain_text("shop.items needs mending")
+        await expect(page.locator("body")).to_have_attribute("data-tone", "wait")
+
+
+async def test_nothing_to_watch_says_how_to_begin(page: Page, database_url: str) -> None:
+    async with running(app_of(database_url)) as url, shown(page, url):
+        await expect(page.locator("#headline")).to_have_text("Nothing to watch yet.")
+        await expect(page.locator("#begin code").first).to_contain_text("rowsignal install")
+        await expect(page.locator(".columns")).to_be_hidden()
+
+
+async def test_a_service_that_went_and_came_back_is_met_again(
+    page: Page, shop: AsyncEngine, database_url: str
+) -> None:
+    port = free_port()
+    async with running(app_of(database_url), port=port) as url:
+        await page.goto(url)
+        await is_live(page)
+    await expect(page.locator("#headline")).to_have_text("The service does not answer.")
+    await expect(page.locator("#reach")).not_to_have_attribute("data-status", "live")
+    await run(shop, "update shop.items set stock = 77 where id = 1")
+    async with running(app_of(database_url), port=port):
+        await page.evaluate("dispatchEvent(new Event('online'))")
+        await expect(page.locator("#changes ins")).to_have_text("77")
+        await expect(page.locator("#headline")).to_have_text("Listening to 3 tables.")
+
+
+async def test_two_pages_read_through_one_connection(
+    context: BrowserContext, shop: AsyncEngine, database_url: str
+) -> None:
+    first, second = await context.new_page(), await context.new_page()
+    async with running(app_of(database_url)) as url, shown(first, url), shown(second, url):
+        await is_live(first)
+        await expect(second.locator("#reach")).to_have_text("live, through another tab")
+        await run(shop, "update shop.items set stock = 55 where id = 1")
+        for page in (first, second):
+            await expect(page.locator("#changes ins")).to_have_text("55")
+        await expect(second.locator("#vital-readers")).to_have_text("1")
+
+
+async def test_a_subscription_is_built_shown_and_run(
+    page: Page, shop: AsyncEngine, database_url: str
+) -> None:
+    await run(
+        shop,
+        "update shop.orders set status = 'shipped'",
+        "update shop.orders set status = 'paid' where id in (1, 2)",
+    )
+    async with running(app_of(database_url)) as url, shown(page, url):
+        await is_live(page)
+        form = page.locator("#builder")
+        await form.locator("[name=table]").select_option("shop.orders")
+        await form.locator("[name=column]").select_option("status")
+        await form.locator("[name=content]").fill("paid")
+        code = await form.locator("pre").text_content() or ""
+        address = re.search(r"'(http[^']+)'", code)
+        assert address
+        assert await first_keys(address[1], 2) == [1, 2]
+        await form.get_by_role("button", name="JavaScript").click()
+        await expect(form.locator("pre")).to_contain_text('where: "status.eq.paid"')
+        await form.get_by_role("button", name="Run").click()
+        await expect(form.locator(".said")).to_have_text("live, 2 rows held, 2 changes")
+        await run(shop, "update shop.orders set status = 'packed' where id = 1")
+        await expect(form.locator(".output li").first).to_contain_text("delete")
+        await form.get_by_role("button", name="Stop").click()
+        await expect(form.get_by_role("button", name="Run")).to_be_visible()
+
+
+async def first_keys(address: str, number: int) -> list[int]:
+    """Keys of the first rows that an address brings to any client."""
+    keys: list[int] = []
+    async with httpx.AsyncClient() as client, client.stream("GET", address) as answer:
+        async for line in answer.aiter_lines():
+            data = json.loads(line[5:]) if line.startswith("data:") else {}
+            keys += [data["key"]["id"]] if "row" in data else []
+            if len(keys) == number:
+                break
+    return sorted(keys)
+
+
+async def test_a_service_with_tokens_asks_and_then_shows(
+    page: Page, shop: AsyncEngine, database_url: str
+) -> None:
+    claims = {"tables": {"*": {}}, "status": True}
+    end = datetime.now(UTC) + timedelta(minutes=5)
+    token = jwt.encode(
+        {"sub": "ada", "aud": "rowsignal", "exp": end, "rowsignal": claims}, SECRET, "HS256"
+    )
+    async with running(app_of(database_url, token_secret=SECRET)) as url:
+        await page.goto(url)
+        await expect(page.locator("#headline")).to_have_text("This service asks who you are.")
+        await page.fill("#token", token)
+        await page.get_by_role("button", name="Sign in").click()
+        await is_live(page)
+        await run(shop, "update shop.items set stock = 66 where id = 1")
+        await expect(page.locator("#changes ins")).to_have_text("66")
+        await page.reload()
+        await is_live(page)
+
+
+async def test_colours_follow_the_system_or_the_choice_and_stay_readable(
+    page: Page, shop: AsyncEngine, database_url: str
+) -> None:
+    background = "getComputedStyle(document.body).backgroundColor"
+    async with running(app_of(database_url)) as url, shown(page, url):
+        await is_live(page)
+        await page.emulate_media(color_scheme="light")
+        light = await page.evaluate(background)
+        assert await page.evaluate(CONTRAST) >= 4.5
+        await page.emulate_media(color_scheme="dark")
+        assert await page.evaluate(background) != light
+        assert await page.evaluate(CONTRAST) >= 4.5
+        await page.keyboard.press("t")
+        assert await page.evaluate(background) == light
+        await page.reload()
+        assert await page.evaluate(background) == light
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1440])
+async def test_no_width_needs_sideways_scrolling(
+    page: Page, shop: AsyncEngine, database_url: str, width: int
+) -> None:
+    await page.set_viewport_size({"width": width, "height": 800})
+    async with running(app_of(database_url)) as url, shown(page, url):
+        await is_live(page)
+        await run(shop, "update shop.customers set name = repeat('long', 30), city = 'Öland'")
+        await expect(page.locator("#changes li").first).to_be_visible()
+        root = "document.documentElement"
+        assert await page.evaluate(f"{root}.scrollWidth <= {root}.clientWidth")
+
+
+async def test_controls_have_names_and_nothing_moves_against_ones_will(
+    page: Page, shop: AsyncEngine, database_url: str
+) -> None:
+    await page.emulate_media(reduced_motion="reduce")
+    async with running(app_of(database_url)) as url, shown(page, url):
+        await is_live(page)
+        assert await page.evaluate(UNNAMED) == []
+        await run(shop, "update shop.items set stock = 11 where id = 1")
+        await expect(page.locator("#changes li")).to_have_count(1)
+        assert await page.evaluate("document.getAnimations().length") == 0
+        await page.keyboard.press("Tab")
+        await expect(page.locator(".skip")).to_be_focused()
+        async with asyncio.timeout(5):
+            while await page.evaluate("document.activeElement.id") != "latency-chart":
+                await page.keyboard.press("Tab")
+        await page.keyboard.press("ArrowLeft")
+        await expect(page.locator("#latency-chart .cursor")).to_have_count(1)
