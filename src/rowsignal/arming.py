@@ -15,7 +15,7 @@ from typing import Protocol
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rowsignal.listener import OUTAGES, Lease, Listener
-from rowsignal.payload import Hint
+from rowsignal.payload import LOG_BUCKET, Hint
 from rowsignal.sql import query
 from rowsignal.trigger_catalog import Capture, TableName, captures
 
@@ -127,9 +127,24 @@ class TableWatch:
         """Tell whether the table has triggers that can notify."""
         return self.capture is not None and self.capture.is_notifying
 
+    @property
+    def is_logged(self) -> bool:
+        """Tell whether the table's changes are told by the wake-up of the change log."""
+        return self.capture is not None and self.capture.kind == "log"
+
+    @property
+    def is_armed(self) -> bool:
+        """Tell whether every change from now on will be told."""
+        held = all(not lease.wire.lost.is_set() for lease in self._leases)
+        return self.mode == "armed" and bool(self._leases) and held
+
     def hinted(self, hints: Iterable[Hint]) -> None:
         """Count hints that arrived for the table."""
-        self._rate.add(len({hint.transaction_id for hint in hints}))
+        self.woken(len({hint.transaction_id for hint in hints}))
+
+    def woken(self, transactions: int) -> None:
+        """Count transactions that notified because the table was armed."""
+        self._rate.add(transactions)
         if self._rate.is_high and not self._audience.is_streaming:
             self._stirred.set()
 
@@ -143,7 +158,7 @@ class TableWatch:
             self._stirred.set()
 
     def _tells_of(self, columns: frozenset[str] | None) -> bool:
-        told = self.capture.columns if self.capture and self.capture.is_notifying else None
+        told = self.capture.columns if self.capture else None
         return told is None or (columns is not None and columns <= set(told))
 
     async def run(self) -> None:
@@ -177,12 +192,12 @@ class TableWatch:
     def _is_enough(self, capture: Capture | None) -> bool:
         return (
             capture is not None
-            and capture.is_notifying
+            and (capture.is_notifying or capture.kind == "log")
             and self._audience.is_content_with(capture.columns)
         )
 
     async def _arm(self, capture: Capture) -> bool:
-        for bucket in sorted({bucket for _, bucket in capture.channels}):
+        for bucket in _buckets(capture):
             lease = await self._listener.arm(bucket)
             if lease is None:
                 return False
@@ -267,6 +282,12 @@ class TableWatch:
         if mode != self.mode:
             self.mode = mode
             self._audience.mode_changed(mode)
+
+
+def _buckets(capture: Capture) -> list[int]:
+    if capture.kind == "log":
+        return [LOG_BUCKET]
+    return sorted({bucket for _, bucket in capture.channels})
 
 
 def _spread() -> float:

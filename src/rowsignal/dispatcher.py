@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from rowsignal.arming import Pace, TableWatch
 from rowsignal.listener import OUTAGES, Listener
-from rowsignal.payload import CHANNEL, Hint, PayloadError
+from rowsignal.payload import CHANNEL, LOG_CHANNEL, Hint, PayloadError
 from rowsignal.row_reader import Found, PrimaryKey, RowShape, read_rows
 from rowsignal.row_watch import RowWatch, Subscription
 from rowsignal.trigger_catalog import TableName
@@ -52,11 +52,7 @@ class WatchedTable:
         self.watch = TableWatch(name, dispatcher.listener, self, dispatcher.pace)
         self.task: asyncio.Task[None] | None = None
         self._dispatcher = dispatcher
-
-    @property
-    def is_idle(self) -> bool:
-        """Tell whether nobody needs the table."""
-        return not self.readers and not any(self.rows)
+        self._was_armed = False
 
     @property
     def is_streaming(self) -> bool:
@@ -83,8 +79,11 @@ class WatchedTable:
     def mode_changed(self, mode: str) -> None:
         """Pass on how the table is watched; what is not armed may lose hints."""
         self._dispatcher.listener.hooks.mode_changed(table=self.watch.label, mode=mode)
-        if mode == "polling":
+        if self._was_armed:
+            self.interrupt(f"the table was disarmed for a moment, and is {mode} now")
+        elif mode == "polling":
             self.interrupt("notifications do not arrive")
+        self._was_armed = mode == "armed"
 
     def interrupt(self, reason: str) -> None:
         """Tell the readers of hints that some may be missing."""
@@ -104,6 +103,7 @@ class Dispatcher:
         self._rows: dict[RowShape, RowWatch] = {}
         self._tables: dict[TableName, WatchedTable] = {}
         self._inbox: list[str] = []
+        self._log_wakes = 0
         self._has_overflown = False
         self._due: Due = {}
         self._asked: list[asyncio.Future[int]] = []
@@ -189,9 +189,9 @@ class Dispatcher:
 
     def received(self, channel: str, payload: str) -> None:
         """Keep a payload for the task; beyond the limit only that there were more."""
-        if channel != CHANNEL:
-            return
-        if len(self._inbox) < INBOX_LIMIT:
+        if channel == LOG_CHANNEL:
+            self._log_wakes += 1
+        elif channel == CHANNEL and len(self._inbox) < INBOX_LIMIT:
             self._inbox.append(payload)
         else:
             self._has_overflown = True
@@ -269,6 +269,8 @@ class Dispatcher:
         if self._has_overflown:
             self._has_overflown = False
             self._distrust_hints()
+        if self._log_wakes:
+            self._follow_log()
         hints: dict[str, list[Hint]] = {}
         for payload in inbox:
             hint = self._decode(payload)
@@ -293,6 +295,15 @@ class Dispatcher:
             table.interrupt("more notifications arrived than could be taken in")
         for rows in self._rows.values():
             self._note(rows, rows.primary_keys)
+
+    def _follow_log(self) -> None:
+        """Look at what is waited for in logged tables: the log's wake-up names no row."""
+        wakes, self._log_wakes = self._log_wakes, 0
+        for table in self._tables.values():
+            if table.watch.is_logged:
+                table.watch.woken(wakes)
+                for rows in table.rows:
+                    self._note(rows, rows.primary_keys)
 
     def _hand_out(self, table: WatchedTable, hints: list[Hint]) -> None:
         table.watch.hinted(hints)

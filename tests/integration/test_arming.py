@@ -41,12 +41,15 @@ async def writer(server: EmbeddedPostgres, shop: AsyncEngine) -> AsyncIterator[a
 
 
 async def until_mode(engine: AsyncEngine, *modes: str) -> TableWatch:
+    """Return when all waits have seen their row and the table is watched in one of the modes."""
     async with asyncio.timeout(15):
         while True:
-            table = Dispatcher.of(engine).tables.get((None, "orders"))
-            if table is not None and table.watch.mode in modes:
-                return table.watch
             await asyncio.sleep(0.005)
+            table = Dispatcher.of(engine).tables.get((None, "orders"))
+            waits = [wait for rows in Dispatcher.of(engine).rows for wait in rows]
+            is_seen = all(wait.baseline is not None for wait in waits)
+            if is_seen and table is not None and table.watch.mode in modes:
+                return table.watch
 
 
 def begin_wait(engine: AsyncEngine, key: int = 1, **options: Any) -> asyncio.Task[Order]:
@@ -285,3 +288,20 @@ async def test_no_wait_outlives_its_commit(
 
     await asyncio.gather(*(write(n) for n in range(6)), *(wait(100 + n) for n in range(3)))
     assert resolved > SECONDS
+
+
+async def test_waits_on_a_logged_table_are_woken_by_its_log(
+    shop: AsyncEngine, writer: asyncpg.Connection
+) -> None:
+    await install_triggers(shop, [Order], log=True)
+    Dispatcher.of(shop, Pace(safety=NEVER))
+    wait = begin_wait(shop)
+    await until_mode(shop, "armed")
+    await pay(writer)
+    assert (await wait).total == 1
+    async with writer.transaction():
+        await pay(writer)
+        later = begin_wait(shop, 2)
+        await pay(writer, 2)
+        await until_mode(shop, "settling", "armed")
+    assert (await later).total == 1
