@@ -15,13 +15,14 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.orm.databases import create_database, drop_database
+from rowsignal.payload import LOCK_CLASS
 from rowsignal.pytest_plugin import (
     create_db_session,
     create_worker_database,
     sessions,
     worker_database_url,
 )
-from rowsignal.pytest_plugin.scratch import ScratchDatabases
+from rowsignal.pytest_plugin.scratch import LEASES, ScratchDatabases
 
 pytest_plugins = ["pytester"]
 
@@ -264,6 +265,10 @@ async def end_connections_of_others(server: EmbeddedPostgres) -> None:
         "select pg_terminate_backend(pid) from pg_stat_activity"
         " where backend_type = 'client backend' and pid <> pg_backend_pid()",
     )
+
+
+def test_leases_are_no_locks_of_listeners() -> None:
+    assert LEASES != LOCK_CLASS
 
 
 async def test_processes_leave_each_others_databases_alone(external: EmbeddedPostgres) -> None:

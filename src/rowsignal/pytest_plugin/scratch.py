@@ -16,8 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from rowsignal.identifiers import quote
 
 PREFIX = "rowsignal_test_"
-# First half of the keys of the advisory locks by which living processes keep their databases.
-LEASES = 0x726F7773
+# First half of the keys of the advisory locks by which living processes keep their databases;
+# it must differ from the one by which listeners arm triggers.
+LEASES = 0x72747374
 
 TAKE_LEASE = text("select pg_advisory_lock(:leases, :process)")
 # An advisory lock belongs to the database it was taken in; pg_locks shows those of all.
