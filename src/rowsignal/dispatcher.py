@@ -21,7 +21,7 @@ from rowsignal.listener import OUTAGES, Listener
 from rowsignal.payload import CHANNEL, LOG_CHANNEL, Hint, PayloadError
 from rowsignal.row_reader import Found, PrimaryKey, RowShape, read_rows
 from rowsignal.row_watch import RowWatch, Subscription
-from rowsignal.trigger_catalog import TableName
+from rowsignal.trigger_settings import TableName
 
 logger = logging.getLogger("rowsignal.dispatcher")
 

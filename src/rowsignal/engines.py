@@ -77,7 +77,8 @@ class OwnConnection:
             self._connection = connection
             if await _is_direct(connection):
                 await connection.rollback()
-                await connection.execution_options(isolation_level="AUTOCOMMIT")
+                options = {"isolation_level": "AUTOCOMMIT"}
+                self._connection = await connection.execution_options(**options)
         return self._connection
 
     async def _discard(self) -> None:
