@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -16,10 +17,10 @@ INSERT = text("insert into entry values (:id)")
 
 
 class Canceller:
-    """Counts awaits, and cancels one task at the given one of them, counted from 1."""
+    """Counts awaits from 1, and cancels one task at the given one of them, or some in a row."""
 
-    def __init__(self, at: int) -> None:
-        self.at = at
+    def __init__(self, at: int, times: int) -> None:
+        self.at = range(at, at + times)
         self.awaits = 0
         self.victim = asyncio.current_task()
 
@@ -46,7 +47,7 @@ class Canceller:
 
     def count(self) -> None:
         self.awaits += 1
-        if self.awaits == self.at:
+        if self.awaits in self.at:
             assert self.victim is not None
             self.victim.cancel()
 
@@ -75,12 +76,12 @@ class Counted:
 
 
 async def cancel_everywhere(
-    work: Callable[[int], Coroutine[Any, Any, Any]], *, in_children: bool = False
+    work: Callable[[int], Coroutine[Any, Any, Any]], times: int = 1, *, in_children: bool = False
 ) -> AsyncIterator[Any]:
     """Run work(1), work(2) ... cancelling each one await later, until one goes through."""
     loop = asyncio.get_running_loop()
     for at in range(1, 200):
-        canceller = Canceller(at)
+        canceller = Canceller(at, times)
         main = asyncio.create_task(canceller.run(work(at)))
         if in_children:
             loop.set_task_factory(canceller.make_task)
@@ -106,8 +107,9 @@ async def nothing() -> dict[str, Any]:
     return {"type": "http.request", "body": b"", "more_body": False}
 
 
+@pytest.mark.parametrize("times", [1, 3])
 async def test_cancelled_requests_give_back_their_connection(
-    pooled: AsyncEngine, engine: AsyncEngine
+    pooled: AsyncEngine, engine: AsyncEngine, times: int
 ) -> None:
     middleware_class, db = create_middleware_and_session_proxy()
     sent: dict[int, int] = {}
@@ -115,6 +117,7 @@ async def test_cancelled_requests_give_back_their_connection(
     async def app(scope: Any, receive: Any, send: Any) -> None:
         for number in (scope["number"] * 2, scope["number"] * 2 + 1):
             await db.session.execute(INSERT, {"id": number})
+            await asyncio.sleep(0)  # one await that is not the database's
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
@@ -132,7 +135,7 @@ async def test_cancelled_requests_give_back_their_connection(
         scope = {"type": "http", "path": "/", "number": number}
         await middleware(scope, nothing, send)
 
-    async for number, _ in cancel_everywhere(request):
+    async for number, _ in cancel_everywhere(request, times):
         assert is_free(pooled)
         rows = [row for row in await entries(engine) if row // 2 == number]
         assert rows in ([], [number * 2, number * 2 + 1]), "half a request was committed"
@@ -140,9 +143,10 @@ async def test_cancelled_requests_give_back_their_connection(
             assert rows, "a 2xx left, and its rows are missing"
 
 
+@pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("options", [{}, {"pool_timeout": 5}])
 async def test_cancelled_blocks_give_back_their_connection(
-    pooled: AsyncEngine, engine: AsyncEngine, options: dict[str, Any]
+    pooled: AsyncEngine, engine: AsyncEngine, options: dict[str, Any], times: int
 ) -> None:
     db = SessionProxy()
     db.init(custom_engine=pooled, session_args={"class_": AsyncSession})
@@ -151,16 +155,38 @@ async def test_cancelled_blocks_give_back_their_connection(
         async with db(commit_on_exit=True, **options):
             for row in (number * 2, number * 2 + 1):
                 await db.session.execute(INSERT, {"id": row})
+                await asyncio.sleep(0)
 
-    async for number, went_through in cancel_everywhere(block):
+    async for number, went_through in cancel_everywhere(block, times):
         assert is_free(pooled)
         rows = [row for row in await entries(engine) if row // 2 == number]
         assert rows in ([], [number * 2, number * 2 + 1])
         assert rows or not went_through
 
 
+@pytest.mark.parametrize("times", [1, 3])
+async def test_cancelled_rollbacks_give_back_their_connection(
+    pooled: AsyncEngine, engine: AsyncEngine, times: int
+) -> None:
+    db = SessionProxy()
+    db.init(custom_engine=pooled, session_args={"class_": AsyncSession})
+
+    async def block(number: int) -> None:
+        with suppress(LookupError):
+            async with db(commit_on_exit=True):
+                for row in (number * 2, number * 2 + 1):
+                    await db.session.execute(INSERT, {"id": row})
+                    await asyncio.sleep(0)
+                raise LookupError
+
+    async for _ in cancel_everywhere(block, times):
+        assert is_free(pooled)
+        assert await entries(engine) == []
+
+
+@pytest.mark.parametrize("times", [1, 3])
 async def test_cancelled_multi_sessions_end_every_child(
-    database_url: str, engine: AsyncEngine
+    database_url: str, engine: AsyncEngine, times: int
 ) -> None:
     pooled = create_async_engine(database_url, pool_size=3, max_overflow=0, pool_timeout=2)
     await create_tables(engine)
@@ -169,13 +195,15 @@ async def test_cancelled_multi_sessions_end_every_child(
 
     async def insert(row: int) -> None:
         await db.session.execute(INSERT, {"id": row})
+        await asyncio.sleep(0)
 
     async def block(number: int) -> None:
         async with db(multi_sessions=True, max_concurrent=2, commit_on_exit=True):
-            await db.gather(*(insert(number * 3 + index) for index in range(3)))
+            await insert(number * 3)
+            await db.gather(*(insert(number * 3 + index) for index in (1, 2)))
 
     others = asyncio.all_tasks()
-    async for number, went_through in cancel_everywhere(block, in_children=True):
+    async for number, went_through in cancel_everywhere(block, times, in_children=True):
         assert is_free(pooled)
         assert asyncio.all_tasks() == others
         rows = [row for row in await entries(engine) if row // 3 == number]
