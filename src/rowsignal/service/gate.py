@@ -34,19 +34,19 @@ class Gate:
         """How long a ticket is good, in seconds."""
         return self._tickets.lifetime
 
-    def authorize(self, request: Request) -> Grant:
+    async def authorize(self, request: Request) -> Grant:
         """Return what the caller may see; raise `AccessDeniedError` when that is nothing."""
         if self._is_open:
-            return grant_everything()
+            return await grant_everything()
         ticket = request.query_params.get("ticket")
         return grant_of(self._tickets.redeem(ticket) if ticket else self._claims(request))
 
-    def admit_to_status(self, request: Request) -> None:
+    async def admit_to_status(self, request: Request) -> None:
         """Raise `AccessDeniedError` unless the caller may see the service's status."""
-        if not self.authorize(request).status:
+        if not (await self.authorize(request)).status:
             raise AccessDeniedError('The token does not say "status": true.')
 
-    def issue_ticket(self, request: Request) -> str:
+    async def issue_ticket(self, request: Request) -> str:
         """Return a ticket for whoever has a token."""
         if self._is_open:
             return self._tickets.issue({})

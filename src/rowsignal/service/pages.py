@@ -32,7 +32,7 @@ class Asset:
     media_type: str
     tag: str
 
-    def answer(self, request: Request) -> Response:
+    async def answer(self, request: Request) -> Response:
         """Answer with the file, or say that the client has it."""
         headers = {**HEADERS, "ETag": self.tag}
         known = {tag.strip() for tag in request.headers.get("if-none-match", "").split(",")}

@@ -1,7 +1,7 @@
 """Ways in: what a reader is shown first, and how it then joins those who are up to date."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -41,8 +41,9 @@ class Entrance:
 
 async def enter_live(
     entrance: Entrance, beginning: Beginning, reader: Reader, audience: Audience
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Show what comes from now on; a snapshot is read while that waits in the buffer."""
+    yield _greeting(entrance)
     if beginning.after is not None:
         reader.close(frames.reset(NOT_RESUMABLE))
         return
@@ -56,8 +57,9 @@ async def enter_live(
 
 async def enter_by_log(
     entrance: Entrance, beginning: Beginning, reader: Reader, audience: Audience
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Show the rows or the changes that lie behind, then join at one exact position."""
+    yield _greeting(entrance)
     after, log = beginning.after, entrance.sources.log.log
     if after is None and beginning.snapshot:
         async with entrance.turns, log.snapshot() as snapshot:
@@ -76,13 +78,18 @@ async def enter_by_log(
         reader.close(frames.reset(str(gap)))
 
 
+def _greeting(entrance: Entrance) -> bytes:
+    limits = entrance.fanout.limits
+    return frames.retry(limits.retry) + frames.heartbeat(limits.heartbeat)
+
+
 class GapError(Exception):
     """What lies behind can not be told."""
 
 
 async def _catch_up(
     entrance: Entrance, reader: Reader, audience: Audience, after: str
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     fanout, is_level = entrance.fanout, False
     while not is_level:
         place = await entrance.sources.log.settle()
@@ -129,7 +136,7 @@ async def _show(entrance: Entrance, audience: Audience, batch: Batch) -> bytes:
 
 async def _snapshot(
     connection: AsyncConnection, audience: Audience, position: str | None
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     await pin_settings(connection, is_local=True)
     rows = 0
     views: Iterable[TableView] = audience.key.views

@@ -41,6 +41,6 @@ class Grant:
         return self.tables.get(name, self.tables.get(EVERY_TABLE))
 
 
-def grant_everything() -> Grant:
+async def grant_everything() -> Grant:
     """Admit everybody to everything that is offered: the default, for applications of one's own."""
     return Grant(tables={EVERY_TABLE: TableGrant()}, status=True)

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ from rowsignal.sse.admission import FROM_NOW, Beginning, Entrance, enter_by_log,
 from rowsignal.sse.exposures import Exposure
 from rowsignal.sse.fanout import AudienceKey, FanOut, Limits
 from rowsignal.sse.readers import ConflatingReader, Reader
+from rowsignal.sse.response import EventStream
 from rowsignal.sse.sources import Sources
 from rowsignal.sse.views import TableView
 
@@ -49,6 +50,7 @@ class Outlet:
         self.limits = limits or Limits()
         self.fanout = FanOut(exposures, self.limits, hooks)
         self.sources = Sources(engine, exposures, self.fanout)
+        self._open: set[Reader] = set()
         self._pulse: asyncio.Task[None] | None = None
         turns = asyncio.Semaphore(CATCHING_UP)
         self._entrance = Entrance(engine, self.fanout, self.sources, turns)
@@ -70,42 +72,37 @@ class Outlet:
             self._pulse = None
         await self.sources.stop()
 
-    async def open(self, order: Order) -> AsyncGenerator[bytes, None]:
-        """Admit a reader and return its stream; call `dismiss` with the order when it is over.
+    async def open(self, order: Order) -> EventStream:
+        """Admit a reader and return the answer to its request.
 
-        Raises `ReaderLimitError`, and what keeps the feed from starting.
+        Raises `ReaderLimitError`, and what keeps changes from coming.
         """
         self.fanout.admit(order.principal)
         try:
             await self.sources.start([view.name for view in order.views])
             self._keep_pulse()
+            return self._answer(order)
         except BaseException:
-            self.dismiss(order)
+            self.fanout.dismiss(order.principal)
             raise
-        return self._stream(order)
 
-    def dismiss(self, order: Order) -> None:
-        """Give a reader's place to others."""
-        self.fanout.dismiss(order.principal)
-
-    async def _stream(self, order: Order) -> AsyncGenerator[bytes, None]:
-        limits = self.limits
-        reader = (ConflatingReader if order.conflate else Reader)(order.principal, limits.buffer)
+    def _answer(self, order: Order) -> EventStream:
+        reader = (ConflatingReader if order.conflate else Reader)(self.limits.buffer)
         is_logged = self.sources.are_logged(view.name for view in order.views)
         key = AudienceKey(order.views, with_id=is_logged, known=order.beginning.after is None)
-        audience = self.fanout.private(key)
-        expiry = self._expire(reader, order.expires_at)
         enter = enter_by_log if is_logged else enter_live
-        try:
-            yield frames.retry(limits.retry) + frames.heartbeat(limits.heartbeat)
-            async for chunk in enter(self._entrance, order.beginning, reader, audience):
-                yield chunk
-            while waiting := await reader.take():
-                yield waiting
-        finally:
+        opening = enter(self._entrance, order.beginning, reader, self.fanout.private(key))
+        expiry = self._expire(reader, order.expires_at)
+        self._open.add(reader)
+
+        def closed() -> None:
+            self._open.discard(reader)
             self.fanout.detach(reader, key)
+            self.fanout.dismiss(order.principal)
             if expiry is not None:
                 expiry.cancel()
+
+        return EventStream(opening, reader, closed)
 
     def _expire(self, reader: Reader, expires_at: float | None) -> asyncio.TimerHandle | None:
         if expires_at is None:
@@ -128,10 +125,17 @@ class Outlet:
                 seen_reader = loop.time()
             if not self.fanout.is_closing and server_is_stopping():
                 self.close_streams()
+            self._drop_stalled(loop.time() - self.limits.stall)
             if loop.time() >= due:
                 due = loop.time() + self.limits.heartbeat
                 self.fanout.beat(self.sources.log.position)
         await self.sources.stop()
+
+    def _drop_stalled(self, before: float) -> None:
+        """Give up on clients that have taken nothing for too long: they hold places."""
+        for reader in tuple(self._open):
+            if reader.writing_since is not None and reader.writing_since < before:
+                reader.give_up()
 
 
 def server_is_stopping() -> bool:

@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from rowsignal.sse import frames
 
@@ -16,14 +16,27 @@ class Reader:
 
     `push` never waits. A buffer over `limit` bytes is a reader who does not keep up: what it holds
     is thrown away, it is told to start again, and its stream ends. Others do not notice.
+    `writing_since` is when a write began that has not ended; `abort` stops whoever writes.
     """
 
-    __slots__ = ("_chunks", "_is_closed", "_size", "_waiter", "limit", "overflowed", "principal")
+    __slots__ = (
+        "_chunks",
+        "_is_closed",
+        "_size",
+        "_waiter",
+        "abort",
+        "is_gone",
+        "limit",
+        "overflowed",
+        "writing_since",
+    )
 
-    def __init__(self, principal: str, limit: int) -> None:
-        self.principal = principal
+    def __init__(self, limit: int) -> None:
         self.limit = limit
         self.overflowed = False
+        self.is_gone = False
+        self.writing_since: float | None = None
+        self.abort: Callable[[], object] | None = None
         self._chunks: list[bytes] = []
         self._size = 0
         self._is_closed = False
@@ -46,11 +59,17 @@ class Reader:
             self._is_closed = True
             self._wake()
 
-    async def take(self) -> bytes | None:
-        """Wait for bytes and return all there are, joined; None at the end."""
+    def give_up(self) -> None:
+        """End the stream at once: nobody reads it any more."""
+        if not self.is_gone and self.abort is not None:
+            self.is_gone = self._is_closed = True
+            self.abort()
+
+    async def take(self) -> bytes:
+        """Wait for bytes and return all there are, joined; none at the end."""
         while not self._size:
             if self._is_closed:
-                return None
+                return b""
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
@@ -82,8 +101,8 @@ class ConflatingReader(Reader):
 
     __slots__ = ("_rows", "conflated")
 
-    def __init__(self, principal: str, limit: int) -> None:
-        super().__init__(principal, limit)
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
         self.conflated = 0
         self._rows: dict[Hashable, bytes] = {}
 

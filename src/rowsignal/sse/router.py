@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -62,43 +63,43 @@ def _sentence(error: RequestValidationError) -> str:
     return "; ".join(f"{it['loc'][-1]}: {it['msg']}" for it in error.errors()) + "."
 
 
-def asked(
-    pk: Annotated[list[str], Query(default_factory=list, description="Rows, by primary key.")],
-    operations: Annotated[
-        list[str], Query(default_factory=list, description="insert, update, delete, truncate")
-    ],
+Texts = list[str] | None
+
+
+async def asked(
+    pk: Annotated[Texts, Query(description="Rows, by primary key.")] = None,
+    operations: Annotated[Texts, Query(description="insert, update, delete, truncate")] = None,
     columns: Annotated[
-        list[str],
-        Query(default_factory=list, description="Updates that changed one of these columns."),
-    ],
-    where: Annotated[
-        list[str], Query(default_factory=list, description="Conditions: `status.eq.paid`.")
-    ],
+        Texts, Query(description="Updates that changed one of these columns.")
+    ] = None,
+    where: Annotated[Texts, Query(description="Conditions: `status.eq.paid`.")] = None,
 ) -> Ask:
     """Collect the filters of a request."""
-    return Ask(pk=pk, operations=operations, columns=columns, where=where)
+    return Ask(pk=pk or (), operations=operations or (), columns=columns or (), where=where or ())
 
 
+@dataclass(frozen=True, slots=True)
 class StreamOptions:
     """How a stream begins and behaves."""
 
-    def __init__(
-        self,
-        *,
-        snapshot: Annotated[bool, Query(description="The current rows first.")] = False,
-        after: Annotated[str | None, Query(description="Resume after this position.")] = None,
-        conflate: Annotated[
-            bool, Query(description="Only a row's newest event, when there is no time for all.")
-        ] = False,
-        last_event_id: Annotated[
-            str | None, Header(description="Resume: wins over `after`.")
-        ] = None,
-    ) -> None:
-        self.snapshot = snapshot
-        self.conflate = conflate
-        self.position = last_event_id or after or None
-        if self.position is not None:
-            decode(self.position)  # raises what the client is told
+    beginning: Beginning
+    conflate: bool
+
+
+async def stream_options(
+    *,
+    snapshot: Annotated[bool, Query(description="The current rows first.")] = False,
+    after: Annotated[str | None, Query(description="Resume after this position.")] = None,
+    conflate: Annotated[
+        bool, Query(description="Only a row's newest event, when there is no time for all.")
+    ] = False,
+    last_event_id: Annotated[str | None, Header(description="Resume: wins over `after`.")] = None,
+) -> StreamOptions:
+    """Collect how a stream is to begin; raise `PositionError` for a position that is none."""
+    position = last_event_id or after or None
+    if position is not None:
+        decode(position)
+    return StreamOptions(Beginning(snapshot=snapshot, after=position), conflate)
 
 
 class Endpoints:
@@ -117,12 +118,11 @@ class Endpoints:
         order = Order(
             views=views_of(list(tables.values()), grant, ask),
             principal=grant.principal,
-            beginning=Beginning(snapshot=options.snapshot, after=options.position),
+            beginning=options.beginning,
             conflate=options.conflate,
             expires_at=grant.expires_at,
         )
-        chunks = await outlet.open(order)
-        return EventStream(chunks, outlet.limits.stall, lambda: outlet.dismiss(order))
+        return await outlet.open(order)
 
     async def wait(
         self, name: str, pk: str, grant: Grant, ask: Ask, *, timeout: float, known: str | None
@@ -193,32 +193,32 @@ def router_of(outlet: Outlet, authorize: Authorize) -> APIRouter:
         table: Annotated[str, Path(description="`schema.table`, or `table` where it is unique.")],
         grant: Annotated[Grant, granted],
         ask: Annotated[Ask, Depends(asked)],
-        options: Annotated[StreamOptions, Depends()],
+        options: Annotated[StreamOptions, Depends(stream_options)],
     ) -> Response:
         """Stream the changes of one table."""
         return await endpoints.stream([table], grant, ask, options)
 
     @router.get("/changes", responses=STREAM, response_class=Response)
     async def stream_tables(
-        table: Annotated[list[str], Query(default_factory=list, description="Several tables.")],
         grant: Annotated[Grant, granted],
         ask: Annotated[Ask, Depends(asked)],
-        options: Annotated[StreamOptions, Depends()],
+        options: Annotated[StreamOptions, Depends(stream_options)],
+        table: Annotated[Texts, Query(description="Several tables.")] = None,
     ) -> Response:
         """Stream the changes of several tables, in the order of the log."""
-        return await endpoints.stream(table, grant, ask, options)
+        return await endpoints.stream(table or (), grant, ask, options)
 
     @router.get("/wait/{table}/{pk:path}", responses=WAIT, response_class=Response)
     async def wait_for_row(
         table: str,
         pk: str,
         grant: Annotated[Grant, granted],
-        columns: Annotated[list[str], Query(default_factory=list)],
+        columns: Annotated[Texts, Query(description="Changes of these columns only.")] = None,
         timeout: Annotated[float, Query(gt=0, le=60, description="Seconds.")] = 25.0,
         if_none_match: Annotated[str | None, Header()] = None,
     ) -> Response:
         """Wait until a row is not (any more) the one whose ETag is known."""
-        ask = Ask(columns=columns)
+        ask = Ask(columns=columns or ())
         return await endpoints.wait(table, pk, grant, ask, timeout=timeout, known=if_none_match)
 
     return router
