@@ -12,9 +12,10 @@ import pytest
 from alembic import command
 from alembic.autogenerate import render_python_code
 from alembic.config import Config
+from alembic.operations import Operations
 from alembic.operations.ops import UpgradeOps
+from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from migration_projects import Project
@@ -24,7 +25,9 @@ from rowsignal.alembic_plugin.operations import (
     UninstallRowTriggersOp,
 )
 from rowsignal.embedded.programs import find_bin_dir
+from rowsignal.exceptions import LockTimeoutError, TriggerInstallError
 from rowsignal.orm.manager import AsyncDatabaseManager
+from rowsignal.trigger_settings import TriggerSettings
 
 TRIGGERS = """
 select t.tgrelid::regclass::text, t.tgname, pg_get_triggerdef(t.oid)
@@ -126,15 +129,35 @@ async def test_a_table_without_a_primary_key_is_refused_with_a_sentence(manager,
         op.install_row_triggers("keyless")
         """,
     )
-    with pytest.raises((ValueError, DBAPIError), match="no primary key"):
+    with pytest.raises(TriggerInstallError, match="no primary key"):
         await manager.upgrade("z9")
+
+
+async def test_a_busy_table_makes_the_migration_fail_clearly_instead_of_queueing_all(
+    manager, project
+):
+    await manager.upgrade("a1")
+    project.add("z9", "a1", 'op.install_row_triggers("orders", lock_timeout=0.05)')
+    async with manager.engine.begin() as connection:
+        await connection.execute(text("lock table orders in row exclusive mode"))
+        with pytest.raises(LockTimeoutError, match="not free within"):
+            await manager.upgrade("z9")
+    await manager.upgrade("z9")
+
+
+def test_settings_that_contradict_each_other_are_refused_in_the_migration():
+    operations = Operations(MigrationContext.configure(dialect_name="postgresql"))
+    with pytest.raises(ValueError, match="contradict"):
+        operations.install_row_triggers("orders", columns=["a"], exclude=["b"])
+    with pytest.raises(TypeError, match="not the string"):
+        operations.install_row_triggers("orders", columns="status")
 
 
 def script(project: Project, revisions: str, url: str) -> str:
     """Return the SQL of a range of revisions, made without a database."""
     config = Config(output_buffer=io.StringIO())
     config.set_main_option("script_location", str(project.location))
-    config.set_main_option("sqlalchemy.url", url)
+    config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
     run = command.upgrade if not revisions.endswith(":base") else command.downgrade
     run(config, revisions, sql=True)
     return config.output_buffer.getvalue()
@@ -189,29 +212,32 @@ def rendered(*operations: InstallRowTriggersOp | UninstallRowTriggersOp, batch: 
 
 @pytest.mark.parametrize("batch", [False, True])
 def test_operations_render_as_calls_with_every_argument_frozen(batch):
-    settings = {"columns": ["status"], "log": True, "always": None, "notify": False}
+    settings = TriggerSettings(columns=("status",), log=True, notify=False)
     install = InstallRowTriggersOp("orders", "sales", settings, 1)
-    call = "orders', schema='sales', columns=['status'], log=True, notify=False, version=1)"
+    call = "orders', schema='sales', log=True, columns=['status'], notify=False, version=1)"
     assert f"op.install_row_triggers('{call}" in rendered(install, batch=batch)
     assert f"op.uninstall_row_triggers('{call}" in rendered(install.reverse(), batch=batch)
     assert "orders', version=1)" in rendered(
-        UninstallRowTriggersOp("orders", None, {}, 1), batch=batch
+        UninstallRowTriggersOp("orders", None, TriggerSettings(), 1), batch=batch
     )
 
 
 def test_reversing_twice_is_the_same_operation():
-    install = InstallRowTriggersOp("orders", None, {"log": True}, VERSION)
-    install.previous = InstallRowTriggersOp("orders", None, {"columns": ["a"]}, VERSION)
+    install = InstallRowTriggersOp("orders", None, TriggerSettings(log=True), VERSION)
+    install.previous = InstallRowTriggersOp("orders", None, TriggerSettings(always=True), VERSION)
     back = install.reverse()
     assert isinstance(back, InstallRowTriggersOp)
-    assert back.settings == {"columns": ["a"]}
-    assert back.reverse().settings == {"log": True}
-    assert UninstallRowTriggersOp("orders", None, {}, 1).reverse().reverse().table_name == "orders"
+    assert back.settings == TriggerSettings(always=True)
+    assert back.reverse().settings == TriggerSettings(log=True)
+    assert (
+        UninstallRowTriggersOp("orders", None, TriggerSettings(), 1).reverse().reverse().table_name
+        == "orders"
+    )
 
 
 @pytest.mark.parametrize(
     "module",
-    ["alembic", "alembic.op", "alembic.config", "alembic.operations", "alembic.autogenerate.api"],
+    ["alembic", "alembic.config", "alembic.autogenerate.api"],
 )
 def test_the_operations_are_there_whichever_part_of_alembic_comes_first(module):
     program = f"import {module}\nfrom alembic import op\nop.install_row_triggers"

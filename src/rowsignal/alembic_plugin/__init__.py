@@ -20,17 +20,23 @@ def setup(plugin: "Plugin") -> None:
 
     from rowsignal.alembic_plugin import operations  # noqa: F401, PLC0415 -- registers
 
-    plugin.add_autogenerate_comparator(
-        _compare,
-        "schema",
-        "rowsignal",
-        qualifier="postgresql",
-        # tables come first: triggers need those that the same revision creates
-        priority=DispatchPriority.LAST,
-    )
+    # before and after the comparison of tables: see the two functions
+    for compare, priority in (
+        (_hide_own_schema, DispatchPriority.FIRST),
+        (_compare, DispatchPriority.LAST),
+    ):
+        plugin.add_autogenerate_comparator(
+            compare, "schema", "rowsignal", qualifier="postgresql", priority=priority
+        )
+
+
+def _hide_own_schema(*arguments: Any) -> Any:
+    from rowsignal.alembic_plugin import comparator  # noqa: PLC0415 -- see setup
+
+    return comparator.hide_own_schema(*arguments)
 
 
 def _compare(*arguments: Any) -> Any:
-    from rowsignal.alembic_plugin.comparator import compare  # noqa: PLC0415 -- see above
+    from rowsignal.alembic_plugin import comparator  # noqa: PLC0415 -- see setup
 
-    return compare(*arguments)
+    return comparator.compare(*arguments)

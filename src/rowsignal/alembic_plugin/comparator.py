@@ -1,7 +1,179 @@
-"""What autogenerate finds when it compares models with the triggers in the database."""
+"""What autogenerate finds when it compares the models with the triggers in the database."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self, TypeVar
+
+from alembic.autogenerate.api import AutogenContext
+from alembic.operations import ops
+from alembic.util import PriorityDispatchResult
+from sqlalchemy import MetaData, Table
+
+from rowsignal.alembic_plugin.operations import (
+    VERSION,
+    InstallRowTriggersOp,
+    UninstallRowTriggersOp,
+)
+from rowsignal.exceptions import MigrationError
+from rowsignal.trigger_catalog import TableFacts, read_facts
+from rowsignal.trigger_health import TriggerState, judge
+from rowsignal.trigger_settings import INFO, TableName, TriggerSettings, targets_of
+
+OURS = "rowsignal"
+Value = TypeVar("Value")
 
 
-def compare(context, upgrade_ops, schemas):
-    from alembic.util import PriorityDispatchResult
-
+def hide_own_schema(
+    _context: AutogenContext, _upgrade_ops: ops.UpgradeOps, schemas: set[str | None]
+) -> PriorityDispatchResult:
+    """Keep autogenerate from dropping our tables, which no model declares."""
+    schemas.discard(OURS)
     return PriorityDispatchResult.CONTINUE
+
+
+def compare(
+    context: AutogenContext, upgrade_ops: ops.UpgradeOps, schemas: set[str | None]
+) -> PriorityDispatchResult:
+    """Add operations for triggers that are missing, different, or left over."""
+    comparison = Comparison(context, upgrade_ops, schemas)
+    comparison.run()
+    return PriorityDispatchResult.CONTINUE
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A declared table."""
+
+    table: Table
+    settings: TriggerSettings
+
+    @property
+    def name(self) -> TableName:
+        """Return schema and name as the model has them."""
+        return self.table.schema, self.table.name
+
+
+@dataclass(frozen=True)
+class Found:
+    """The triggers that a table carries, as far as they can be installed again."""
+
+    settings: TriggerSettings
+    version: int
+
+    @classmethod
+    def of(cls, facts: TableFacts, otherwise: TriggerSettings | None = None) -> Self | None:
+        """Read settings and version from the triggers; hand-edited ones may not say them."""
+        if not facts.triggers:
+            return None
+        trigger = facts.triggers[0]
+        version = re.search(r"_v(\d+)", trigger.function)
+        try:
+            settings = _settings(trigger.settings)
+        except (IndexError, TypeError, ValueError):
+            settings = otherwise or TriggerSettings()
+        return cls(settings, int(version[1]) if version else VERSION)
+
+
+class Comparison:
+    """One run of autogenerate: what the models declare beside what the catalogue holds.
+
+    Installs come after everything else in a revision and what takes away comes before, so that
+    either finds the columns it names; the downgrade, which is the reverse, does so too.
+    """
+
+    def __init__(
+        self, context: AutogenContext, upgrade_ops: ops.UpgradeOps, schemas: set[str | None]
+    ) -> None:
+        self.context = context
+        self.upgrade_ops = upgrade_ops
+        self.schemas = schemas
+
+    def run(self) -> None:
+        """Compare every declared table, then every other that carries triggers."""
+        wanted = list(self._wanted())
+        names = [each.name for each in wanted]
+        facts = read_facts(_required(self.context.connection), names, with_strays=True)
+        for each, there in zip(wanted, facts, strict=False):
+            if self.context.run_object_filters(each.table, each.table.name, "table", False, None):
+                self._compare(each, there)
+        for stray in facts[len(wanted) :]:
+            self._compare_stray(stray)
+
+    def _wanted(self) -> Iterator[Wanted]:
+        metadata = self.context.metadata
+        for each in [metadata] if isinstance(metadata, MetaData) else metadata or ():
+            if not each.info.get(INFO):
+                continue
+            for target in targets_of(each):
+                schema, name = target.name
+                table = each.tables[f"{schema}.{name}" if schema else name]
+                if target.settings is not None:
+                    yield Wanted(table, target.settings)
+
+    def _compare(self, wanted: Wanted, facts: TableFacts) -> None:
+        found = Found.of(facts, wanted.settings)
+        status = judge(facts, wanted.settings, is_orphan=False)
+        is_right = status.state is TriggerState.INSTALLED
+        if found is None:
+            self._install(wanted)
+        elif self._changes_columns(wanted.name) and (wanted.settings.log or not is_right):
+            self._take_away(wanted.name, found)
+            self._install(wanted)
+        elif not is_right:
+            self._install(wanted, replacing=found)
+
+    def _compare_stray(self, facts: TableFacts) -> None:
+        is_default = facts.schema == _required(self.context.dialect).default_schema_name
+        schema = None if is_default else facts.schema
+        reflected = Table(facts.name, MetaData(), schema=schema)
+        found = Found.of(facts)
+        if (
+            found is not None
+            and schema in self.schemas
+            and self.context.run_name_filters(facts.name, "table", {"schema_name": schema})
+            and self.context.run_object_filters(reflected, facts.name, "table", True, None)
+        ):
+            self._take_away((schema, facts.name), found)
+
+    def _install(self, wanted: Wanted, replacing: Found | None = None) -> None:
+        schema, name = wanted.name
+        operation = InstallRowTriggersOp(name, schema, wanted.settings, VERSION)
+        if replacing is not None:
+            operation.previous = InstallRowTriggersOp(
+                name, schema, replacing.settings, replacing.version
+            )
+        self.upgrade_ops.ops.append(operation)
+
+    def _take_away(self, table: TableName, found: Found) -> None:
+        schema, name = table
+        operation = UninstallRowTriggersOp(name, schema, found.settings, found.version)
+        self.upgrade_ops.ops.insert(0, operation)
+
+    def _changes_columns(self, table: TableName) -> bool:
+        columns = (ops.AddColumnOp, ops.DropColumnOp, ops.AlterColumnOp)
+        return any(
+            isinstance(operation, columns)
+            for modified in self.upgrade_ops.ops
+            if isinstance(modified, ops.ModifyTableOps)
+            and (modified.schema, modified.table_name) == table
+            for operation in modified.ops
+        )
+
+
+def _settings(carried: Mapping[str, Any]) -> TriggerSettings:
+    """Return the settings that a trigger carries as JSON."""
+    known = {field.name for field in fields(TriggerSettings)}
+    names = {"filter": "filter_columns", **{name: name for name in known}}
+    given: dict[str, Any] = {
+        names[key]: tuple(value) if isinstance(value, list) else value
+        for key, value in carried.items()
+        if key in names
+    }
+    return TriggerSettings(**given)
+
+
+def _required(value: Value | None) -> Value:
+    if value is None:
+        raise MigrationError("Autogenerate compares with a database: it can not run offline.")
+    return value

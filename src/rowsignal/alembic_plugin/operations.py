@@ -1,49 +1,66 @@
 """`op.install_row_triggers` and `op.uninstall_row_triggers`."""
 
-import json
 import re
-from collections.abc import Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakSet
 
 from alembic.autogenerate.render import renderers
 from alembic.operations import MigrateOperation, Operations
 
-from rowsignal import schema as database_schema
+from rowsignal import schema as schema_of_ours
 from rowsignal import sql
 from rowsignal.binds import Statement
 from rowsignal.identifiers import literal, qualify
+from rowsignal.trigger_settings import TriggerSettings, settings_of
+from rowsignal.triggers import _guarded
 
 if TYPE_CHECKING:
     from alembic.runtime.migration import MigrationContext
 
-Settings = Mapping[str, Any]
-
+LOCK_TIMEOUT = 3.0
 VERSION = max(map(int, re.findall(r"FUNCTION rowsignal\.install_v(\d+)", sql.read("triggers.sql"))))
 
-_prepared: "WeakSet[MigrationContext]" = WeakSet()
+# migration contexts whose script creates the schema already
+_written: "WeakSet[MigrationContext]" = WeakSet()
 
 
 class RowTriggersOp(MigrateOperation):
     """The triggers of one table, as some revision wants them; every argument is frozen there."""
 
     def __init__(
-        self, table_name: str, schema: str | None, settings: Settings, version: int
+        self,
+        table_name: str,
+        schema: str | None,
+        settings: TriggerSettings,
+        version: int,
+        *,
+        lock_timeout: float = LOCK_TIMEOUT,
     ) -> None:
         self.table_name = table_name
         self.schema = schema
-        self.settings = {name: value for name, value in settings.items() if value is not None}
+        self.settings = settings
         self.version = version
+        self.lock_timeout = lock_timeout
 
     @property
     def qualified_name(self) -> str:
         """Return the quoted name, with its schema where there is one."""
         return qualify(self.table_name, self.schema)
 
+    def given(self) -> dict[str, Any]:
+        """Return the settings that differ from their defaults."""
+        values = {field.name: getattr(self.settings, field.name) for field in fields(self.settings)}
+        return {
+            name: sorted(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+            if value != getattr(TriggerSettings(), name)
+        }
+
     def rendered(self, verb: str) -> str:
         """Return the call as Python source."""
-        given = {"schema": self.schema} if self.schema else {}
-        arguments = {**given, **self.settings, "version": self.version}
+        schema = {"schema": self.schema} if self.schema else {}
+        arguments = {**schema, **self.given(), "version": self.version}
         words = [repr(self.table_name), *(f"{name}={value!r}" for name, value in arguments.items())]
         return f"op.{verb}({', '.join(words)})"
 
@@ -62,6 +79,7 @@ class InstallRowTriggersOp(RowTriggersOp):
         *,
         schema: str | None = None,
         version: int = VERSION,
+        lock_timeout: float = LOCK_TIMEOUT,
         **settings: Any,
     ) -> None:
         """Give a table the triggers that tell of its row changes, in place of those it has.
@@ -70,7 +88,8 @@ class InstallRowTriggersOp(RowTriggersOp):
         stays what it was when the revision was written. The schema `rowsignal` is created where
         it is missing. Uninstall in the downgrade.
         """
-        operations.invoke(cls(table_name, schema, settings, version))
+        frozen = settings_of(None, settings)
+        operations.invoke(cls(table_name, schema, frozen, version, lock_timeout=lock_timeout))
 
     def reverse(self) -> MigrateOperation:
         """Return what restores the triggers of before."""
@@ -85,7 +104,7 @@ class InstallRowTriggersOp(RowTriggersOp):
     def to_diff_tuple(self) -> tuple[Any, ...]:
         """Return what `alembic check` prints."""
         verb = "install_row_triggers" if self.previous is None else "replace_row_triggers"
-        return (verb, self.qualified_name, self.settings)
+        return (verb, self.qualified_name, self.given())
 
 
 @Operations.register_operation("uninstall_row_triggers")
@@ -100,13 +119,15 @@ class UninstallRowTriggersOp(RowTriggersOp):
         *,
         schema: str | None = None,
         version: int = VERSION,
+        lock_timeout: float = LOCK_TIMEOUT,
         **settings: Any,
     ) -> None:
         """Take away the triggers that tell of a table's row changes; none is no error.
 
         `settings` say what was installed, for readers and for the reverse operation.
         """
-        operations.invoke(cls(table_name, schema, settings, version))
+        frozen = settings_of(None, settings)
+        operations.invoke(cls(table_name, schema, frozen, version, lock_timeout=lock_timeout))
 
     def reverse(self) -> MigrateOperation:
         """Return what installs the triggers again."""
@@ -119,29 +140,33 @@ class UninstallRowTriggersOp(RowTriggersOp):
 
 @Operations.implementation_for(InstallRowTriggersOp)
 def _install(operations: Operations, operation: InstallRowTriggersOp) -> None:
-    _prepare(operations)
-    settings = literal(json.dumps(operation.settings, sort_keys=True))
-    _select(operations, f"install_v{operation.version}", operation, settings)
+    _run(operations, operation, "install", literal(operation.settings.to_json()))
 
 
 @Operations.implementation_for(UninstallRowTriggersOp)
 def _uninstall(operations: Operations, operation: UninstallRowTriggersOp) -> None:
-    _prepare(operations)
-    _select(operations, f"uninstall_v{operation.version}", operation)
+    _run(operations, operation, "uninstall")
 
 
-def _prepare(operations: Operations) -> None:
-    """Bring the schema up to date; in a script once, since a script can not look."""
-    context = operations.migration_context
-    if context.as_sql and context in _prepared:
-        return
-    _prepared.add(context)
-    database_schema.apply(operations.get_bind())
-
-
-def _select(operations: Operations, function: str, operation: RowTriggersOp, *more: str) -> None:
+def _run(operations: Operations, operation: RowTriggersOp, verb: str, *more: str) -> None:
     arguments = ", ".join((literal(operation.qualified_name), *more))
-    operations.execute(Statement(f"SELECT rowsignal.{function}({arguments})"))
+    statement = Statement(f"SELECT rowsignal.{verb}_v{operation.version}({arguments})")
+    bind = operations.get_bind()
+    if operations.migration_context.as_sql:
+        _write_schema(operations)
+        operations.execute(statement)
+        return
+    with _guarded(bind, operation.lock_timeout):
+        schema_of_ours.apply(bind)
+        bind.execute(statement)
+
+
+def _write_schema(operations: Operations) -> None:
+    """Write what creates the schema, once: a script can not look whether it is there."""
+    context = operations.migration_context
+    if context not in _written:
+        _written.add(context)
+        schema_of_ours.apply(operations.get_bind())
 
 
 @renderers.dispatch_for(InstallRowTriggersOp)
