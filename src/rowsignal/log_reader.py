@@ -108,12 +108,12 @@ class LogTransaction:
     """A transaction that reads the log, on asyncpg's own connection."""
 
     def __init__(self, driver: asyncpg.Connection) -> None:
-        self._driver = driver
+        self.driver = driver
         self.names: dict[int, tuple[str, str]] = {}
 
     async def head(self) -> Head:
         """Return what the log is."""
-        return Head.of(await self._driver.fetchrow(query("log_head")))
+        return Head.of(await self.driver.fetchrow(query("log_head")))
 
     async def window(self, after: AnyPosition, until: AnyPosition | None = None) -> Window:
         """Return what is to be read between positions; raise `PositionLost`."""
@@ -129,7 +129,7 @@ class LogTransaction:
     async def _restore(self, stored: AnyPosition) -> Position:
         if isinstance(stored, Position):
             return stored
-        record = await self._driver.fetchrow(query("log_stored_position"), stored.key)
+        record = await self.driver.fetchrow(query("log_stored_position"), stored.key)
         if record is None or (record["after"] is None) != (stored.last_id is None):
             raise PositionLost("the position was stored on the server, which has dropped it")
         upto = None if record["after"] is None else Snapshot.parse(record["after"])
@@ -145,7 +145,7 @@ class LogTransaction:
     ) -> list[Record]:
         """Return the first changes of a window."""
         arguments = self._arguments(window, relations)
-        records = await self._driver.fetch(query("log_changes"), *arguments, limit)
+        records = await self.driver.fetch(query("log_changes"), *arguments, limit)
         await self._learn(records)
         return records  # type: ignore[no-any-return]
 
@@ -157,7 +157,7 @@ class LogTransaction:
         The next page is on its way while its predecessor is being worked on.
         """
         arguments = self._arguments(window, relations)
-        cursor = await self._driver.cursor(query("log_changes"), *arguments, None)
+        cursor = await self.driver.cursor(query("log_changes"), *arguments, None)
         page = await cursor.fetch(size)
         while len(page) == size:
             await self._learn(page)
@@ -171,13 +171,13 @@ class LogTransaction:
         """Ask for the names of relations that have not been seen in this transaction."""
         unknown = {record["relation"] for record in records}.difference(self.names)
         if unknown:
-            found = await self._driver.fetch(query("log_relation_names"), list(unknown))
+            found = await self.driver.fetch(query("log_relation_names"), list(unknown))
             self.names.update({row["oid"]: (row["schema"], row["name"]) for row in found})
 
     async def relations(self, tables: Sequence[TableName]) -> list[int]:
         """Return the relations that tables consist of, partitions included."""
         schemas, names = [table[0] for table in tables], [table[1] for table in tables]
-        records = await self._driver.fetch(query("log_relations"), schemas, names)
+        records = await self.driver.fetch(query("log_relations"), schemas, names)
         return [record["relation"] for record in records]
 
 
@@ -216,8 +216,11 @@ async def log_transaction(engine: AsyncEngine) -> AsyncIterator[LogTransaction]:
 
 async def driver_of(connection: AsyncConnection) -> asyncpg.Connection:
     """Return asyncpg's own connection: rows cost half as much without a layer between."""
-    raw = await connection.get_raw_connection()
-    return raw.driver_connection
+    driver: Any = (await connection.get_raw_connection()).driver_connection
+    if driver.is_closed():  # it waited in the pool while the server restarted
+        await connection.invalidate()
+        driver = (await connection.get_raw_connection()).driver_connection
+    return driver
 
 
 def explained(error: Exception) -> Exception:

@@ -1,0 +1,75 @@
+"""Reading the log stays cheap at any size: the plan uses the index, whatever else goes on."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from rowsignal.sql import query
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from change_log_support import Shop, ids, open_shop
+from rowsignal import positions
+from rowsignal.log_reader import log_transaction
+
+ROWS = 400_000
+FILL = """
+insert into rowsignal.change (xid, relation, operation, key, changed)
+select (3 + g / 1000)::text::xid8, 'item'::regclass, 'u', jsonb_build_object('id', g), '{v}'
+from generate_series(1, $1::int) g
+"""
+
+
+@pytest.fixture(params=["analyzed", "never analyzed"])
+async def big_log(engine: AsyncEngine, request: pytest.FixtureRequest) -> AsyncIterator[Shop]:
+    async with open_shop(engine) as shop:
+        await shop.log.position()  # begins the log, which deletes what could not be of its past
+        await shop.sql.execute("alter table rowsignal.change set (autovacuum_enabled = off)")
+        await shop.sql.execute(FILL, ROWS)
+        if request.param == "analyzed":
+            await shop.sql.execute("analyze rowsignal.change")
+        yield shop
+
+
+async def plan(shop: Shop, position: str, prepare: str | None = None) -> str:
+    """Return the plan of the reading statement, as it runs."""
+    start = positions.decode(position)
+    assert isinstance(start, positions.Position)
+    statement = query("log_changes")
+    names = ("xid8", "xid8[]", "text", "bigint", "oid[]", "bigint")
+    async with log_transaction(shop.engine) as transaction:
+        driver = transaction.driver
+        if prepare is not None:
+            await driver.execute(prepare)
+        await driver.execute(f"prepare reading ({', '.join(names)}) as {statement}")
+        running = "{" + ",".join(map(str, start.seen.running)) + "}"
+        now = await driver.fetchval("select pg_current_snapshot()::text")
+        rows = await driver.fetch(
+            "explain (analyze, buffers, costs off, timing off, summary off) execute reading"
+            f" ('{start.seen.xmax}', '{running}', '{now}', 0, null, 5000)"
+        )
+        await driver.execute("deallocate reading")
+    return "\n".join(row[0] for row in rows)
+
+
+def assert_cheap(plan: str) -> None:
+    assert plan.count("using change_xid") + plan.count("on change_xid") == 2, plan
+    assert "Seq Scan" not in plan, plan
+    assert "Rows Removed by Filter" not in plan or "Rows Removed by Filter: 0" in plan, plan
+
+
+async def test_the_index_is_used_whatever_else_goes_on(big_log: Shop) -> None:
+    assert await big_log.sql.fetchval("select count(*) from rowsignal.change") == ROWS
+    slow = await big_log.connect()
+    transaction = slow.transaction()
+    await transaction.start()
+    await slow.execute("insert into item values (0, 0)")
+    start = await big_log.log.position()
+    for number in range(1, 20):
+        await big_log.insert(number)
+    later = await big_log.log.position()
+    await big_log.insert(20)
+    assert_cheap(await plan(big_log, start))
+    assert_cheap(await plan(big_log, later))
+    assert_cheap(await plan(big_log, later, "set local plan_cache_mode = force_generic_plan"))
+    await transaction.commit()
+    assert_cheap(await plan(big_log, later))
+    assert ids(await big_log.read(later)) == [0, 20]
