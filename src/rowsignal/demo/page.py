@@ -1,0 +1,81 @@
+"""The service's page over the demonstration's database, served beside it."""
+
+import asyncio
+import contextlib
+import errno
+import socket
+import webbrowser
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import uvicorn
+from pydantic import SecretStr
+
+from rowsignal.service.app import create_app
+from rowsignal.service.settings import Settings
+
+HOST = "127.0.0.1"
+USUAL_PORT = 8080
+
+
+class PageServer(uvicorn.Server):
+    """A server that leaves signals to the program around it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+
+@contextlib.asynccontextmanager
+async def serve_page(
+    database_url: str, *, port: int | None = None, is_opened: bool = False
+) -> AsyncIterator[str]:
+    """Serve while the block runs, on port 8080 or any free one; yield the page's address.
+
+    Raises `OSError` when a port that was asked for is taken.
+    """
+    with TemporaryDirectory(prefix="rowsignal-demo-") as folder, _bind(port) as bound:
+        app = create_app(_settings(database_url, Path(folder)))
+        server = PageServer(
+            uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2)
+        )
+        task = asyncio.create_task(server.serve(sockets=[bound]), name="rowsignal demo page")
+        address = f"http://{HOST}:{bound.getsockname()[1]}/"
+        if is_opened:
+            await asyncio.to_thread(webbrowser.open, address)
+        try:
+            yield address
+        finally:
+            app.state.service.outlet.close_streams()  # uvicorn waits for open answers
+            server.should_exit = True
+            await task
+
+
+def _settings(database_url: str, tickets: Path) -> Settings:
+    """Name everything that decides who may read what: the environment is somebody else's."""
+    return Settings(
+        database_url=SecretStr(database_url),
+        listen_url=None,
+        tables={},
+        host=HOST,
+        port=0,
+        workers=1,
+        root_path="",
+        token_secret=None,
+        token_keys=(),
+        cors_origins=(),
+        ticket_dir=tickets,
+        log_level="error",
+        log_format="text",
+    )
+
+
+def _bind(port: int | None) -> socket.socket:
+    try:
+        return socket.create_server((HOST, USUAL_PORT if port is None else port))
+    except OSError as error:
+        if port is None and error.errno == errno.EADDRINUSE:
+            return socket.create_server((HOST, 0))
+        raise

@@ -1,0 +1,174 @@
+"""The demonstration: a server, a shop, somebody who changes orders, and waits for each of them."""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from rowsignal.demo.report import DemoReport, Tally
+from rowsignal.demo.shop import create_shop, run_shop
+from rowsignal.demo.shop_tables import Base
+from rowsignal.demo.waits import TABLE, Commits, Outcome, Waits
+from rowsignal.embedded import EmbeddedPostgres
+from rowsignal.hooks import NoHooks
+from rowsignal.listener import Listener
+from rowsignal.triggers import install_triggers
+
+PATIENCE = 30.0
+FRAME = 0.125
+
+Page = Callable[[str], contextlib.AbstractAsyncContextManager[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What there is to show at a moment."""
+
+    tally: Tally
+    mode: str
+    waiting: int
+    commits: int
+    notifications: int
+
+
+class Stage(Protocol):
+    """Where the story is told."""
+
+    def tell(self, sentence: str) -> None:
+        """Say what was done."""
+
+    def resolved(self, outcome: Outcome) -> None:
+        """Show a wait that is over."""
+
+    def refresh(self, view: View) -> None:
+        """Show how things stand; called several times a second."""
+
+
+class Arming(NoHooks):
+    """Hears when PostgreSQL has begun to notify."""
+
+    def __init__(self) -> None:
+        self.done = asyncio.Event()
+
+    def mode_changed(self, *, table: str, mode: str) -> None:
+        """Take note of the first arming."""
+        if table == ".".join(TABLE) and mode == "armed":
+            self.done.set()
+
+
+async def tell_story(
+    stage: Stage, *, goal: int | None = None, rate: float = 6.0, page: Page | None = None
+) -> DemoReport:
+    """Run the demonstration until `goal` waits are over, or until Ctrl-C; return its report.
+
+    `rate` is the writer's transactions a second. `page` serves the database at a URL for people,
+    given that of the database. Raises `TimeoutError` when the goal is not reached in 30 s.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        server = await stack.enter_async_context(_server(stage))
+        engine = await stack.enter_async_context(_engine(server.url))
+        writer = await stack.enter_async_context(_engine(server.url))
+        await create_shop(engine)
+        await install_triggers(engine, Base, log=True, row_values=True)
+        stage.tell("made a shop: customers, items and orders, with triggers that keep a log")
+        if page is not None:
+            address = await stack.enter_async_context(page(server.url))
+            stage.tell(f"the page with live tables is at {address}")
+        arming = Arming()
+        listener = await stack.enter_async_context(Listener(engine, hooks=arming))
+        commits = stack.enter_context(Commits(writer))
+        tally, is_over = Tally(), stack.enter_context(_interruption())
+
+        def note(outcome: Outcome) -> None:
+            tally.add(outcome)
+            stage.resolved(outcome)
+            if goal is not None and tally.count >= goal:
+                is_over.set()
+
+        waits = Waits(engine, commits, note)
+        show = _showing(stage, tally, waits, commits, listener)
+        async with _beside(waits.run(), show):
+            await asyncio.wait_for(arming.done.wait(), PATIENCE)
+            stage.tell("one wait for each open order; orders change now")
+            shop = run_shop(writer, rate=rate, stop=is_over)
+            await asyncio.wait_for(shop, None if goal is None else PATIENCE)
+            missed = await _missed(waits)
+        return DemoReport(
+            server_version=server.version,
+            commits=commits.count,
+            waits=tally.count,
+            notified=tally.notified,
+            missed=missed,
+            notifications=listener.state.notifications,
+            p50=tally.percentile(0.5),
+            p99=tally.percentile(0.99),
+            slowest=tally.slowest,
+        )
+
+
+@contextlib.asynccontextmanager
+async def _server(stage: Stage) -> AsyncIterator[EmbeddedPostgres]:
+    began = time.perf_counter()
+    async with EmbeddedPostgres() as server:
+        seconds = time.perf_counter() - began
+        stage.tell(f"started PostgreSQL {server.version} in {seconds:.1f} s; it ends with this")
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def _engine(url: str) -> AsyncIterator[AsyncEngine]:
+    engine = create_async_engine(url)
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
+
+
+@contextlib.contextmanager
+def _interruption() -> Iterator[asyncio.Event]:
+    """Yield an event that Ctrl-C and SIGTERM set, so that the story has an end to tell."""
+    loop, is_over = asyncio.get_running_loop(), asyncio.Event()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    with contextlib.suppress(NotImplementedError, RuntimeError):  # Windows; not the main thread
+        for number in signals:
+            loop.add_signal_handler(number, is_over.set)
+    try:
+        yield is_over
+    finally:
+        with contextlib.suppress(NotImplementedError, RuntimeError):
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+
+@contextlib.asynccontextmanager
+async def _beside(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run some work beside the block; a failure of it ends the block."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(work) for work in works]
+        yield
+        for task in tasks:
+            task.cancel()
+
+
+async def _showing(
+    stage: Stage, tally: Tally, waits: Waits, commits: Commits, listener: Listener
+) -> None:
+    while True:
+        notifications = listener.state.notifications
+        stage.refresh(View(tally, waits.mode, waits.open, commits.count, notifications))
+        await asyncio.sleep(FRAME)
+
+
+async def _missed(waits: Waits) -> int:
+    """Count the orders whose last change ends no wait, after a while for those on their way."""
+    for _ in range(20):
+        missed = await waits.missed()
+        if not missed:
+            return 0
+        await asyncio.sleep(0.1)
+    return len(missed)
