@@ -7,12 +7,19 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
-USAGE = "usage: python3 dev.py demo | test | lint | bench NAME  (further arguments are passed on)"
+USAGE = """\
+usage: python3 dev.py demo | test | lint | bench NAME  (further arguments are passed on)
+
+  demo [--once]        show the main job on a PostgreSQL of its own
+  test [--pg 15,18]    run the tests, on these major versions of PostgreSQL
+  lint                 check style, types and the floor plan
+  bench NAME [--json]  measure against a peer"""
 
 
 def run(*command: object) -> None:
@@ -63,6 +70,36 @@ def lint() -> None:
     run(BIN / "lint-imports")
 
 
+def servers(major: str) -> Iterator[pathlib.Path]:
+    """Yield folders that hold PostgreSQL's programs in this major version."""
+    folders = [pathlib.Path(f"/usr/lib/postgresql/{major}/bin")]
+    folders += VENV.glob("lib/python*/site-packages/*/pginstall*/bin")
+    for folder in folders:
+        if (folder / "postgres").exists():
+            version = subprocess.check_output([folder / "postgres", "--version"], text=True)
+            if version.split()[2].startswith(f"{major}."):
+                yield folder
+
+
+def test(arguments: list[str]) -> int:
+    """Run the tests, once for each version that `--pg` names."""
+    pytest = [str(PYTHON), "-m", "pytest"]
+    if "--pg" not in arguments:
+        return subprocess.call([*pytest, *arguments], cwd=ROOT)
+    place = arguments.index("--pg")
+    majors, rest = arguments[place + 1].split(","), arguments[:place] + arguments[place + 2 :]
+    failed = 0
+    for major in majors:
+        folder = next(servers(major), None)
+        if folder is None:
+            print(f"PostgreSQL {major} is not installed: no folder holds it", file=sys.stderr)
+            return 2
+        print(f"PostgreSQL {major}: {folder}", file=sys.stderr)
+        environment = {**os.environ, "ROWSIGNAL_PG_BIN": str(folder)}
+        failed |= subprocess.call([*pytest, *rest], cwd=ROOT, env=environment)
+    return failed
+
+
 def main(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
     if sys.version_info < (3, 11):  # noqa: UP036 -- whoever runs an older one should read why
@@ -72,8 +109,8 @@ def main(arguments: list[str]) -> int:
         )
         return 2
     command, rest = (arguments or ["help"])[0], arguments[1:]
-    modules = {"demo": ["rowsignal", "demo"], "test": ["pytest"], "bench": ["benchmarks"]}
-    if command not in {*modules, "lint"}:
+    modules = {"demo": ["rowsignal", "demo"], "bench": ["benchmarks"]}
+    if command not in {*modules, "lint", "test"}:
         print(USAGE, file=sys.stderr)
         return 0 if command in {"help", "-h", "--help"} else 2
     try:
@@ -81,6 +118,8 @@ def main(arguments: list[str]) -> int:
         if command == "lint":
             lint()
             return 0
+        if command == "test":
+            return test(rest)
     except subprocess.CalledProcessError as error:
         return error.returncode
     return subprocess.call([str(PYTHON), "-m", *modules[command], *rest], cwd=ROOT)

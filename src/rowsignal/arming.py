@@ -146,8 +146,8 @@ class TableWatch:
     def woken(self, transactions: int) -> None:
         """Count transactions that notified because the table was armed."""
         self._rate.add(transactions)
-        if self._rate.is_high and not self._audience.is_streaming:
-            self._stirred.set()
+        if self._leases and self._rate.is_high and not self._audience.is_streaming:
+            self._stirred.set()  # without leases these are stragglers: it is disarmed already
 
     def stir(self) -> None:
         """Take notice: the listener's state has changed."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import asyncpg
 import pytest
-from shop import Base, Order
 from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -18,6 +17,7 @@ from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.payload import LOCK_CLASS
 from rowsignal.triggers import install_triggers
 from rowsignal.waiting import wait_for_row_change
+from shop import Base, Order
 
 NEVER = 3600.0  # so that neither the safety look nor polling can hide a lost hint
 SECONDS = 120 if os.environ.get("ROWSIGNAL_STRESS") == "minutes" else 6
@@ -144,13 +144,17 @@ async def test_a_prepared_transaction_is_settled_over() -> None:
 async def test_a_busy_table_is_looked_at_and_armed_again_when_quiet(
     shop: AsyncEngine, writer: asyncpg.Connection
 ) -> None:
-    Dispatcher.of(shop, Pace(safety=NEVER, busy_rate=20, quiet=0.1))
+    Dispatcher.of(shop, Pace(safety=NEVER, busy_rate=20, quiet=0.5))
     wait = begin_wait(shop)
     watch = await until_mode(shop, "armed")
     while watch.mode == "armed":
         await pay(writer, 2)
+    notified = Dispatcher.of(shop).listener.state.notifications
+    for _ in range(20):  # nobody asked for these
+        await pay(writer, 2)
     assert not wait.done()
     assert watch.mode == "busy"
+    assert Dispatcher.of(shop).listener.state.notifications <= notified + 5
     await pay(writer)
     assert (await wait).total == 1
     again = begin_wait(shop)
