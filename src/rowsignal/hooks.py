@@ -1,12 +1,10 @@
 """Where other code looks in: what a listener, a dispatcher or a stream tells as it happens."""
 
-from typing import Protocol
 
-
-class Hooks(Protocol):
+class Hooks:
     """Receives events; every method returns at once and must not raise.
 
-    `table` is `schema.name`. Inherit from `NoHooks` to override only some.
+    `table` is `schema.name`. Inherit from it and override what you want to hear.
     """
 
     def connected(self, *, epoch: int) -> None:

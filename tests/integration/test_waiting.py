@@ -6,15 +6,20 @@ from collections.abc import AsyncIterator
 from decimal import Decimal
 
 import pytest
-from shop import Base, Customer, Line, Order
 from sqlalchemy import delete, insert, select, text, update
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
 from sqlalchemy.orm import selectinload
 
 from rowsignal.dispatcher import Dispatcher
 from rowsignal.exceptions import NotFoundError, PendingChangesError, WaitTimeoutError
 from rowsignal.triggers import install_triggers
 from rowsignal.waiting import wait_for_row_change
+from shop import Base, Customer, Line, Order
 
 
 @pytest.fixture(params=["triggers", "polling"])
@@ -261,7 +266,8 @@ async def test_bad_arguments_are_refused_with_the_way_out(
     engine: AsyncEngine, arguments: dict[str, object], complaint: str
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
-        await wait_for_row_change(**({"session": engine, "model": Order, "pk_value": 1} | arguments))  # type: ignore[arg-type] -- wrong on purpose
+        given = {"session": engine, "model": Order, "pk_value": 1} | arguments
+        await wait_for_row_change(**given)  # type: ignore[arg-type] -- wrong on purpose
 
 
 async def test_what_is_no_session_or_no_model_is_refused(engine: AsyncEngine) -> None:
@@ -291,7 +297,8 @@ async def test_waits_take_nothing_from_the_pool(shop: AsyncEngine) -> None:
 
 
 async def test_a_schema_translation_is_kept(shop: AsyncEngine) -> None:
-    await commit(shop, text("create schema tenant"), text("create table tenant.orders (like orders)"))
+    await commit(shop, text("create schema tenant"))
+    await commit(shop, text("create table tenant.orders (like orders)"))
     await commit(shop, text("insert into tenant.orders select * from orders"))
     tenant = shop.execution_options(schema_translate_map={None: "tenant"})
     waiting = asyncio.create_task(wait_for_row_change(tenant, Order, 1, interval=0.05, timeout=10))
