@@ -60,8 +60,6 @@ BEGIN
         PERFORM pg_notify('rowsignal_log', '');
         PERFORM set_config('rowsignal.woken', pg_current_xact_id()::text, true);
     END IF;
-EXCEPTION WHEN OTHERS THEN
-    RAISE WARNING 'rowsignal could not wake the readers of the change log: %', SQLERRM;
 END
 $rowsignal$;
 
@@ -149,9 +147,13 @@ BEGIN
 END
 $body$;
     wake text := CASE WHEN (settings ->> 'notify')::boolean IS FALSE THEN '' ELSE
-    'IF NOT (pg_try_advisory_lock(1919907699, 1000) AND pg_advisory_unlock(1919907699, 1000)) THEN
-        PERFORM rowsignal.wake_v1();
-    END IF;' END;
+    'BEGIN
+        IF NOT (pg_try_advisory_lock(1919907699, 1000) AND pg_advisory_unlock(1919907699, 1000)) THEN
+            PERFORM rowsignal.wake_v1();
+        END IF;
+    EXCEPTION WHEN OTHERS THEN
+        RAISE WARNING ''rowsignal could not wake the readers of the change log: %'', SQLERRM;
+    END;' END;
     one text := CASE event WHEN 'delete' THEN 'o' ELSE 'n' END;
     counted text[];
     changed text;
@@ -244,3 +246,7 @@ AS $rowsignal$
                 rowsignal.log_key_v1(row_to_json(n.*), keys) AS key FROM new_rows AS n) AS a USING (key)'
     END
 $rowsignal$;
+
+-- :: closed to others
+REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA rowsignal FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION rowsignal.key_v1(record), rowsignal.named_key_v1(json, text[]) TO PUBLIC;

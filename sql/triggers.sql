@@ -58,7 +58,8 @@ BEGIN
     ELSIF rowsignal.key_columns_v1(relation) IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'RS001', MESSAGE = format(
             '%s has no primary key, so its rows can not be told apart: add one, then install.', relation);
-    ELSIF NOT (has_function_privilege('public', 'pg_catalog.pg_try_advisory_lock(integer, integer)', 'EXECUTE')
+    ELSIF (settings ->> 'log')::boolean IS NOT TRUE AND (settings ->> 'always')::boolean IS NOT TRUE
+      AND NOT (has_function_privilege('public', 'pg_catalog.pg_try_advisory_lock(integer, integer)', 'EXECUTE')
           AND has_function_privilege('public', 'pg_catalog.pg_advisory_unlock(integer, integer)', 'EXECUTE')) THEN
         RAISE EXCEPTION USING ERRCODE = 'RS001', MESSAGE = format(
             'Writers of %s may not call pg_try_advisory_lock and pg_advisory_unlock, so every write would fail: '

@@ -21,16 +21,22 @@ class Statement(ExecutableDDLElement):
 
     inherit_cache = False
 
-    def __init__(self, sql: str) -> None:
+    def __init__(self, sql: str, *, is_offline: bool = False) -> None:
         self.sql = sql
+        self.is_offline = is_offline
 
 
 @compiles(Statement)
 def _text(statement: Statement, compiler: Any, **_: object) -> str:
     # Drivers with %-parameters halve a doubled sign before the server sees it.
-    if getattr(compiler.preparer, "_double_percents", False):
+    if not statement.is_offline and getattr(compiler.preparer, "_double_percents", False):
         return statement.sql.replace("%", "%%")
     return statement.sql
+
+
+def execute(connection: SyncConnection, sql: str) -> None:
+    """Run a statement, or write it to the script of an offline connection."""
+    connection.execute(Statement(sql, is_offline=not isinstance(connection, Connection)))
 
 
 def run_on(

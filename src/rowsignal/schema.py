@@ -7,7 +7,7 @@ from typing import overload
 from sqlalchemy import Connection, text
 
 from rowsignal import sql
-from rowsignal.binds import AsyncBind, Statement, SyncBind, SyncConnection, run_on
+from rowsignal.binds import AsyncBind, SyncBind, SyncConnection, execute, run_on
 from rowsignal.exceptions import SchemaVersionError
 
 CURRENT = max(number for number, _ in sql.migrations())
@@ -39,6 +39,11 @@ def apply(connection: SyncConnection) -> list[str]:
             " upgrade rowsignal."
         )
     return _run(connection, found)
+
+
+def repair(connection: Connection) -> None:
+    """Define everything of the current version again: functions that were changed by hand."""
+    _run(connection, 0)
 
 
 def take_lock(connection: Connection) -> None:
@@ -104,4 +109,4 @@ def _run(connection: SyncConnection, found: int, target: int = CURRENT) -> list[
 
 def _execute(connection: SyncConnection, file: str) -> None:
     for statement in sql.statements(sql.read(file)):
-        connection.execute(Statement(statement))
+        execute(connection, statement)

@@ -106,10 +106,7 @@ def _drifted(facts: TableFacts) -> Iterator[str]:
 
 
 def _altered(trigger: Trigger, member: Member) -> Iterator[str]:
-    made = trigger.function.startswith(MADE)
-    if made and not trigger.digest.startswith(trigger.function.rpartition("_")[2]):
-        yield f"Function rowsignal.{trigger.function} was changed by hand."
-    if not made and trigger.digest != _digest(trigger.function):
+    if has_altered_function(trigger):
         yield f"Function rowsignal.{trigger.function} was changed by hand."
     if trigger.type != {**HINT_TRIGGERS, **LOG_TRIGGERS}.get(trigger.name):
         yield f"Trigger {trigger.name} fires for other events than it was made for."
@@ -120,6 +117,13 @@ def _altered(trigger: Trigger, member: Member) -> Iterator[str]:
             yield f"The condition of trigger {trigger.name} was changed."
     if trigger.settings.get("shape", member.shape) != member.shape:
         yield "Columns were added, dropped, renamed or changed in type: logging takes a slower way."
+
+
+def has_altered_function(trigger: Trigger) -> bool:
+    """Tell whether the text of a function of this version is no longer ours."""
+    if trigger.function.startswith(MADE):
+        return not trigger.digest.startswith(trigger.function.rpartition("_")[2])
+    return trigger.function in FUNCTIONS and trigger.digest != _digest(trigger.function)
 
 
 def _incomplete(member: Member) -> Iterator[str]:

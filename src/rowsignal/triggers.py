@@ -9,11 +9,11 @@ from sqlalchemy import Connection, MetaData, event, text
 from sqlalchemy.exc import DBAPIError
 
 from rowsignal import schema
-from rowsignal.binds import AsyncBind, Statement, SyncBind, SyncConnection, record, run_on
+from rowsignal.binds import AsyncBind, SyncBind, SyncConnection, execute, record, run_on
 from rowsignal.exceptions import LockTimeoutError, TriggerInstallError
 from rowsignal.identifiers import literal, qualify
 from rowsignal.trigger_catalog import Capture, TableFacts, captures, read_facts
-from rowsignal.trigger_health import TableStatus, TriggerState, judge
+from rowsignal.trigger_health import TableStatus, TriggerState, has_altered_function, judge
 from rowsignal.trigger_settings import TableName, Target, TriggerSettings, targets_of, watched
 
 __all__ = [
@@ -170,6 +170,9 @@ def _install(connection: Connection, targets: Sequence[Target]) -> list[TableAct
     schema.take_lock(connection)
     schema.apply(connection)
     tables = read_facts(connection, names)
+    if any(has_altered_function(trigger) for facts in tables for trigger in facts.triggers):
+        schema.repair(connection)
+        tables = read_facts(connection, names)
     return [
         _install_table(connection, facts, target)
         for facts, target in zip(tables, targets, strict=True)
@@ -202,7 +205,7 @@ def _run(connection: SyncConnection, verb: str, target: Target, action: str) -> 
     arguments = [literal(qualify(target.name[1], target.name[0]))]
     if target.settings is not None and verb == "install":
         arguments.append(literal(target.settings.to_json()))
-    connection.execute(Statement(f"SELECT rowsignal.{verb}_v1({', '.join(arguments)})"))
+    execute(connection, f"SELECT rowsignal.{verb}_v1({', '.join(arguments)})")
     return TableAction(*target.name, action)
 
 

@@ -3,13 +3,14 @@
 from typing import Any
 
 import pytest
-from ear import connected, listening
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from ear import connected, listening
 from rowsignal.payload import decode_json
 from rowsignal.triggers import install_triggers
 
 TABLE = "CREATE TABLE orders (id int PRIMARY KEY, status text, amount numeric, note json)"
+ROWS = "INSERT INTO orders SELECT g, 'new', 1.0, '{}' FROM generate_series(1, 3) g"
 
 KEYS = {
     "int": ("integer", "7", 7),
@@ -36,38 +37,38 @@ KEYS = {
 }
 
 
-@pytest.mark.parametrize("kind", KEYS)
-async def test_a_key_of_any_type_is_the_one_that_a_reader_derives(
-    engine: AsyncEngine, kind: str
-) -> None:
-    column, literal, expected = KEYS[kind]
+async def test_a_key_of_any_type_is_the_one_that_a_reader_derives(engine: AsyncEngine) -> None:
     async with connected(engine) as writer:
         await writer.execute("CREATE TYPE mood AS ENUM ('fine'); CREATE DOMAIN positive AS int")
-        await writer.execute(f"CREATE TABLE things (id {column} PRIMARY KEY, v int)")
-        await install_triggers(engine, "things")
+        for name, (column, _, _) in KEYS.items():
+            await writer.execute(f'CREATE TABLE "{name}" (id {column} PRIMARY KEY, v int)')
+        await install_triggers(engine, list(KEYS))
         await writer.execute("SET timezone = 'Asia/Tokyo'; SET datestyle = 'SQL, DMY'")
         await writer.execute("SET intervalstyle = 'iso_8601'; SET bytea_output = 'escape'")
         await writer.execute("SET extra_float_digits = -5")
-        async with listening(engine, "things") as ear:
-            await writer.execute(f"INSERT INTO things VALUES ({literal}, 1)")
-            await writer.execute("UPDATE things SET v = 2")
-            await writer.execute("DELETE FROM things WHERE v = 2 RETURNING id")
-            said = await ear.said()
-            assert said == [
-                ("insert", [expected], None),
-                ("update", [expected], ["v"]),
-                ("delete", [expected], None),
-            ]
-        await writer.execute(f"INSERT INTO things VALUES ({literal}, 1)")
-        derived = await writer.fetchval("SELECT rowsignal.key_v1(row(t.id))::text FROM things t")
-        assert decode_json(derived) == [expected]
+        told, derived = {}, {}
+        async with listening(engine, *KEYS) as ear:
+            for name, (_, literal, _) in KEYS.items():
+                await writer.execute(f'INSERT INTO "{name}" VALUES ({literal}, 1)')
+                await writer.execute(f'UPDATE "{name}" SET v = 2')
+                key = await writer.fetchval(
+                    f'SELECT rowsignal.key_v1(row(t.id))::text FROM "{name}" t'
+                )
+                derived[name] = decode_json(key)
+                await writer.execute(f'DELETE FROM "{name}"')
+                told[name] = await ear.said()
+    assert derived == {name: [expected] for name, (_, _, expected) in KEYS.items()}
+    assert told == {
+        name: [("insert", [key], None), ("update", [key], ["v"]), ("delete", [key], None)]
+        for name, (_, _, key) in KEYS.items()
+    }
 
 
 @pytest.fixture
 async def orders(engine: AsyncEngine) -> AsyncEngine:
     async with connected(engine) as writer:
         await writer.execute(TABLE)
-        await writer.execute("INSERT INTO orders SELECT g, 'new', 1.0, '{}' FROM generate_series(1, 3) g")
+        await writer.execute(ROWS)
     await install_triggers(engine, "orders")
     return engine
 
@@ -99,19 +100,22 @@ CHANGES: dict[str, tuple[str, list[Any]]] = {
     ),
     "upsert does nothing": ("INSERT INTO orders VALUES (3) ON CONFLICT DO NOTHING", []),
     "in a subquery": (
-        "WITH gone AS (DELETE FROM orders WHERE id = 1 RETURNING *) INSERT INTO orders SELECT 5, status FROM gone",
+        "WITH d AS (DELETE FROM orders WHERE id = 1 RETURNING *) INSERT INTO orders SELECT 5 FROM d",
         [("delete", [1], None), ("insert", [5], None)],
     ),
     "truncate": ("TRUNCATE orders", [("truncate", None, None)]),
 }
 
 
-@pytest.mark.parametrize("case", CHANGES)
-async def test_a_statement_is_told_by_what_it_does(orders: AsyncEngine, case: str) -> None:
-    statement, expected = CHANGES[case]
+async def test_a_statement_is_told_by_what_it_does(orders: AsyncEngine) -> None:
+    told = {}
     async with listening(orders, "orders") as ear, connected(orders) as writer:
-        await writer.execute(statement)
-        assert sorted(await ear.said(), key=repr) == sorted(expected, key=repr)
+        for case, (statement, _) in CHANGES.items():
+            await writer.execute(f"TRUNCATE orders; {ROWS}")
+            await ear.said()
+            await writer.execute(statement)
+            told[case] = sorted(await ear.said(), key=repr)
+    assert told == {case: sorted(expected, key=repr) for case, (_, expected) in CHANGES.items()}
 
 
 async def test_merge_is_told_row_by_row(orders: AsyncEngine) -> None:
@@ -140,7 +144,8 @@ async def test_copy_is_told(orders: AsyncEngine) -> None:
 async def test_cascades_of_foreign_keys_are_told(orders: AsyncEngine) -> None:
     async with connected(orders) as writer:
         await writer.execute(
-            "CREATE TABLE lines (id int, order_id int REFERENCES orders ON UPDATE CASCADE ON DELETE CASCADE,"
+            "CREATE TABLE lines (id int, order_id int REFERENCES orders ON UPDATE CASCADE"
+            " ON DELETE CASCADE,"
             " PRIMARY KEY (order_id, id)); INSERT INTO lines VALUES (1, 1), (2, 2)"
         )
         await install_triggers(orders, "lines")
@@ -157,7 +162,9 @@ async def test_cascades_of_foreign_keys_are_told(orders: AsyncEngine) -> None:
 async def test_what_a_savepoint_takes_back_is_not_told(orders: AsyncEngine) -> None:
     async with listening(orders, "orders") as ear, connected(orders) as writer:
         async with writer.transaction():
-            await writer.execute("SAVEPOINT s; INSERT INTO orders SELECT g FROM generate_series(50, 350) g")
+            await writer.execute(
+                "SAVEPOINT s; INSERT INTO orders SELECT g FROM generate_series(50, 350) g"
+            )
             await writer.execute("ROLLBACK TO SAVEPOINT s; INSERT INTO orders VALUES (60)")
         assert await ear.said() == [("insert", [60], None)]
 
@@ -182,7 +189,11 @@ async def test_a_bulk_change_of_keys_is_told_as_deletes_and_inserts(orders: Asyn
         await writer.execute("UPDATE orders SET id = -id")
         said = await ear.said()
         assert len(said) == 203
-        assert {operation for operation, key, _ in said if key is None} == {"insert", "update", "delete"}
+        assert {operation for operation, key, _ in said if key is None} == {
+            "insert",
+            "update",
+            "delete",
+        }
 
 
 async def test_nobody_listening_means_nothing_is_sent(orders: AsyncEngine) -> None:
@@ -209,7 +220,9 @@ async def test_always_does_not_ask(engine: AsyncEngine) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"columns": ["status"]}, {"exclude": ["amount", "note"]}], ids=lambda s: next(iter(s))
+    "settings",
+    [{"columns": ["status"]}, {"exclude": ["amount", "note"]}],
+    ids=lambda s: next(iter(s)),
 )
 async def test_only_columns_that_count_are_told(engine: AsyncEngine, settings: Any) -> None:
     async with connected(engine) as writer:
@@ -241,8 +254,9 @@ async def test_a_key_too_long_for_a_payload_is_told_for_the_table(engine: AsyncE
 async def test_names_are_quoted_and_keys_keep_their_order(engine: AsyncEngine) -> None:
     async with connected(engine) as writer:
         await writer.execute(
-            """CREATE SCHEMA "My ""Schema"; CREATE TABLE "My ""Schema"."Odd 'Table'" ("B c" int, "a""'" text,
-            "%s" int GENERATED ALWAYS AS ("B c" * 2) STORED, p point, PRIMARY KEY ("a""'", "B c"))"""
+            """CREATE SCHEMA "My ""Schema"; CREATE TABLE "My ""Schema"."Odd 'Table'" (
+            "B c" int, "a""'" text, "%s" int GENERATED ALWAYS AS ("B c" * 2) STORED, p point,
+            PRIMARY KEY ("a""'", "B c"))"""
         )
         await install_triggers(engine, """My "Schema.Odd 'Table'""")
         async with listening(engine, """My "Schema.Odd 'Table'""") as ear:
@@ -275,12 +289,11 @@ async def test_the_memory_of_another_transaction_or_table_does_not_count(
 
 
 async def test_who_listens_later_hears_what_is_written_later(orders: AsyncEngine) -> None:
-    async with connected(orders) as writer:
-        async with writer.transaction():
-            await writer.execute("UPDATE orders SET status = 'x' WHERE id = 1")
-            async with listening(orders, "orders") as ear:
-                await writer.execute("UPDATE orders SET status = 'y' WHERE id = 2")
-                assert await ear.said() == []  # not committed
-                await writer.execute("COMMIT")
-                assert await ear.said() == [("update", [2], ["status"])]
-                await writer.execute("BEGIN")
+    async with connected(orders) as writer, writer.transaction():
+        await writer.execute("UPDATE orders SET status = 'x' WHERE id = 1")
+        async with listening(orders, "orders") as ear:
+            await writer.execute("UPDATE orders SET status = 'y' WHERE id = 2")
+            assert await ear.said() == []  # not committed
+            await writer.execute("COMMIT")
+            assert await ear.said() == [("update", [2], ["status"])]
+            await writer.execute("BEGIN")
