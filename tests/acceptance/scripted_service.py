@@ -125,6 +125,7 @@ class ScriptedService:
                     yield text
                 if self.cut_snapshot_after is not None:
                     self.cut_snapshot_after = None
+                    self.rows.pop(1)
                     return
                 place = len(self.log)
             async for text in self._follow(place, epoch):

@@ -22,10 +22,24 @@ SUBSCRIBE = """async (options) => {
       window.changes.push(change);
       if (options.throws) throw new Error("a mistake in the page");
     },
-    onState: (state) => window.states.push(state),
+    onState: (state) => window.states.push({ ...state, at: Date.now() }),
     onReset: (reason) => window.resets.push(reason),
     onSnapshot: () => { window.snapshots += 1; },
   });
+}"""
+SPY = """(url) => {
+  window.heard = [];
+  window.channel = new BroadcastChannel(`rowsignal  true ${url}/v1/changes/public.orders`);
+  window.channel.onmessage = ({ data }) => {
+    window.heard.push(data.kind);
+    window.last = data;
+    if (data.message?.type === "insert") window.message = data.message;
+  };
+  window.say = (kind, ahead) => {
+    window.heard.length = 0;
+    const { term, n } = window.last;
+    window.channel.postMessage({ kind, term, n: n + ahead, message: window.message });
+  };
 }"""
 IS_LIVE = "sub.state.status === 'live'"
 ROWS = "[...sub.rows.values()]"
@@ -105,7 +119,8 @@ async def test_failures_are_tried_again_at_a_growing_distance(
     service.status = 200
     await until(page, IS_LIVE)
     waits = [state for state in await page.evaluate("states") if state["status"] == "waiting"]
-    assert [state["attempt"] for state in waits][:4] == [1, 2, 3, 4]
+    for state, longest in zip(waits, (8, 16, 32, 64, 64), strict=False):
+        assert longest / 2 - 1 <= state["retryAt"] - state["at"] <= longest + 1
 
 
 async def test_a_reset_takes_the_rows_anew_and_tells_the_differences(
@@ -141,8 +156,8 @@ async def test_half_a_snapshot_is_never_shown(page: Page, service: ScriptedServi
         await service.write("insert", number, status="new")
     service.cut_snapshot_after = 3
     await live(page, service)
-    assert await page.evaluate("sub.rows.size") == 5
-    assert await told(page) == [("insert", number) for number in range(1, 6)]
+    assert await page.evaluate("sub.rows.size") == 4
+    assert await told(page) == [("insert", number) for number in range(2, 6)]
     assert service.requests == [{"snapshot": "true"}, {"snapshot": "true"}]
 
 
@@ -219,6 +234,9 @@ async def test_a_mistake_in_a_callback_costs_no_change(
     await until(page, "changes.length === 2")
     assert await page.evaluate("sub.rows.size") == 2
     assert len(errors) == 2
+    await service.cut()
+    await service.requested(2)
+    assert service.requests[-1] == {"after": "2"}
 
 
 async def test_closing_ends_the_stream_and_the_callbacks(
@@ -271,6 +289,26 @@ async def test_tabs_all_take_a_new_snapshot_over(
     assert service.open == 1
 
 
+async def test_a_tab_that_missed_something_asks_for_the_rows(
+    context: BrowserContext, service: ScriptedService
+) -> None:
+    leader, follower, spy = [await context.new_page() for _ in range(3)]
+    await live(leader, service)
+    await live(follower, service)
+    await spy.goto(service.url)
+    await spy.evaluate(SPY, service.url)
+    await service.write("insert", 1, status="new")
+    await until(spy, "window.message && last.message?.type === 'heartbeat'")
+    await spy.evaluate("say('event', 0)")
+    for kind, ahead in (("event", 5), ("start", 7)):
+        await spy.evaluate(f"say('{kind}', {ahead})")
+        await until(spy, "heard.includes('hello') && heard.includes('state')")
+    await spy.evaluate("say('election', -1)")
+    await until(spy, "heard.includes('state') && !heard.includes('hello')")
+    assert await told(follower) == [("insert", 1)]
+    assert await follower.evaluate(ROWS) == [{"id": 1, "status": "new"}]
+
+
 async def test_a_frozen_tab_loses_the_lead_and_takes_its_place_behind(
     context: BrowserContext, service: ScriptedService
 ) -> None:
@@ -287,6 +325,24 @@ async def test_a_frozen_tab_loses_the_lead_and_takes_its_place_behind(
     await devtools.send("Debugger.disable")
     await until(frozen, "sub.state.role === 'follower' && sub.rows.size === 1")
     await service.connected(1)
+
+
+async def test_a_sleeping_tab_is_not_waited_for(
+    context: BrowserContext, service: ScriptedService
+) -> None:
+    asleep, awake = await context.new_page(), await context.new_page()
+    await live(asleep, service)
+    await live(awake, service)
+    service.status = 503
+    await service.cut()
+    await until(awake, "sub.state.status === 'waiting'")
+    devtools = await context.new_cdp_session(asleep)
+    await devtools.send("Debugger.enable")
+    await devtools.send("Debugger.pause")
+    service.status = 200
+    await until(awake, "sub.state.role === 'leader' && " + IS_LIVE)
+    await devtools.send("Debugger.disable")
+    await until(asleep, "sub.state.role === 'follower'")
 
 
 async def test_without_locks_each_tab_has_its_own_connection(

@@ -5,6 +5,7 @@ const EVENTS = [
 ];
 const REFUSALS = [401, 403, 404, 422];
 const SILENCE = 2.5; // heartbeats that may stay away before a connection counts as dead
+const OVERDUE = 2000; // ms after which a tab that should be connecting may have been put to sleep
 const SETTLED = 10_000; // ms a connection must have lived for the next failure to count as the first
 
 /** Follow tables: the maps hold their rows, `onChange` hears what changes. */
@@ -121,7 +122,8 @@ class Subscription {
         status: ({ role, ...state }) => this.#tell(state),
         adopt: (state) => this.#adopt(state),
         state: () => (this.#whole ? this.#share() : null),
-        silence: () => SILENCE * this.#stream.interval * 1000,
+        silence: () => (this.state.status === "live" ? SILENCE * this.#stream.interval * 1000 : OVERDUE),
+        isOverdue: () => this.state.retryAt !== null && Date.now() - this.state.retryAt > OVERDUE,
       });
     } catch {
       return null; // no BroadcastChannel or locks here, or not for this origin
@@ -525,17 +527,21 @@ class Tabs {
     if (this.leads) this.#post("status", { status });
   }
 
-  /** Depose a leader who stays silent when asked: frozen tabs keep their lock. */
+  /** Depose a leader who does not answer, or sleeps: such tabs keep their lock. */
   check() {
     const silent = Date.now() - this.#heardAt - this.#handlers.silence();
-    if (silent > 1000 && this.#asked) {
-      this.#pending?.abort();
-      this.#heardAt = Date.now();
-      this.#request({ steal: true }, 100);
-    } else if (silent > 0 && !this.#asked) {
+    const isNeeded = document.visibilityState === "visible" && this.#handlers.isOverdue();
+    if ((silent > 1000 && this.#asked) || isNeeded) this.#depose();
+    else if (silent > 0 && !this.#asked) {
       this.#asked = true;
       this.#post("ping");
     }
+  }
+
+  #depose() {
+    this.#pending?.abort();
+    this.#heardAt = Date.now();
+    this.#request({ steal: true }, 100);
   }
 
   close() {
