@@ -1,0 +1,114 @@
+"""Put recorded measurements into the documentation: python -m benchmarks.publish.
+
+Reads docs/explanation/measurements/NAME.json, each the object that `--json` prints, and writes
+the tables between the markers of docs/explanation/benchmarks.md and README.md, and the plot.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+from benchmarks.report import is_met
+
+mpl.use("svg")
+
+from matplotlib import pyplot as plt
+
+DOCS = Path(__file__).parent.parent / "docs"
+MEASUREMENTS = DOCS / "explanation" / "measurements"
+VARIANTS = {
+    "hint": "triggers, nobody watching",
+    "watched": "one cold row watched",
+    "naive": "NOTIFY for each row",
+    "log": "change log, unread",
+    "log_read": "change log, read",
+}
+COLOURS = ("#2f6f4f", "#3c8dbc", "#b8473d", "#8a6d3b", "#c9a227")
+HIGHLIGHTS = {
+    "p50_over_floor": "commit to resolved wait, over a bare asyncpg listener (median)",
+    "sooner_than_polling": "sooner than polling every half second, times",
+    "kib_per_wait": "KiB for each of 10,000 waits",
+    "resolve_rate_over_get": "rate of resolving 10,000 waits, over bare `session.get`",
+    "unwatched_tps_8": "write rate of 8 clients with triggers and nobody watching, over none",
+    "deliveries_over_bare": "deliveries to 1,000 readers, over an app that writes prepared bytes",
+    "drain_over_select": "rate of reading the change log, over a bare SELECT",
+    "middleware_over_bare": "time of a request with the session middleware, over hand-written",
+}
+
+
+def recorded() -> list[dict[str, Any]]:
+    """Return what was measured, by name."""
+    return [json.loads(file.read_text()) for file in sorted(MEASUREMENTS.glob("*.json"))]
+
+
+def table(reports: list[dict[str, Any]]) -> str:
+    """Return every ratio with its target."""
+    lines = ["| benchmark | ratio | measured | target | |", "|---|---|---|---|---|"]
+    for report in reports:
+        for name, value in report["ratios"].items():
+            target = report["targets"].get(name, "")
+            verdict = "" if not target else "met" if is_met(value, target) else "**missed**"
+            lines.append(f"| {report['name']} | `{name}` | {value:g} | {target} | {verdict} |")
+    return "\n".join(lines)
+
+
+def highlights(reports: list[dict[str, Any]]) -> str:
+    """Return the ratios that a newcomer asks for."""
+    ratios = {name: value for report in reports for name, value in report["ratios"].items()}
+    lines = ["| | |", "|---|---|"]
+    lines += [f"| {text} | {ratios[n]:g} |" for n, text in HIGHLIGHTS.items() if n in ratios]
+    return "\n".join(lines)
+
+
+def figures(reports: list[dict[str, Any]]) -> str:
+    """Return the figures behind the ratios, as they were printed."""
+    parts = [
+        f"### {report['name']}\n\n```text\n{json.dumps(report['figures'], indent=1)}\n```"
+        for report in reports
+    ]
+    return "\n\n".join(parts)
+
+
+def fill(file: Path, marker: str, text: str) -> None:
+    """Replace what stands between a page's markers."""
+    begin, end = f"<!-- {marker} -->", f"<!-- /{marker} -->"
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    page = file.read_text()
+    assert pattern.search(page), f"{file} has no {begin}"
+    file.write_text(pattern.sub(lambda _: f"{begin}\n{text}\n{end}", page))
+
+
+def plot(report: dict[str, Any]) -> None:
+    """Draw what triggers cost those who write."""
+    groups = {label: values for label, values in report["figures"].items() if "clients" in label}
+    shown, axes = plt.subplots(figsize=(9, 3.6))
+    width = 0.8 / len(VARIANTS)
+    for place, (name, label) in enumerate(VARIANTS.items()):
+        heights = [values.get(name, 0) for values in groups.values()]
+        positions = [n + (place - len(VARIANTS) / 2 + 0.5) * width for n in range(len(groups))]
+        axes.bar(positions, heights, width * 0.9, label=label, color=COLOURS[place])
+    axes.axhline(1, color="#888888", linewidth=0.8)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.set_ylabel("TPS relative to no trigger")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
+    shown.tight_layout()
+    mpl.rcParams["svg.hashsalt"] = "rowsignal"  # the same measurements give the same file
+    shown.savefig(DOCS / "images" / "write_cost.svg", metadata={"Date": None})
+
+
+def main() -> None:
+    """Fill the pages and draw the plot."""
+    reports = recorded()
+    page = DOCS / "explanation" / "benchmarks.md"
+    fill(page, "ratios", table(reports))
+    fill(page, "figures", figures(reports))
+    fill(DOCS.parent / "README.md", "measurements", highlights(reports))
+    plot(next(report for report in reports if report["name"] == "write_cost"))
+
+
+if __name__ == "__main__":
+    main()
