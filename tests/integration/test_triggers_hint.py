@@ -100,7 +100,7 @@ CHANGES: dict[str, tuple[str, list[Any]]] = {
     ),
     "upsert does nothing": ("INSERT INTO orders VALUES (3) ON CONFLICT DO NOTHING", []),
     "in a subquery": (
-        "WITH d AS (DELETE FROM orders WHERE id = 1 RETURNING *) INSERT INTO orders SELECT 5 FROM d",
+        "WITH d AS (DELETE FROM orders WHERE id = 1 RETURNING 5) INSERT INTO orders TABLE d",
         [("delete", [1], None), ("insert", [5], None)],
     ),
     "truncate": ("TRUNCATE orders", [("truncate", None, None)]),

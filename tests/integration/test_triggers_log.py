@@ -11,6 +11,7 @@ from rowsignal.payload import LOCK_CLASS, LOG_BUCKET
 from rowsignal.triggers import install_triggers
 
 TABLE = "CREATE TABLE orders (id int PRIMARY KEY, status text, amount numeric, note json)"
+ROWS = "INSERT INTO orders SELECT g, 'new', 1.0, '{}' FROM generate_series(1, 3) g"
 LOG = (
     "SELECT operation::text, (key ->> 'id')::int, changed FROM rowsignal.change"
     " ORDER BY rowsignal.change.id"
@@ -52,9 +53,7 @@ CHANGES: dict[str, list[tuple[Any, ...]]] = {
     ],
     "INSERT INTO orders VALUES (3) ON CONFLICT DO NOTHING": [],
     "DELETE FROM orders WHERE id = 3": [("d", 3, None)],
-    "BEGIN; SAVEPOINT s; DELETE FROM orders; ROLLBACK TO s; DELETE FROM orders WHERE id = 4; COMMIT": [
-        ("d", 4, None)
-    ],
+    "BEGIN; SAVEPOINT s; DELETE FROM orders; ROLLBACK TO s; COMMIT": [],
     "TRUNCATE orders": [("t", None, None)],
 }
 
@@ -62,8 +61,8 @@ CHANGES: dict[str, list[tuple[Any, ...]]] = {
 async def test_a_statement_is_logged_by_what_it_does(engine: AsyncEngine) -> None:
     await install(engine)
     async with connected(engine) as writer:
-        found = {statement: await logged(writer, statement) for statement in CHANGES}
-    assert found == CHANGES
+        found = {statement: sorted(await logged(writer, statement)) for statement in CHANGES}
+    assert found == {statement: sorted(expected) for statement, expected in CHANGES.items()}
 
 
 async def test_deletes_of_a_statement_come_first(engine: AsyncEngine) -> None:
