@@ -1,5 +1,10 @@
 -- What the installer asks the catalogue. Works where schema rowsignal does not exist.
 
+-- :: has_schema
+SELECT EXISTS (
+    SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = 'rowsignal' AND c.relname = 'migration')
+
 -- :: captures
 -- Tables asked for (:asked, JSON: tables as pairs of schema or null and name) in that order; then,
 -- if with_strays is true, those that carry triggers of ours without having been asked for. Each

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, text
 from rowsignal import sql
 from rowsignal.binds import AsyncBind, SyncBind, SyncConnection, execute, run_on
 from rowsignal.exceptions import SchemaVersionError
+from rowsignal.sql import query
 
 CURRENT = max(number for number, _ in sql.migrations())
 LOCK_KEY = 8246779703540740722  # "rowsignal" in ASCII, as far as 64 bits go
@@ -16,7 +17,8 @@ LOCK_KEY = 8246779703540740722  # "rowsignal" in ASCII, as far as 64 bits go
 
 def version(connection: Connection) -> int:
     """Return the version of the schema in this database, 0 where there is none."""
-    if connection.scalar(text("SELECT to_regclass('rowsignal.migration')")) is None:
+    # Not by to_regclass: it may answer from a cache that is older than the statement.
+    if not connection.scalar(text(query("has_schema"))):
         return 0
     return connection.scalar(text("SELECT coalesce(max(version), 0) FROM rowsignal.migration")) or 0
 
