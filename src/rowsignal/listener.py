@@ -5,6 +5,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, Self
 from weakref import WeakKeyDictionary
 
@@ -213,6 +214,7 @@ class Listener:
         if self._task is None or self._task.done():
             loop = asyncio.get_running_loop()
             self._task = loop.create_task(self._run(first), name="rowsignal listener")
+            self._task.add_done_callback(partial(_report, first=first))
 
     def _retire(self) -> None:
         self._retirement = None
@@ -305,6 +307,15 @@ class Listener:
         self.state.notifications += 1
         for receiver in tuple(self._receivers):
             receiver.received(channel, payload)
+
+
+def _report(task: asyncio.Task[None], first: asyncio.Future[None] | None) -> None:
+    """Say so where the task has failed, and let nobody wait for a connection that never comes."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        logger.error("the listener has failed: rows are looked at from now on", exc_info=error)
+    if first is not None and not first.done():
+        first.set_exception(error or ConnectionError("the listener was stopped"))
 
 
 def _identity(engine: AsyncEngine) -> object:
