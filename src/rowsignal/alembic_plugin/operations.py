@@ -9,9 +9,9 @@ from alembic.autogenerate.render import renderers
 from alembic.operations import MigrateOperation, Operations
 
 from rowsignal import schema as schema_of_ours
-from rowsignal import sql
 from rowsignal.binds import Statement
 from rowsignal.identifiers import literal, qualify
+from rowsignal.sql import read
 from rowsignal.trigger_settings import TriggerSettings, settings_of
 from rowsignal.triggers import _guarded
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from alembic.runtime.migration import MigrationContext
 
 LOCK_TIMEOUT = 3.0
-VERSION = max(map(int, re.findall(r"FUNCTION rowsignal\.install_v(\d+)", sql.read("triggers.sql"))))
+VERSION = max(map(int, re.findall(r"FUNCTION rowsignal\.install_v(\d+)", read("triggers.sql"))))
 
 # migration contexts whose script creates the schema already
 _written: "WeakSet[MigrationContext]" = WeakSet()
