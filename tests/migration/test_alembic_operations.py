@@ -19,6 +19,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from migration_projects import Project
+from rowsignal import sql
 from rowsignal.alembic_plugin.operations import (
     VERSION,
     InstallRowTriggersOp,
@@ -143,6 +144,11 @@ async def test_a_busy_table_makes_the_migration_fail_clearly_instead_of_queueing
         with pytest.raises(LockTimeoutError, match="not free within"):
             await manager.upgrade("z9")
     await manager.upgrade("z9")
+
+
+def test_new_revisions_ask_for_the_newest_form_of_the_triggers():
+    forms = re.findall(r"FUNCTION rowsignal\.install_v(\d+)", sql.read("triggers.sql"))
+    assert max(map(int, forms)) == VERSION
 
 
 def test_settings_that_contradict_each_other_are_refused_in_the_migration():

@@ -1,6 +1,5 @@
 """`op.install_row_triggers` and `op.uninstall_row_triggers`."""
 
-import re
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakSet
@@ -11,7 +10,6 @@ from alembic.operations import MigrateOperation, Operations
 from rowsignal import schema as schema_of_ours
 from rowsignal.binds import Statement
 from rowsignal.identifiers import literal, qualify
-from rowsignal.sql import read
 from rowsignal.trigger_settings import TriggerSettings, settings_of
 from rowsignal.triggers import _guarded
 
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
     from alembic.runtime.migration import MigrationContext
 
 LOCK_TIMEOUT = 3.0
-VERSION = max(map(int, re.findall(r"FUNCTION rowsignal\.install_v(\d+)", read("triggers.sql"))))
+VERSION = 1  # the newest rowsignal.install_vN there is
 
 # migration contexts whose script creates the schema already
 _written: "WeakSet[MigrationContext]" = WeakSet()
