@@ -9,86 +9,27 @@ import logging
 import math
 import time
 from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Table
 from sqlalchemy.exc import DataError, NotSupportedError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from rowsignal.arming import Pace, TableWatch
+from rowsignal.arming import Pace
 from rowsignal.listener import OUTAGES, Listener
 from rowsignal.payload import CHANNEL, LOG_CHANNEL, Hint, PayloadError
 from rowsignal.row_reader import Found, PrimaryKey, RowShape, read_rows
 from rowsignal.row_watch import RowWatch, Subscription
 from rowsignal.trigger_settings import TableName
+from rowsignal.watched_table import HintReader, WatchedTable
 
 logger = logging.getLogger("rowsignal.dispatcher")
 
 INBOX_LIMIT = 20_000
 RETRY_DELAY = 0.25
-PATIENT = 30.0  # the interval of a table that nobody waits for any more
 HOPELESS = (ProgrammingError, DataError, NotSupportedError)  # no waiting mends these
 
 Due = dict[RowWatch, set[PrimaryKey]]
-
-
-class HintReader(Protocol):
-    """Whoever reads the hints of a table themselves, such as a live stream."""
-
-    def hinted(self, hint: Hint) -> None:
-        """Take one hint; return at once."""
-
-    def interrupted(self, reason: str) -> None:
-        """Hear that hints may have been lost."""
-
-
-class WatchedTable:
-    """A table with those who wait for its rows and those who read its hints."""
-
-    def __init__(self, dispatcher: "Dispatcher", name: TableName) -> None:
-        self.rows: dict[RowWatch, Table] = {}
-        self.readers: set[HintReader] = set()
-        self.watch = TableWatch(name, dispatcher.listener, self, dispatcher.pace)
-        self.task: asyncio.Task[None] | None = None
-        self._dispatcher = dispatcher
-        self._was_armed = False
-
-    @property
-    def is_streaming(self) -> bool:
-        """Tell whether hints are read for themselves."""
-        return bool(self.readers)
-
-    @property
-    def interval(self) -> float:
-        """Return the shortest polling interval that a wait asked for, in seconds."""
-        return min((seconds for rows in self.rows for seconds in rows.intervals), default=PATIENT)
-
-    def is_content_with(self, columns: tuple[str, ...] | None) -> bool:
-        """Tell whether hints for these columns are all that anybody waits for."""
-        return columns is None or all(rows.needs_only(columns) for rows in self.rows)
-
-    async def look(self) -> bool:
-        """Look at all rows that are waited for; tell whether that ended a wait."""
-        ended = 0
-        for rows in tuple(self.rows):
-            if rows:
-                ended += await self._dispatcher.look(rows, rows.primary_keys)
-        return bool(ended)
-
-    def mode_changed(self, mode: str) -> None:
-        """Pass on how the table is watched; what is not armed may lose hints."""
-        self._dispatcher.listener.hooks.mode_changed(table=self.watch.label, mode=mode)
-        if self._was_armed:
-            self.interrupt(f"the table was disarmed for a moment, and is {mode} now")
-        elif mode == "polling":
-            self.interrupt("notifications do not arrive")
-        self._was_armed = mode == "armed"
-
-    def interrupt(self, reason: str) -> None:
-        """Tell the readers of hints that some may be missing."""
-        for reader in tuple(self.readers):
-            reader.interrupted(reason)
 
 
 _dispatchers: WeakKeyDictionary[Listener, "Dispatcher"] = WeakKeyDictionary()
@@ -221,7 +162,8 @@ class Dispatcher:
             if self._task is None:
                 self.listener.attach(self)
                 self._task = self._spawn(self._run(), "rowsignal dispatcher")
-            self._tables[name] = table = WatchedTable(self, name)
+            table = WatchedTable(name, self.listener, self.pace, self.look)
+            self._tables[name] = table
             table.task = self._spawn(table.watch.run(), f"rowsignal {table.watch.label}")
         return self._tables[name]
 

@@ -1,0 +1,77 @@
+"""A watched table, with those who wait for its rows and those who read its hints themselves."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from sqlalchemy import Table
+
+from rowsignal.arming import Pace, TableWatch
+from rowsignal.listener import Listener
+from rowsignal.payload import Hint
+from rowsignal.row_reader import PrimaryKey
+from rowsignal.row_watch import RowWatch
+from rowsignal.trigger_settings import TableName
+
+PATIENT = 30.0  # the interval of a table that nobody waits for any more
+
+Look = Callable[[RowWatch, Iterable[PrimaryKey]], asyncio.Future[int]]
+
+
+class HintReader(Protocol):
+    """Whoever reads the hints of a table themselves, such as a live stream."""
+
+    def hinted(self, hint: Hint) -> None:
+        """Take one hint; return at once."""
+
+    def interrupted(self, reason: str) -> None:
+        """Hear that hints may have been lost."""
+
+
+class WatchedTable:
+    """A table with those who wait for its rows and those who read its hints."""
+
+    def __init__(self, name: TableName, listener: Listener, pace: Pace, look: Look) -> None:
+        self.rows: dict[RowWatch, Table] = {}
+        self.readers: set[HintReader] = set()
+        self.watch = TableWatch(name, listener, self, pace)
+        self.task: asyncio.Task[None] | None = None
+        self._hooks = listener.hooks
+        self._look = look
+        self._was_armed = False
+
+    @property
+    def is_streaming(self) -> bool:
+        """Tell whether hints are read for themselves."""
+        return bool(self.readers)
+
+    @property
+    def interval(self) -> float:
+        """Return the shortest polling interval that a wait asked for, in seconds."""
+        return min((seconds for rows in self.rows for seconds in rows.intervals), default=PATIENT)
+
+    def is_content_with(self, columns: tuple[str, ...] | None) -> bool:
+        """Tell whether hints for these columns are all that anybody waits for."""
+        return columns is None or all(rows.needs_only(columns) for rows in self.rows)
+
+    async def look(self) -> bool:
+        """Look at all rows that are waited for; tell whether that ended a wait."""
+        ended = 0
+        for rows in tuple(self.rows):
+            if rows:
+                ended += await self._look(rows, rows.primary_keys)
+        return bool(ended)
+
+    def mode_changed(self, mode: str) -> None:
+        """Pass on how the table is watched; what is not armed may lose hints."""
+        self._hooks.mode_changed(table=self.watch.label, mode=mode)
+        if self._was_armed:
+            self.interrupt(f"the table was disarmed for a moment, and is {mode} now")
+        elif mode == "polling":
+            self.interrupt("notifications do not arrive")
+        self._was_armed = mode == "armed"
+
+    def interrupt(self, reason: str) -> None:
+        """Tell the readers of hints that some may be missing."""
+        for reader in tuple(self.readers):
+            reader.interrupted(reason)
