@@ -8,6 +8,7 @@ import webbrowser
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import uvicorn
 from pydantic import SecretStr
@@ -55,21 +56,22 @@ async def serve_page(
 
 def _settings(database_url: str, tickets: Path) -> Settings:
     """Name everything that decides who may read what: the environment is somebody else's."""
-    return Settings(
-        database_url=SecretStr(database_url),
-        listen_url=None,
-        tables={},
-        host=HOST,
-        port=0,
-        workers=1,
-        root_path="",
-        token_secret=None,
-        token_keys=(),
-        cors_origins=(),
-        ticket_dir=tickets,
-        log_level="error",
-        log_format="text",
-    )
+    said: dict[str, Any] = {
+        "database_url": SecretStr(database_url),
+        "listen_url": None,
+        "tables": {},
+        "host": HOST,
+        "port": 0,
+        "workers": 1,
+        "root_path": "",
+        "token_secret": None,
+        "token_keys": (),
+        "cors_origins": (),
+        "ticket_dir": tickets,
+        "log_level": "error",
+        "log_format": "text",
+    }
+    return Settings(**said)
 
 
 def _bind(port: int | None) -> socket.socket:

@@ -117,8 +117,8 @@ def _recent(outcomes: Sequence[Outcome], rows: int) -> Table:
 def _figures(view: View) -> Table:
     tally, mode = view.tally, Text(view.mode, style=MODE_STYLES.get(view.mode, ""))
     grid = Table.grid(padding=(0, 3))
-    polled = f"median; polling each {INTERVAL:g} s: {_ms(INTERVAL / 2)}"
-    grid.add_row(f"{view.waiting} waiting", f"{tally.count} over", mode, _bars(tally))
+    polled = f"median; polling each {INTERVAL:g} s takes {_ms(INTERVAL / 2)}"
+    grid.add_row(f"{view.waiting} waiting", f"{tally.count} resolved", mode, _bars(tally))
     grid.add_row(
         f"{view.commits} commits",
         f"{view.notifications} notifications",
@@ -137,4 +137,4 @@ def _bars(tally: Tally) -> str:
 
 def _ms(seconds: float) -> str:
     milliseconds = seconds * 1000
-    return f"{milliseconds:.0f} ms" if milliseconds >= 10 else f"{milliseconds:.1f} ms"  # noqa: PLR2004
+    return f"{milliseconds:.0f} ms" if milliseconds >= 10 else f"{milliseconds:.1f} ms"

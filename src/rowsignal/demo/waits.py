@@ -25,7 +25,7 @@ GONE = "archived"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A wait that is over: `seconds` from the writer's COMMIT to its return, `mode` at that time."""
+    """A wait that is over: `seconds` from the writer's COMMIT to its return, `mode` by then."""
 
     order: int
     before: str

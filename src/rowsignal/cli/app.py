@@ -1,0 +1,68 @@
+"""The commands in one place, and what becomes of their errors."""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from rowsignal.cli.bench import bench
+from rowsignal.cli.config import config
+from rowsignal.cli.database import init
+from rowsignal.cli.demo import demo
+from rowsignal.cli.doctor import doctor
+from rowsignal.cli.errors import explain
+from rowsignal.cli.log import prune
+from rowsignal.cli.serve import serve
+from rowsignal.cli.triggers import install, status, uninstall
+from rowsignal.cli.watch import watch
+
+HELP = """Wait for PostgreSQL row changes, and see why they would not come.
+
+Exit codes: 0 all is well; 1 something was found or has failed; 2 the command was not understood,
+or the database can not be reached.
+"""
+
+app = typer.Typer(
+    name="rowsignal",
+    help=HELP,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+for command in (install, uninstall, status, doctor, watch, serve, prune, demo, bench, config):
+    app.command()(command)
+
+migrations = typer.Typer(help="Migrations.", no_args_is_help=True)
+migrations.command("init")(init)
+app.add_typer(migrations, name="db")
+
+
+@app.callback()
+def options(
+    *,
+    traceback: bool = typer.Option(
+        False, "--traceback", help="Show where in the program an error comes from."
+    ),
+) -> None:
+    """Take what all commands have in common."""
+    _wanted["traceback"] = traceback
+
+
+_wanted = {"traceback": False}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; errors become one sentence on standard error."""
+    _wanted["traceback"] = False
+    try:
+        app(args=arguments, prog_name="rowsignal")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    except Exception as error:
+        if _wanted["traceback"]:
+            raise
+        sentence, code = explain(error)
+        sys.stderr.write(f"rowsignal: {sentence}\n")
+        return code
+    return 0

@@ -1,0 +1,76 @@
+"""The settings of the service, as they stand."""
+
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from rowsignal.cli.connections import parsed, place
+from rowsignal.cli.errors import FAILED, CommandError
+from rowsignal.cli.options import Json, Url
+from rowsignal.cli.output import write_json, write_table
+
+if TYPE_CHECKING:
+    from rowsignal.service.settings import Settings
+
+HIDDEN = "(set, not shown)"
+
+
+def config(*, url: Url = None, json: Json = False) -> None:
+    """Show every setting of the service with its variable, its value and what it is for.
+
+    Secrets are not shown, only whether they are set.
+    """
+    from rowsignal.service.settings import PREFIX, Settings  # noqa: PLC0415 -- an optional extra
+
+    settings = read_settings(url)
+    shown = {name: _shown(name, getattr(settings, name)) for name in Settings.model_fields}
+    if json:
+        write_json(shown)
+        return
+    rows = [
+        (
+            f"{PREFIX}{name.upper()}",
+            Text(_text(value), style="bold" if name in settings.model_fields_set else ""),
+            Settings.model_fields[name].description or "",
+        )
+        for name, value in shown.items()
+    ]
+    write_table(("variable", "value", "meaning"), rows)
+
+
+def read_settings(url: str | None, **given: Any) -> "Settings":
+    """Return the service's settings: what was given, then the environment, then the defaults."""
+    from pydantic import SecretStr, ValidationError  # noqa: PLC0415 -- as above
+
+    from rowsignal.service.settings import PREFIX, Settings  # noqa: PLC0415 -- as above
+
+    said = {name: value for name, value in given.items() if value is not None}
+    address = parsed(url).render_as_string(hide_password=False)
+    try:
+        return Settings(database_url=SecretStr(address), **said)
+    except ValidationError as error:
+        # the whole message would repeat the values, and with them secrets
+        first = error.errors(include_input=False, include_url=False)[0]
+        name = "_".join(str(part) for part in first["loc"]).upper()
+        where = f"{PREFIX}{name}: " if name else ""
+        raise CommandError(f"{where}{first['msg'].removeprefix('Value error, ')}", FAILED) from None
+
+
+def _shown(name: str, value: Any) -> Any:
+    if name in {"database_url", "listen_url"}:
+        return value and place(parsed(value.get_secret_value()))
+    if name == "token_secret":
+        return value and HIDDEN
+    if name == "token_keys":
+        return [{"kid": key.kid, "algorithm": key.algorithm, "key": HIDDEN} for key in value]
+    if isinstance(value, tuple):
+        return list(value)
+    return value if isinstance(value, str | int | float | dict | None) else str(value)
+
+
+def _text(value: Any) -> str:
+    if value is None or value == "" or value == [] or value == {}:
+        return "-"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value)

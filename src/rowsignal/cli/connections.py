@@ -1,0 +1,71 @@
+"""From the URL that a command was given to an engine that is known to connect."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from rowsignal.cli.errors import CommandError, reason_of
+from rowsignal.orm.urls import async_url
+
+PATIENCE = 10.0
+REFUSALS = (OSError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError)
+
+
+def parsed(url: str | None) -> URL:
+    """Return the URL for asyncpg; explain what is wrong with it."""
+    if not url:
+        raise CommandError(
+            "No database was named: pass --url postgresql://user@host/name, or set"
+            " ROWSIGNAL_DATABASE_URL or DATABASE_URL."
+        )
+    try:
+        found = async_url(url)
+    except (ArgumentError, ValueError) as error:
+        # SQLAlchemy's own sentence would show the URL, and with it the password
+        reason = str(error) if type(error) is ValueError else "it is no URL"
+        raise CommandError(
+            f"The database URL can not be used ({reason}): write postgresql://user@host/name."
+        ) from None
+    if found.get_backend_name() != "postgresql":
+        raise CommandError(f"rowsignal works with PostgreSQL, not {found.get_backend_name()}.")
+    return found.set(drivername="postgresql+asyncpg")
+
+
+def place(url: URL) -> str:
+    """Return where a URL leads, without anything secret."""
+    host = url.host or url.query.get("host") or "localhost"
+    port = f":{url.port}" if url.port else ""
+    return f"{url.database or 'postgres'} at {host}{port}"
+
+
+@asynccontextmanager
+async def connected(url: str | None) -> AsyncIterator[AsyncEngine]:
+    """Yield an engine that has connected once; dispose of it afterwards."""
+    where = parsed(url)
+    engine = create_async_engine(where, hide_parameters=True)
+    try:
+        await _try(engine, where)
+        yield engine
+    finally:
+        await engine.dispose()
+
+
+async def _try(engine: AsyncEngine, where: URL) -> None:
+    try:
+        async with asyncio.timeout(PATIENCE), engine.connect():
+            pass
+    except TimeoutError:
+        raise CommandError(
+            f"No answer from {place(where)} within {PATIENCE:g} s: is the address right, and may"
+            " this machine reach it?"
+        ) from None
+    except REFUSALS as error:
+        raise CommandError(
+            f"Can not connect to {place(where)}: {reason_of(error)}. Check --url,"
+            " ROWSIGNAL_DATABASE_URL or DATABASE_URL."
+        ) from error

@@ -1,0 +1,72 @@
+"""The doctor."""
+
+import asyncio
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from rowsignal.cli.connections import connected
+from rowsignal.cli.options import Json, Models, MoreTables, Tables, Url
+from rowsignal.cli.output import console, progress, write, write_json, write_table
+from rowsignal.cli.subjects import find_subjects
+from rowsignal.doctor import Finding, Severity, diagnose
+
+STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "bold red"}
+
+
+def doctor(
+    tables: Tables = None,
+    *,
+    table: MoreTables = None,
+    models: Models = None,
+    url: Url = None,
+    listen_url: Annotated[
+        str | None,
+        typer.Option(
+            "--listen-url",
+            metavar="URL",
+            help="Where to LISTEN, if not at --url.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Find what keeps changes from arriving, or could make writes fail, and what mends it.
+
+    Exits with 1 when there is an error; warnings and notes are for you to judge.
+    """
+    subjects = find_subjects(models, tables, table)
+
+    async def work() -> list[Finding]:
+        async with connected(url) as engine:
+            with progress("looking"):
+                return await diagnose(engine, subjects, listen_url=listen_url)
+
+    findings = asyncio.run(work())
+    if json:
+        write_json({"findings": [asdict(one) for one in findings], "is_well": _is_well(findings)})
+    else:
+        _show(findings)
+    if not _is_well(findings):
+        raise typer.Exit(1)
+
+
+def _is_well(findings: list[Finding]) -> bool:
+    return all(one.severity is not Severity.ERROR for one in findings)
+
+
+def _show(findings: list[Finding]) -> None:
+    rows = [
+        (Text(str(one.severity), style=STYLES[one.severity]), one.subject, one.message)
+        for one in findings
+    ]
+    write_table(("", "about", "finding"), rows)
+    cures = [one for one in findings if one.cure]
+    out = console()
+    if cures:
+        write("What mends it:")
+    for one in cures:
+        label = Text(f"  {one.subject}: ", style="dim") if out.is_terminal else f"  {one.subject}: "
+        write(Text.assemble(label, one.cure or ""))

@@ -1,0 +1,41 @@
+"""Errors as one sentence with the way out, and the exit code that goes with it."""
+
+from sqlalchemy.exc import DBAPIError
+
+from rowsignal.exceptions import RowSignalError
+
+FAILED, NOT_UNDERSTOOD = 1, 2
+
+
+class CommandError(Exception):
+    """A command can not go on; `code` is its exit code."""
+
+    def __init__(self, sentence: str, code: int = NOT_UNDERSTOOD) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """Return a sentence for people, and the exit code."""
+    if isinstance(error, BaseExceptionGroup):
+        return explain(error.exceptions[0])
+    if isinstance(error, CommandError):
+        return str(error), error.code
+    if isinstance(error, DBAPIError):
+        return f"PostgreSQL says: {reason_of(error)}.", FAILED
+    if isinstance(error, RowSignalError | OSError):
+        return str(error), FAILED
+    if isinstance(error, ImportError):
+        return f"{error}; pip install 'rowsignal[all]' brings everything there is.", FAILED
+    if isinstance(error, ValueError | TypeError):
+        return str(error), NOT_UNDERSTOOD
+    kind = type(error).__name__
+    return f"this should not happen: {kind}: {error}; --traceback shows where.", FAILED
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what the server or the network said, without the statement around it."""
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    inner = cause.__cause__ or cause
+    text = str(getattr(inner, "message", None) or inner).strip() or type(inner).__name__
+    return text.splitlines()[0].rstrip(".")

@@ -1,0 +1,57 @@
+"""The change log: prune it."""
+
+import asyncio
+import re
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from rowsignal.cli.connections import connected
+from rowsignal.cli.errors import CommandError
+from rowsignal.cli.options import Json, Url
+from rowsignal.cli.output import progress, write, write_json
+from rowsignal.retention import PruneReport, Retention
+
+UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "k": 2**10, "M": 2**20, "G": 2**30}
+AMOUNT = re.compile(r"(\d+(?:\.\d+)?)([smhdkMG]?)")
+
+MaxAge = Annotated[
+    str, typer.Option("--max-age", metavar="AGE", help="Age that changes may have: 3d, 12h, 90m.")
+]
+MaxSize = Annotated[
+    str, typer.Option("--max-size", metavar="SIZE", help="Size that the log may have: 1G, 500M.")
+]
+
+
+def prune(
+    *, max_age: MaxAge = "3d", max_size: MaxSize = "1G", url: Url = None, json: Json = False
+) -> None:
+    """Delete what the change log need not keep. Run it once a minute where no service does.
+
+    Nobody waits for it, and it waits for nobody: where another process prunes just now it does
+    nothing. Age and size are known as of earlier runs, so the first one deletes nothing.
+    """
+    from rowsignal.retention import prune as prune_log  # noqa: PLC0415 -- the command's own name
+
+    retention = Retention(max_age=_amount(max_age), max_bytes=round(_amount(max_size)))
+
+    async def work() -> PruneReport:
+        async with connected(url) as engine:
+            with progress("pruning"):
+                return await prune_log(engine, retention)
+
+    report = asyncio.run(work())
+    if json:
+        write_json(asdict(report))
+    elif report.is_skipped:
+        write("Another process prunes just now; nothing was done here.")
+    else:
+        write(f"{report.deleted} changes deleted, about {report.bytes_left} bytes are kept.")
+
+
+def _amount(text: str) -> float:
+    parts = AMOUNT.fullmatch(text.strip())
+    if parts is None:
+        raise CommandError(f"{text!r} is no amount: write 3d, 12h, 90m, 30s, or 1G, 500M, 64k.")
+    return float(parts[1]) * UNITS[parts[2]]

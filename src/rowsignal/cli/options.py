@@ -1,0 +1,47 @@
+"""Options that several commands share."""
+
+from typing import Annotated
+
+import typer
+
+URL_VARIABLES = ["ROWSIGNAL_DATABASE_URL", "DATABASE_URL"]
+
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        envvar=URL_VARIABLES,
+        show_default=False,
+        metavar="URL",
+        help="The database: postgresql://user@host/name.",
+    ),
+]
+Tables = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="TABLE", show_default=False, help="Tables, as schema.name."),
+]
+MoreTables = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--table", "-t", metavar="TABLE", show_default=False, help="A table; may be repeated."
+    ),
+]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--models",
+        "-m",
+        metavar="MODULE:NAME",
+        show_default=False,
+        help="A declarative base, a model or a metadata: shop.models:Base; may be repeated.",
+    ),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Write JSON to standard output.", show_default=False)
+]
+LockTimeout = Annotated[
+    float,
+    typer.Option(
+        "--lock-timeout", metavar="SECONDS", help="How long a table may be busy before it is left."
+    ),
+]

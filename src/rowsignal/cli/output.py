@@ -1,0 +1,59 @@
+"""Writing: tables for people, JSON for programs, progress for whoever looks on."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Cell = str | Text
+
+
+def console() -> Console:
+    """Return the console of standard output."""
+    return Console(highlight=False)
+
+
+def errors() -> Console:
+    """Return the console of standard error."""
+    return Console(stderr=True, highlight=False)
+
+
+def write_json(document: Any) -> None:
+    """Write one line of JSON to standard output."""
+    console().out(json.dumps(document, ensure_ascii=False), highlight=False)
+
+
+def write_table(headings: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
+    """Write a table; without a terminal, lines with tabs between the cells."""
+    out = console()
+    if not out.is_terminal:
+        for row in rows:
+            out.out("\t".join(str(cell) for cell in row), highlight=False)
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    out.print(table)
+
+
+def write(line: Cell = "") -> None:
+    """Write a line as it stands."""
+    console().print(line, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[None]:
+    """Show on standard error what is being done, if that is a terminal."""
+    out = errors()
+    if not out.is_terminal:
+        yield
+        return
+    with out.status(f"{what} ..."):
+        yield

@@ -1,0 +1,37 @@
+"""The service."""
+
+from typing import Annotated
+
+import typer
+
+from rowsignal.cli.config import read_settings
+from rowsignal.cli.options import Url
+
+
+def serve(
+    *,
+    url: Url = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to bind; default 127.0.0.1.", show_default=False)
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to bind; default 8080.", show_default=False)
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; default 1.", show_default=False)
+    ] = None,
+    table: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--table", "-t", metavar="TABLE", help="A table to offer; default: all with triggers."
+        ),
+    ] = None,
+) -> None:
+    """Serve streams of row changes over HTTP, with a page to look at them.
+
+    All other settings are variables: see `rowsignal config`. Beyond 127.0.0.1 it takes tokens.
+    """
+    from rowsignal.service.server import serve as run  # noqa: PLC0415 -- an optional extra
+
+    offered = ",".join(table) if table else None
+    run(read_settings(url, host=host, port=port, workers=workers, tables=offered))

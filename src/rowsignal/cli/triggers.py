@@ -1,0 +1,189 @@
+"""Triggers: install, uninstall, status."""
+
+import asyncio
+from collections import Counter
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from rowsignal.cli.connections import connected
+from rowsignal.cli.errors import CommandError
+from rowsignal.cli.options import Json, LockTimeout, Models, MoreTables, Tables, Url
+from rowsignal.cli.output import console, progress, write, write_json, write_table
+from rowsignal.cli.subjects import find_subjects
+from rowsignal.schema import SchemaStatus, schema_status
+from rowsignal.triggers import (
+    TableAction,
+    TableStatus,
+    TriggerState,
+    install_script,
+    install_triggers,
+    trigger_status,
+    uninstall_triggers,
+)
+
+STYLES = {"installed": "green", "orphaned": "yellow", "outdated": "yellow", "drifted": "yellow"}
+
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--column", metavar="NAME", help="A column whose changes count; default: all."),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option("--exclude", metavar="NAME", help="A column whose changes do not count."),
+]
+FilterColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--filter-column", metavar="NAME", help="Log old and new values of this column, too."
+    ),
+]
+
+
+def install(
+    tables: Tables = None,
+    *,
+    table: MoreTables = None,
+    models: Models = None,
+    url: Url = None,
+    log: Annotated[bool, typer.Option("--log", help="Keep changes in the change log.")] = False,
+    column: Columns = None,
+    exclude: Exclude = None,
+    filter_column: FilterColumns = None,
+    row_values: Annotated[
+        bool, typer.Option("--row-values", help="Log whole rows, old and new.")
+    ] = False,
+    always: Annotated[
+        bool, typer.Option("--always", help="Notify even when no listener has asked.")
+    ] = False,
+    no_notify: Annotated[
+        bool, typer.Option("--no-notify", help="Never notify: for two-phase commits.")
+    ] = False,
+    lock_timeout: LockTimeout = 3.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the SQL for psql; connect to nothing.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Give tables the triggers that tell of their changes.
+
+    Tables whose triggers are as they should be are left alone, so it may run at every deployment.
+    Settings given here win over those that models declare.
+    """
+    settings = _given(
+        log=log,
+        columns=column,
+        exclude=exclude,
+        filter_columns=filter_column,
+        row_values=row_values,
+        always=always,
+        notify=False if no_notify else None,
+    )
+    subjects = find_subjects(models, tables, table, is_needed=True)
+    if dry_run:
+        console().out(install_script(subjects, **settings), highlight=False, end="")
+        return
+
+    async def work() -> list[TableAction]:
+        async with connected(url) as engine:
+            with progress("installing"):
+                return await install_triggers(
+                    engine, subjects, lock_timeout=lock_timeout, **settings
+                )
+
+    _report_actions(asyncio.run(work()), as_json=json)
+
+
+def uninstall(
+    tables: Tables = None,
+    *,
+    table: MoreTables = None,
+    models: Models = None,
+    url: Url = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every table that carries triggers.")
+    ] = False,
+    lock_timeout: LockTimeout = 3.0,
+    json: Json = False,
+) -> None:
+    """Take the triggers from tables. The schema rowsignal and its log stay."""
+    subjects = find_subjects(models, tables, table)
+    if (subjects is None) != everything:
+        raise CommandError("Name the tables to take triggers from, or say --all; not both.")
+
+    async def work() -> list[TableAction]:
+        async with connected(url) as engine:
+            with progress("uninstalling"):
+                return await uninstall_triggers(engine, subjects, lock_timeout=lock_timeout)
+
+    _report_actions(asyncio.run(work()), as_json=json)
+
+
+def status(
+    tables: Tables = None,
+    *,
+    table: MoreTables = None,
+    models: Models = None,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Compare triggers with what was declared; without tables, show all that carry triggers.
+
+    Exits with 1 when any of them is not as it should be.
+    """
+    subjects = find_subjects(models, tables, table)
+
+    async def work() -> tuple[SchemaStatus, list[TableStatus]]:
+        async with connected(url) as engine:
+            return await schema_status(engine), await trigger_status(engine, subjects)
+
+    schema, found = asyncio.run(work())
+    if json:
+        write_json({"schema": asdict(schema), "tables": [asdict(one) for one in found]})
+    else:
+        _show_status(schema, found)
+    if any(one.state is not TriggerState.INSTALLED for one in found):
+        raise typer.Exit(1)
+
+
+def _given(*, notify: bool | None, **settings: Any) -> dict[str, Any]:
+    """Leave out what was not said: it would win over what models declare."""
+    said = {name: value for name, value in settings.items() if value}
+    return said if notify is None else {**said, "notify": notify}
+
+
+def _report_actions(actions: list[TableAction], *, as_json: bool) -> None:
+    if as_json:
+        write_json({"tables": [asdict(action) for action in actions]})
+        return
+    write_table(
+        ("table", "triggers"), [(_name(done.schema, done.table), done.action) for done in actions]
+    )
+    counts = Counter(done.action for done in actions)
+    write(", ".join(f"{count} {action}" for action, count in counts.items()) or "no tables")
+
+
+def _show_status(schema: SchemaStatus, found: list[TableStatus]) -> None:
+    if not schema.version:
+        write("This database has no schema rowsignal yet: `rowsignal install` makes it.")
+    elif not schema.is_current:
+        write(f"Schema rowsignal is at version {schema.version}, this library has {schema.wanted}.")
+    if not found:
+        write("No table carries triggers: `rowsignal install TABLE` gives it some.")
+        return
+    rows = [
+        (
+            _name(one.schema, one.table),
+            one.kind or "none",
+            Text(str(one.state), style=STYLES.get(one.state, "red")),
+            one.problem or "",
+        )
+        for one in found
+    ]
+    write_table(("table", "capture", "triggers", "problem"), rows)
+
+
+def _name(schema: str | None, table: str) -> str:
+    return f"{schema}.{table}" if schema else table
