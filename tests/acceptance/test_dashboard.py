@@ -190,13 +190,14 @@ async def test_two_pages_read_through_one_connection(
     context: BrowserContext, shop: AsyncEngine, database_url: str
 ) -> None:
     first, second = await context.new_page(), await context.new_page()
-    async with running(app_of(database_url)) as url, shown(first, url), shown(second, url):
+    async with running(app_of(database_url)) as url, shown(first, url):
         await is_live(first)
-        await expect(second.locator("#reach")).to_have_text("live, through another tab")
-        await run(shop, "update shop.items set stock = 55 where id = 1")
-        for page in (first, second):
-            await expect(page.locator("#changes ins")).to_have_text("55")
-        await expect(second.locator("#vital-readers")).to_have_text("1")
+        async with shown(second, url):
+            await expect(second.locator("#reach")).to_have_text("live, through another tab")
+            await run(shop, "update shop.items set stock = 55 where id = 1")
+            for page in (first, second):
+                await expect(page.locator("#changes ins")).to_have_text("55")
+            await expect(second.locator("#vital-readers")).to_have_text("1")
 
 
 async def test_a_subscription_is_built_shown_and_run(

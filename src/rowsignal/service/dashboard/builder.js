@@ -179,7 +179,7 @@ function javascript(options, token) {
     ...lines,
     ...sign,
     "  onChange({ operation, key, old, row }) {",
-    "    console.log(operation, key, old, row, live.rows.size);",
+    "    console.log(operation, key, old, row);",
     "  },",
     "});",
   ].join("\n");

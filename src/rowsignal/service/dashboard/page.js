@@ -42,6 +42,7 @@ function show() {
   showSentence();
   if (!watch.status) return;
   showVitals();
+  id("vitals").hidden = false;
   drawCards(id("tables"), watch);
   const isEmpty = watch.status.tables.length === 0;
   document.body.toggleAttribute("data-empty", isEmpty);
