@@ -120,3 +120,7 @@ class ReaderLimitError(RowSignalError, RuntimeError):
 
 class NotWatchedError(RowSignalError, RuntimeError):
     """A table has no triggers, so changes of it are not told."""
+
+
+class UnavailableError(RowSignalError, ConnectionError):
+    """The database does not answer just now."""

@@ -1,23 +1,28 @@
 """The outlet of one database in one process: its feed, its fan-out, and each reader's way in."""
 
 import asyncio
+import logging
 import signal
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from rowsignal.exceptions import NotWatchedError
 from rowsignal.hooks import Hooks
+from rowsignal.listener import OUTAGES
 from rowsignal.sse import frames
 from rowsignal.sse.admission import FROM_NOW, Beginning, Entrance, enter_by_log, enter_live
 from rowsignal.sse.exposures import Exposure
-from rowsignal.sse.fanout import AudienceKey, FanOut, Limits
+from rowsignal.sse.fanout import Audience, AudienceKey, FanOut, Limits
 from rowsignal.sse.readers import ConflatingReader, Reader
 from rowsignal.sse.response import EventStream
 from rowsignal.sse.sources import Sources
 from rowsignal.sse.views import TableView
+
+logger = logging.getLogger("rowsignal.sse")
 
 PULSE = 0.25
 LINGER = 30.0
@@ -90,8 +95,7 @@ class Outlet:
         reader = (ConflatingReader if order.conflate else Reader)(self.limits.buffer)
         is_logged = self.sources.are_logged(view.name for view in order.views)
         key = AudienceKey(order.views, with_id=is_logged, known=order.beginning.after is None)
-        enter = enter_by_log if is_logged else enter_live
-        opening = enter(self._entrance, order.beginning, reader, self.fanout.private(key))
+        opening = self._opening(order, reader, self.fanout.private(key))
         expiry = self._expire(reader, order.expires_at)
         self._open.add(reader)
 
@@ -103,6 +107,19 @@ class Outlet:
                 expiry.cancel()
 
         return EventStream(opening, reader, closed)
+
+    async def _opening(
+        self, order: Order, reader: Reader, audience: Audience
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield what the reader gets first; when the database is away, ask it to come back."""
+        enter = enter_by_log if audience.key.with_id else enter_live
+        try:
+            async with aclosing(enter(self._entrance, order.beginning, reader, audience)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except (*OUTAGES, NotWatchedError) as error:
+            logger.warning("a stream could not begin: %s", error)
+            reader.close(frames.bye("database", self.limits.retry))
 
     def _expire(self, reader: Reader, expires_at: float | None) -> asyncio.TimerHandle | None:
         if expires_at is None:

@@ -15,6 +15,7 @@ from rowsignal.exceptions import (
     ReaderLimitError,
     RowSignalError,
     StandbyError,
+    UnavailableError,
 )
 
 STATUSES: Mapping[type[RowSignalError], HTTPStatus] = {
@@ -25,6 +26,7 @@ STATUSES: Mapping[type[RowSignalError], HTTPStatus] = {
     NotWatchedError: HTTPStatus.SERVICE_UNAVAILABLE,
     ReaderLimitError: HTTPStatus.SERVICE_UNAVAILABLE,
     StandbyError: HTTPStatus.SERVICE_UNAVAILABLE,
+    UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
 

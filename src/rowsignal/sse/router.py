@@ -1,5 +1,6 @@
 """`create_sse_router`: the endpoints, for anybody's FastAPI application."""
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from rowsignal.exceptions import RowSignalError
+from rowsignal.exceptions import RowSignalError, UnavailableError
 from rowsignal.hooks import Hooks
+from rowsignal.listener import OUTAGES
 from rowsignal.positions import decode
 from rowsignal.sse.admission import Beginning
 from rowsignal.sse.documents import STREAM, WAIT
@@ -35,6 +37,8 @@ from rowsignal.sse.polls import LongPoll
 from rowsignal.sse.problems import Problem, problem_of
 from rowsignal.sse.requests import Ask, find, key_of, views_of
 from rowsignal.sse.response import EventStream
+
+logger = logging.getLogger("rowsignal.sse")
 
 Authorize = Callable[..., Grant | Awaitable[Grant]]
 
@@ -53,6 +57,9 @@ class ProblemRoute(APIRoute):
                 return problem_of(error)
             except HTTPException as error:
                 return Problem(HTTPStatus(error.status_code), str(error.detail), error.headers)
+            except OUTAGES as error:
+                logger.warning("a request could not be served: %s", error)
+                return problem_of(UnavailableError("The database does not answer just now."))
             except RequestValidationError as error:
                 return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, _sentence(error))
 
