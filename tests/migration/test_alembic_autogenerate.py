@@ -175,6 +175,20 @@ async def test_dropped_disabled_and_hand_edited_triggers_are_made_again(database
     assert masked == [each.split("WHEN")[0] for each in before]
 
 
+async def test_a_function_that_was_edited_by_hand_is_restored_by_a_revision(database):
+    declared = models(columns=["status"])
+    await database.migrate(declared)
+    await database.execute(
+        """
+        create or replace function rowsignal.capture_hint_v1() returns trigger
+        language plpgsql as $$ begin return null; end $$
+        """
+    )
+    upgrade, _ = await database.migrate(declared)
+    assert upgrade == [INSTALL]
+    assert await database.lines(declared) == ([], [])
+
+
 async def test_a_disabled_triggers_downgrade_leaves_triggers_in_place(database):
     declared = models(columns=["status"])
     await database.migrate(declared)

@@ -10,11 +10,14 @@ from alembic.operations import MigrateOperation, Operations
 from rowsignal import schema as schema_of_ours
 from rowsignal.binds import Statement
 from rowsignal.identifiers import literal, qualify
+from rowsignal.trigger_catalog import read_facts
+from rowsignal.trigger_health import has_altered_function
 from rowsignal.trigger_settings import TriggerSettings, settings_of
 from rowsignal.triggers import _guarded
 
 if TYPE_CHECKING:
     from alembic.runtime.migration import MigrationContext
+    from sqlalchemy import Connection
 
 LOCK_TIMEOUT = 3.0
 VERSION = 1  # the newest rowsignal.install_vN there is
@@ -156,7 +159,14 @@ def _run(operations: Operations, operation: RowTriggersOp, verb: str, *more: str
         return
     with _guarded(bind, operation.lock_timeout):
         schema_of_ours.apply(bind)
+        _repair_functions(bind, operation)
         bind.execute(statement)
+
+
+def _repair_functions(bind: "Connection", operation: RowTriggersOp) -> None:
+    tables = read_facts(bind, [(operation.schema, operation.table_name)])
+    if any(has_altered_function(trigger) for table in tables for trigger in table.triggers):
+        schema_of_ours.repair(bind)
 
 
 def _write_schema(operations: Operations) -> None:
