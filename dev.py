@@ -37,11 +37,24 @@ def wanted() -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
-def make_venv() -> tuple[object, ...]:
-    """Create `.venv` and return the command that installs into it."""
+def has_venv() -> bool:
+    """Tell whether `.venv` is there and of this very Python."""
+    if not PYTHON.exists():
+        return False
+    asked = [str(PYTHON), "-c", "import sys; print(sys.version)"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() == (
+        sys.version
+    )
+
+
+def installer() -> tuple[object, ...]:
+    """Return the command that installs into `.venv`, which is made when it is missing."""
     if uv := shutil.which("uv"):
-        run(uv, "venv", "-q", "--clear", "--python", sys.executable, VENV)
+        if not has_venv():
+            run(uv, "venv", "-q", "--clear", "--python", sys.executable, VENV)
         return (uv, "pip", "install", "-q", "--python", PYTHON)
+    if has_venv() and next(VENV.glob("lib/python*/site-packages/pip"), None):
+        return (PYTHON, "-m", "pip", "install", "-q")
     shutil.rmtree(VENV, ignore_errors=True)
     try:
         run(sys.executable, "-m", "venv", VENV)
@@ -58,7 +71,7 @@ def prepare() -> None:
     if PYTHON.exists() and stamp.exists() and stamp.read_text() == digest:
         return
     print("preparing .venv (once, about a minute) ...", file=sys.stderr)
-    run(*make_venv(), "-c", "constraints.txt", "-e", ".[dev]")
+    run(*installer(), "-c", "constraints.txt", "-e", ".[dev]")
     stamp.write_text(digest)
 
 
