@@ -106,9 +106,9 @@ $rowsignal$;
 -- :: function of a table
 -- Make the trigger function for one event of tables with such columns, and return its name, which
 -- ends in the digest of its text: whoever looks can tell whether somebody has changed it. In the
--- text, o and n are rows before and after. The check sends nothing to the log; it fails when the
--- columns are no longer these, and a failing query costs a savepoint without a transaction id, where
--- a guard around the insert would cost one for each statement.
+-- text, o and n are rows before and after. The first query fails when the columns are no longer
+-- these. It only reads: a guard around the insert would cost a transaction id for each statement.
+-- Most updates change one row: then that query has found it, and no join is needed.
 CREATE OR REPLACE FUNCTION rowsignal.make_log_function_v1(
     relation regclass, event text, settings jsonb, key_columns text[])
 RETURNS text
@@ -118,15 +118,31 @@ DECLARE
     body text := $body$
 DECLARE
     is_stale boolean := false;
+    is_one boolean := false;
+    one_key jsonb;
+    one_changed text[];
+    one_old jsonb;
+    one_new jsonb;
     keys text[];
 BEGIN
     BEGIN
-        PERFORM FROM rowsignal.change AS log, {tables}
-        WHERE false AND EXISTS (SELECT {one}.* UNION ALL SELECT {columns});
-    EXCEPTION WHEN OTHERS THEN
+        {first}
+        WHERE true OR EXISTS (SELECT {one}.* UNION ALL SELECT {columns} FROM rowsignal.change);
+    EXCEPTION
+    WHEN no_data_found THEN
+        RETURN NULL;
+    WHEN too_many_rows THEN
+        is_one := false;
+    WHEN OTHERS THEN
         is_stale := true;
     END;
-    IF is_stale THEN
+    IF is_one THEN
+        IF one_changed = '{}' THEN
+            RETURN NULL;
+        END IF;
+        INSERT INTO rowsignal.change (relation, operation, key, changed, old_row, new_row)
+        VALUES (TG_RELID, {letter}, one_key, one_changed, one_old, one_new);
+    ELSIF is_stale THEN
         IF to_regclass('rowsignal.change') IS NULL THEN
             RAISE WARNING 'rowsignal.change is missing: changes of % are not logged', TG_RELID::regclass;
             RETURN NULL;
@@ -176,10 +192,10 @@ BEGIN
     INTO columns, changed, same, key, needs_pins
     FROM rowsignal.column_expressions_v1(relation) c;
 
+    body := replace(body, '{first}', rowsignal.log_one_v1(event, settings, key, changed, same));
+    body := replace(body, '{letter}', quote_literal(left(event, 1)));
     body := replace(body, '{static}', rowsignal.log_query_v1(event, settings, key, changed, same, key_columns[1]));
     body := replace(body, '{generic}', rowsignal.log_fallback_v1(event));
-    body := replace(body, '{tables}', CASE event WHEN 'insert' THEN 'new_rows AS n' WHEN 'delete' THEN 'old_rows AS o'
-        ELSE 'old_rows AS o, new_rows AS n' END);
     body := replace(replace(replace(body, '{one}', one), '{columns}', columns), '{wake}', wake);
     body := replace(body, '{settings}', quote_literal(settings) || '::json');
     name := concat('capture_log_', event, '_v1_', left(md5(body), 12));
@@ -192,6 +208,33 @@ BEGIN
 END
 $rowsignal$;
 
+-- :: the only row of a statement
+-- STRICT stops at a second row, so the product of the two tables is never formed.
+CREATE OR REPLACE FUNCTION rowsignal.log_one_v1(
+    event text, settings jsonb, key text, changed text, same text)
+RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $rowsignal$
+DECLARE
+    kept text := rowsignal.log_kept_v1(settings);
+    wanted text := 'SELECT %s, %s, %s, %s, %s INTO STRICT is_one, one_key, one_changed, one_old, one_new FROM %s';
+BEGIN
+    RETURN CASE event
+    WHEN 'insert' THEN format(wanted, 'true', format(key, 'n'), 'NULL', 'NULL', format(kept, 'n'), 'new_rows AS n')
+    WHEN 'delete' THEN format(wanted, 'true', format(key, 'o'), 'NULL', format(kept, 'o'), 'NULL', 'old_rows AS o')
+    ELSE format(wanted, same, format(key, 'n'), format('array_remove(ARRAY[%s]::text[], NULL)', changed),
+        format(kept, 'o'), format(kept, 'n'), 'old_rows AS o, new_rows AS n') END;
+END
+$rowsignal$;
+
+-- The expression for the values that are kept of a row.
+CREATE OR REPLACE FUNCTION rowsignal.log_kept_v1(settings jsonb) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
+AS $rowsignal$
+    SELECT CASE WHEN (settings ->> 'row_values')::boolean OR settings -> 'filter' IS NOT NULL
+        THEN 'rowsignal.log_row_v1(row_to_json(%s.*), {settings})' ELSE 'NULL::jsonb' END
+$rowsignal$;
+
 -- :: rows of a statement
 -- The query from the transition tables to the columns of the log. OFFSET 0 keeps the planner from
 -- turning the FULL JOIN, which is never a nested loop, into an inner join, which is one for all
@@ -202,8 +245,7 @@ RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
 AS $rowsignal$
 DECLARE
-    kept text := CASE WHEN (settings ->> 'row_values')::boolean OR settings -> 'filter' IS NOT NULL
-        THEN 'rowsignal.log_row_v1(row_to_json(%s.*), {settings})' ELSE 'NULL::jsonb' END;
+    kept text := rowsignal.log_kept_v1(settings);
     old_row text := format(kept, 'o');
     new_row text := format(kept, 'n');
 BEGIN

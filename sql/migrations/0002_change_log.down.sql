@@ -17,6 +17,8 @@ $rowsignal$;
 -- :: what made them
 DROP FUNCTION rowsignal.make_log_function_v1(regclass, text, jsonb, text[]);
 DROP FUNCTION rowsignal.log_query_v1(text, jsonb, text, text, text, text);
+DROP FUNCTION rowsignal.log_one_v1(text, jsonb, text, text, text);
+DROP FUNCTION rowsignal.log_kept_v1(jsonb);
 DROP FUNCTION rowsignal.log_fallback_v1(text);
 DROP FUNCTION rowsignal.column_expressions_v1(oid);
 DROP FUNCTION rowsignal.wake_v1();

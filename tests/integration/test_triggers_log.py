@@ -115,7 +115,8 @@ async def test_readers_are_woken_only_while_they_sleep(engine: AsyncEngine) -> N
         for is_asleep in (False, True, False):
             if is_asleep:
                 await ear.arm()
-            await writer.execute("UPDATE orders SET amount = amount + 1")
+            await writer.execute("INSERT INTO orders VALUES (9)")
+            await writer.execute("UPDATE orders SET amount = 1 WHERE id = 99")  # wakes nobody
             await writer.execute("TRUNCATE orders")
             await ear.settle()
             if is_asleep:
