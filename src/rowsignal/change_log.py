@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Self, TypeVar
 from uuid import UUID
 
@@ -22,7 +23,15 @@ from rowsignal.log_reader import (
     explained,
     log_transaction,
 )
-from rowsignal.log_records import Record, Values, decode_changes, decode_values
+from rowsignal.log_records import (
+    ID,
+    OLD_ROW,
+    RELATION,
+    Record,
+    Values,
+    decode_changes,
+    decode_values,
+)
 from rowsignal.positions import (
     MAX_LENGTH,
     Position,
@@ -32,9 +41,9 @@ from rowsignal.positions import (
     stored_prefix,
     window_prefix,
 )
-from rowsignal.sql import query
+from rowsignal.statements import query
 
-PAGE = 5000
+PAGE = 1000
 ID_DIGITS = 19
 
 Result = TypeVar("Result")
@@ -254,11 +263,13 @@ class _BatchMaker:
 
     def make(self, records: Sequence[Record], *, is_rest: bool) -> Batch:
         """Return the batch of some records; `is_rest` when the window ends with them."""
-        last = self.texts.whole if is_rest else f"{self.texts.prefix}{records[-1]['id']}"
-        known = [record for record in records if record["relation"] in self.names]
+        last = self.texts.whole if is_rest else f"{self.texts.prefix}{records[-1][ID]}"
+        known = records
+        if not self.names.keys() >= set(map(itemgetter(RELATION), records)):
+            known = [record for record in records if record[RELATION] in self.names]
         return Batch(
             changes=decode_changes(known, self.names, self.texts.prefix, last),
             position=last,
-            before=decode_values([record["old_row"] for record in known]),
+            before=decode_values([record[OLD_ROW] for record in known]),
             is_complete=is_rest and self.window.is_last,
         )

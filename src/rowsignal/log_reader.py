@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Self, TypeVar
 from uuid import UUID
 
@@ -11,9 +12,9 @@ import asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from rowsignal.exceptions import PendingChangesError, SchemaVersionError, StandbyError
-from rowsignal.log_records import Record
+from rowsignal.log_records import RELATION, Record
 from rowsignal.positions import AnyPosition, Position, Snapshot
-from rowsignal.sql import query
+from rowsignal.statements import query
 
 TableName = tuple[str, str]
 Result = TypeVar("Result")
@@ -169,7 +170,7 @@ class LogTransaction:
 
     async def _learn(self, records: Sequence[Record]) -> None:
         """Ask for the names of relations that have not been seen in this transaction."""
-        unknown = {record["relation"] for record in records}.difference(self.names)
+        unknown = set(map(itemgetter(RELATION), records)).difference(self.names)
         if unknown:
             found = await self.driver.fetch(query("log_relation_names"), list(unknown))
             self.names.update({row["oid"]: (row["schema"], row["name"]) for row in found})

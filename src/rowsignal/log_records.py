@@ -5,15 +5,23 @@ fields set through their slots instead of through a frozen dataclass's slow cons
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
+from itertools import repeat
 from typing import Any
 
 from rowsignal.changes import Change, Operation
 
-Record = Mapping[str, Any]
+Record = tuple[Any, ...]  # asyncpg's, which has names, too
 Names = Mapping[int, tuple[str, str]]
 Values = Mapping[str, Any]
+
+ID, RELATION, KEY, OLD_ROW, NEW_ROW = 0, 3, 5, 7, 8
+ELEMENT = re.compile(r'"((?:[^"\\]|\\.)*)"|([^,]+)')
+ESCAPED = re.compile(r"\\(.)")
 
 OPERATIONS = {
     b"i": Operation.INSERT,
@@ -46,27 +54,42 @@ def decode_values(texts: Sequence[str | None]) -> Sequence[Values | None] | None
     return decode_all(texts, Decimal) if any(texts) else None
 
 
+@lru_cache(maxsize=4096)
+def decode_columns(text: str | None) -> tuple[str, ...] | None:
+    r"""Decode the text of a one-dimensional array of names (PostgreSQL manual, 8.15.6).
+
+    >>> decode_columns('{id,"a b","say \\"hi\\""}')
+    ('id', 'a b', 'say "hi"')
+    """
+    if text is None:
+        return None
+    return tuple(
+        ESCAPED.sub(r"\1", quoted) if quoted else plain
+        for quoted, plain in ELEMENT.findall(text[1:-1])
+    )
+
+
 def decode_changes(records: Sequence[Record], names: Names, prefix: str, last: str) -> list[Change]:
     """Return the changes that records of `log_changes` stand for.
 
     `names` has the (schema, table) of every relation in `records`. Positions are `prefix` and the
     id, but the final change has `last`, which says as well that nothing is left before it.
     """
-    keys = decode_all([record["key"] for record in records], str)
-    rows = decode_values([record["new_row"] for record in records]) or [None] * len(records)
+    keys = decode_all([record[KEY] for record in records], str)
+    rows = decode_values([record[NEW_ROW] for record in records]) or repeat(None)
     changes = []
-    for record, key, row in zip(records, keys, rows, strict=True):
-        id_, xid, captured, relation, operation, _, changed, _, _ = record.values()
+    for record, key, row in zip(records, keys, rows, strict=False):
+        id_, xid, captured, relation, operation, _, changed, _, _ = record
         schema, table = names[relation]
         change = _new(Change)
         _set_operation(change, OPERATIONS[operation])
         _set_schema(change, schema)
         _set_table(change, table)
         _set_key(change, key)
-        _set_changed(change, changed if changed is None else tuple(changed))
+        _set_changed(change, decode_columns(changed))
         _set_position(change, f"{prefix}{id_}")
         _set_transaction(change, xid)
-        _set_captured(change, captured)
+        _set_captured(change, datetime.fromtimestamp(captured, UTC))
         _set_row(change, row)
         changes.append(change)
     if changes:
