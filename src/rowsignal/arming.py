@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rowsignal.listener import OUTAGES, Lease, Listener
 from rowsignal.payload import LOG_BUCKET, Hint
-from rowsignal.sql import query
+from rowsignal.statements import query
 from rowsignal.trigger_catalog import Capture, captures
 from rowsignal.trigger_settings import TableName
 
@@ -28,11 +28,11 @@ class Pace:
     """How often a table is looked at, in seconds, and how busy one may be that notifies.
 
     `settle` and `settle_longest` bound the growing interval of looks for writers that were at work
-    when the table was armed, `safety` is the interval of looks at an armed table, `recheck` that of
-    asking whether a table has triggers by now. Above `busy_rate` notifying transactions a second a
-    table is looked at instead, every `busy_look` seconds but at most `share_of_time` of the time, for `quiet` seconds
-    at first and for `longest_stay` at most. A table that nobody waits for is disarmed after
-    `linger`. `answer` is how long a query may take.
+    when the table was armed, `safety` is the interval of looks at an armed table, `recheck` that
+    of asking whether a table has triggers by now. Above `busy_rate` notifying transactions a
+    second a table is looked at instead, every `busy_look` seconds but at most `share_of_time` of
+    the time, for `quiet` seconds at first and for `longest_stay` at most. A table that nobody
+    waits for is disarmed after `linger`. `answer` is how long a query may take.
     """
 
     settle: float = 0.02

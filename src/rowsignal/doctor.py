@@ -15,7 +15,7 @@ from rowsignal.listener import OUTAGES, Listener, Timings
 from rowsignal.payload import LOCK_CLASS, LOG_BUCKET
 from rowsignal.retention import Retention
 from rowsignal.schema import schema_status
-from rowsignal.sql import query
+from rowsignal.statements import query
 from rowsignal.trigger_catalog import TableFacts, read_facts
 from rowsignal.triggers import TriggerState, trigger_status
 

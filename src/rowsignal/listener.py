@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from rowsignal.engines import OwnConnection, beside
 from rowsignal.hooks import Hooks, NoHooks
 from rowsignal.payload import LOCK_CLASS
-from rowsignal.sql import query
+from rowsignal.statements import query
 from rowsignal.wire import Wire
 
 logger = logging.getLogger("rowsignal.listener")

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.engines import beside
 from rowsignal.log_reader import driver_of, explained
-from rowsignal.sql import query
+from rowsignal.statements import query
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,12 +6,11 @@ from typing import overload
 
 from sqlalchemy import Connection, text
 
-from rowsignal import sql
 from rowsignal.binds import AsyncBind, SyncBind, SyncConnection, execute, run_on
 from rowsignal.exceptions import SchemaVersionError
-from rowsignal.sql import query
+from rowsignal.statements import migrations, query, read, split
 
-CURRENT = max(number for number, _ in sql.migrations())
+CURRENT = max(number for number, _ in migrations())
 LOCK_KEY = 8246779703540740722  # "rowsignal" in ASCII, as far as 64 bits go
 
 
@@ -66,9 +65,7 @@ def migrate(connection: Connection, target: int = CURRENT) -> list[str]:
     """
     take_lock(connection)
     found = version(connection)
-    down = [
-        (number, name) for number, name in reversed(sql.migrations()) if found >= number > target
-    ]
+    down = [(number, name) for number, name in reversed(migrations()) if found >= number > target]
     for number, name in down:
         _execute(connection, f"migrations/{number:04}_{name}.down.sql")
     return [name for _, name in down] or _run(connection, found, target)
@@ -103,12 +100,12 @@ def schema_status(bind: AsyncBind | SyncBind) -> SchemaStatus | Awaitable[Schema
 
 
 def _run(connection: SyncConnection, found: int, target: int = CURRENT) -> list[str]:
-    up = [(number, name) for number, name in sql.migrations() if found < number <= target]
+    up = [(number, name) for number, name in migrations() if found < number <= target]
     for number, name in up:
         _execute(connection, f"migrations/{number:04}_{name}.up.sql")
     return [name for _, name in up]
 
 
 def _execute(connection: SyncConnection, file: str) -> None:
-    for statement in sql.statements(sql.read(file)):
+    for statement in split(read(file)):
         execute(connection, statement)

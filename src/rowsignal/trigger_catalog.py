@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from rowsignal.sql import query
+from rowsignal.statements import query
 from rowsignal.trigger_settings import TableName
 
 

@@ -8,7 +8,7 @@ from hashlib import md5
 from typing import Any
 
 from rowsignal.payload import LOCK_CLASS
-from rowsignal.sql import function_body
+from rowsignal.statements import function_body
 from rowsignal.trigger_catalog import Member, TableFacts, Trigger
 from rowsignal.trigger_settings import TriggerSettings
 

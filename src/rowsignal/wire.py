@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from rowsignal.engines import OwnConnection
 from rowsignal.payload import CHANNEL, LOG_CHANNEL
-from rowsignal.sql import query
+from rowsignal.statements import query
 
 Receive = Callable[[str, str], None]
 

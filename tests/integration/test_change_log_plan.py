@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from rowsignal.sql import query
+from rowsignal.statements import query
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from change_log_support import Shop, ids, open_shop

@@ -14,10 +14,10 @@ from rowsignal.engines import OwnConnection, beside
 from rowsignal.exceptions import RowSignalError
 from rowsignal.listener import OUTAGES, Listener
 from rowsignal.service.settings import Settings
-from rowsignal.sql import query
 from rowsignal.sse import Outlet
 from rowsignal.sse.exposures import Exposure
 from rowsignal.sse.views import Event
+from rowsignal.statements import query
 
 WINDOW = 30.0
 SAMPLES = 5000
