@@ -170,7 +170,7 @@ async def test_rolled_back_work_is_never_seen(shop: Shop) -> None:
 
 async def test_only_the_tables_asked_for_are_read(shop: Shop) -> None:
     await shop.sql.execute('create schema "S"; create table "S"."Odd" (id integer primary key)')
-    await shop.capture('"S"."Odd"')
+    await shop.capture("S.Odd")
     start = await shop.log.position()
     await shop.insert(1)
     await shop.sql.execute('insert into "S"."Odd" values (2)')
@@ -189,7 +189,7 @@ async def test_a_partition_goes_by_its_root_and_a_renamed_table_by_its_new_name(
         create table low partition of parts for values from (0) to (10);
         """
     )
-    await shop.capture("parts")
+    await shop.capture("public.parts")
     start = await shop.log.position()
     await shop.sql.execute("insert into low values (1)")
     await shop.sql.execute("alter table parts rename to pieces")
@@ -199,7 +199,7 @@ async def test_a_partition_goes_by_its_root_and_a_renamed_table_by_its_new_name(
 
 async def test_changes_of_a_dropped_table_are_passed_over(shop: Shop) -> None:
     await shop.sql.execute("create table gone (id integer primary key)")
-    await shop.capture("gone")
+    await shop.capture("public.gone")
     start = await shop.log.position()
     await shop.insert(1)
     await shop.sql.execute("insert into gone values (2)")

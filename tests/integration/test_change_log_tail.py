@@ -34,7 +34,7 @@ async def tail(shop: Shop) -> AsyncIterator[LogTail]:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 -- a mode is no event
+        while not condition():
             await asyncio.sleep(0.005)
 
 
@@ -118,7 +118,7 @@ async def test_a_slow_subscriber_catches_up_by_itself(shop: Shop, tail: LogTail)
 
 async def test_subscribers_see_their_tables_only(shop: Shop, tail: LogTail) -> None:
     await shop.sql.execute("create table other (id integer primary key)")
-    await shop.capture("other")
+    await shop.capture("public.other")
     async with (
         tail.subscribe([ITEM]) as items,
         tail.subscribe([("public", "other")]) as others,

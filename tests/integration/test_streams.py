@@ -50,7 +50,7 @@ async def shop(engine: AsyncEngine) -> AsyncIterator[Shop]:
     async with open_shop(engine) as shop, Listener(engine):
         async with engine.begin() as connection:
             await connection.run_sync(Base.metadata.create_all)
-        await shop.capture("price")
+        await shop.capture("public.price")
         await install_triggers(engine, [Hinted.__table__])
         yield shop
 
@@ -126,7 +126,7 @@ async def test_the_position_passes_what_filters_leave_out(shop: Shop) -> None:
         await shop.insert(1)
         waiting = asyncio.ensure_future(anext(changes))
         async with asyncio.timeout(10):
-            while changes.position == start:  # noqa: ASYNC110 -- a position is no event
+            while changes.position == start:
                 await asyncio.sleep(0.01)
         waiting.cancel()
     async with watch(shop.engine, Item, after=changes.position) as changes:
