@@ -19,7 +19,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from migration_projects import Project
-from rowsignal import sql
+from rowsignal import statements
 from rowsignal.alembic_plugin.operations import (
     VERSION,
     InstallRowTriggersOp,
@@ -147,7 +147,7 @@ async def test_a_busy_table_makes_the_migration_fail_clearly_instead_of_queueing
 
 
 def test_new_revisions_ask_for_the_newest_form_of_the_triggers():
-    forms = re.findall(r"FUNCTION rowsignal\.install_v(\d+)", sql.read("triggers.sql"))
+    forms = re.findall(r"FUNCTION rowsignal\.install_v(\d+)", statements.read("triggers.sql"))
     assert max(map(int, forms)) == VERSION
 
 
