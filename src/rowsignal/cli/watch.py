@@ -1,2 +1,96 @@
-def watch() -> None:
-    """Watch."""
+"""Changes in the terminal, as they come."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from typing import Annotated
+
+import typer
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from rowsignal.changes import Change, Operation
+from rowsignal.cli.connections import connected
+from rowsignal.cli.errors import reason_of
+from rowsignal.cli.options import Json, Models, MoreTables, Tables, Url
+from rowsignal.cli.output import console, errors
+from rowsignal.cli.reflection import models_of
+from rowsignal.cli.sightings import JsonLines, Lines, LiveTable, Sightings
+from rowsignal.cli.subjects import find_subjects
+from rowsignal.listener import OUTAGES, Listener
+from rowsignal.streams import watch as watch_changes
+
+
+def watch(
+    tables: Tables = None,
+    *,
+    table: MoreTables = None,
+    models: Models = None,
+    url: Url = None,
+    operation: Annotated[
+        list[Operation] | None,
+        typer.Option("--operation", help="Only these; may be repeated.", show_default=False),
+    ] = None,
+    after: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POSITION", help="Resume logged tables after this position.", show_default=False
+        ),
+    ] = None,
+    snapshot: Annotated[
+        bool, typer.Option("--snapshot", help="The current rows first, as inserts.")
+    ] = False,
+    rows: Annotated[bool, typer.Option("--rows", help="Show the row's values, too.")] = False,
+    count: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="End after that many changes.", show_default=False),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show changes as they are committed, until Ctrl-C; without tables, of all that have triggers.
+
+    A table in a terminal, lines elsewhere, one JSON object a line with --json. A gap shows as a
+    reset.
+    """
+    subjects = find_subjects(models, tables, table)
+
+    async def work(sightings: Sightings) -> None:
+        seen = 0
+        async with connected(url) as engine:
+            found = await models_of(engine, subjects)
+            stream = watch_changes(
+                engine, *found, operations=operation, after=after, snapshot=snapshot, rows=rows
+            )
+            async with _listening(engine), stream as changes:
+                async for item in changes:
+                    sightings.add(item)
+                    seen += isinstance(item, Change)
+                    if seen == count:
+                        return
+
+    try:
+        with _sightings(as_json=json) as sightings:
+            asyncio.run(work(sightings))
+    except KeyboardInterrupt:  # the usual way out
+        return
+
+
+@asynccontextmanager
+async def _listening(engine: AsyncEngine) -> AsyncIterator[None]:
+    """Connect the listener before the stream begins, or it would begin with a gap."""
+    async with AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(Listener(engine))
+        except OUTAGES as error:
+            errors().print(
+                f"Notifications do not arrive ({reason_of(error)}): only logged tables can be"
+                " watched. `rowsignal doctor` shows more.",
+                soft_wrap=True,
+            )
+        yield
+
+
+def _sightings(*, as_json: bool) -> AbstractContextManager[Sightings]:
+    out = console()
+    if as_json:
+        return nullcontext(JsonLines())
+    return LiveTable(out) if out.is_terminal else nullcontext(Lines())

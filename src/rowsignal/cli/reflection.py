@@ -1,0 +1,45 @@
+"""Models of tables that are known by name only."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, MetaData, Table
+from sqlalchemy.exc import NoSuchTableError
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.orm import registry
+
+from rowsignal.cli.errors import FAILED, CommandError
+from rowsignal.trigger_settings import TableName, targets_of
+from rowsignal.triggers import trigger_status
+
+
+async def models_of(engine: AsyncEngine, subjects: Any) -> list[type[Any]]:
+    """Return a class for each table meant, or for all that carry triggers when none is."""
+    if subjects is None:
+        found = await trigger_status(engine)
+        names: list[TableName] = [(one.schema, one.table) for one in found]
+    else:
+        names = [target.name for target in targets_of(subjects)]
+    if not names:
+        raise CommandError(
+            "No table carries triggers, so there is nothing to watch: `rowsignal install TABLE`.",
+            FAILED,
+        )
+    async with engine.connect() as connection:
+        return await connection.run_sync(_reflect, names)
+
+
+def _reflect(connection: Connection, names: Sequence[TableName]) -> list[type[Any]]:
+    metadata, mapping, models = MetaData(), registry(), []
+    for schema, name in names:
+        try:
+            table = Table(
+                name, metadata, schema=schema, autoload_with=connection, resolve_fks=False
+            )
+        except NoSuchTableError:
+            label = f"{schema}.{name}" if schema else name
+            raise CommandError(f"There is no table {label} in this database.", FAILED) from None
+        model: type[Any] = type(name, (), {})
+        mapping.map_imperatively(model, table)
+        models.append(model)
+    return models
