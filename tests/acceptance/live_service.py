@@ -10,40 +10,43 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import FileResponse, HTMLResponse, Response
 from sqlalchemy.ext.asyncio import AsyncEngine
-from starlette.types import ASGIApp
 
 import rowsignal.service
 from rowsignal.demo.shop_tables import Customer, Item, Order
-from rowsignal.sse import Limits, create_sse_router
+from rowsignal.sse import Limits, Outlet
+from rowsignal.sse.exposures import exposures_of
+from rowsignal.sse.grants import grant_everything
+from rowsignal.sse.router import router_of
 
 CLIENT = Path(rowsignal.service.__file__).parent / "dashboard" / "client.js"
 
 
-class StreamsEndFirst(uvicorn.Server):
-    """uvicorn waits for open answers before it tells an application that it is over."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        super().__init__(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
-
-
 @asynccontextmanager
-async def running(app: ASGIApp, *, port: int = 0) -> AsyncIterator[str]:
+async def running(app: FastAPI, *, port: int = 0) -> AsyncIterator[str]:
     """Serve an application while the block runs; yield its address."""
-    server = StreamsEndFirst(app)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
     with socket.create_server(("127.0.0.1", port)) as listener:
         task = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
+            outlet_of(app).close_streams()  # as a SIGTERM would: uvicorn waits for open answers
             server.should_exit = True
             await task
+
+
+def outlet_of(app: FastAPI) -> Outlet:
+    outlet = app.state.service.outlet if hasattr(app.state, "service") else app.state.outlet
+    assert isinstance(outlet, Outlet)
+    return outlet
 
 
 def shop_app(engine: AsyncEngine) -> FastAPI:
     """Streams of the shop's tables, the client script, and an empty page."""
     app = FastAPI()
-    offered = {Customer: None, Item: None, Order: None}
-    app.include_router(create_sse_router(engine, offered, limits=Limits(heartbeat=1)), prefix="/v1")
+    offered: dict[object, None] = {Customer: None, Item: None, Order: None}
+    app.state.outlet = Outlet(engine, exposures_of(offered), Limits(heartbeat=1))
+    app.include_router(router_of(app.state.outlet, grant_everything), prefix="/v1")
 
     @app.get("/")
     async def blank() -> Response:

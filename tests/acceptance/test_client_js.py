@@ -224,19 +224,18 @@ async def test_many_rows_at_once_are_looked_at_again(page: Page, service: Script
 
 
 async def test_a_mistake_in_a_callback_costs_no_change(
-    page: Page, service: ScriptedService
+    context: BrowserContext, service: ScriptedService
 ) -> None:
+    clumsy, other = await context.new_page(), await context.new_page()
     errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    await live(page, service, throws=True)
+    clumsy.on("pageerror", lambda error: errors.append(str(error)))
+    await live(clumsy, service, throws=True)
+    await live(other, service)
     await service.write("insert", 1, status="new")
     await service.write("insert", 2, status="new")
-    await until(page, "changes.length === 2")
-    assert await page.evaluate("sub.rows.size") == 2
+    for tab in (clumsy, other):
+        await until(tab, "changes.length === 2 && sub.rows.size === 2")
     assert len(errors) == 2
-    await service.cut()
-    await service.requested(2)
-    assert service.requests[-1] == {"after": "2"}
 
 
 async def test_closing_ends_the_stream_and_the_callbacks(
@@ -307,6 +306,27 @@ async def test_a_tab_that_missed_something_asks_for_the_rows(
     await until(spy, "heard.includes('state') && !heard.includes('hello')")
     assert await told(follower) == [("insert", 1)]
     assert await follower.evaluate(ROWS) == [{"id": 1, "status": "new"}]
+
+
+async def test_a_new_leader_goes_on_from_whoever_heard_most(
+    context: BrowserContext, service: ScriptedService
+) -> None:
+    leader, follower, spy = [await context.new_page() for _ in range(3)]
+    await live(leader, service)
+    await live(follower, service)
+    await spy.goto(service.url)
+    await spy.evaluate(SPY, service.url)
+    await spy.evaluate(
+        """() => channel.addEventListener("message", ({ data: { kind, term, n } }) => {
+          const state = { rows: null, position: "2", interval: 15, news: {} };
+          if (kind === "election") channel.postMessage({ kind: "state", term, n: n + 3, state });
+        })"""
+    )
+    await service.write("insert", 1, status="new")
+    await until(follower, "changes.length === 1")
+    await leader.close()
+    await service.requested(2)
+    assert service.requests[-1] == {"after": "2"}
 
 
 async def test_a_frozen_tab_loses_the_lead_and_takes_its_place_behind(

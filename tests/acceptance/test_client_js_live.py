@@ -6,17 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-import pytest_asyncio
 from playwright.async_api import BrowserContext, Page
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from acceptance.live_service import free_port, running, shop_app
-from rowsignal.demo.shop import create_shop, run_shop
-from rowsignal.demo.shop_tables import Base
-from rowsignal.triggers import install_triggers
+from rowsignal.demo.shop import run_shop
 
-pytest_plugins = ["acceptance.browser"]
+pytest_plugins = ["acceptance.browser", "acceptance.shops"]
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SUBSCRIBE = """async (options) => {
@@ -42,16 +39,6 @@ AGREES = f"(expected) => JSON.stringify({SHOWN}) === expected"
 TWICE = """seen.filter(({source}) => source === "stream")
   .map(({transactionId, table, key, operation}) => [transactionId, table, key.id, operation].join())
   .filter((one, place, all) => all.indexOf(one) !== place)"""
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def shop(database_url: str) -> AsyncIterator[AsyncEngine]:
-    """Engine of a furnished shop whose tables are logged."""
-    engine = create_async_engine(database_url)
-    await create_shop(engine)
-    await install_triggers(engine, Base, log=True, row_values=True)
-    yield engine
-    await engine.dispose()
 
 
 @asynccontextmanager

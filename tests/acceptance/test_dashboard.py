@@ -10,20 +10,18 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import jwt
 import pytest
-import pytest_asyncio
 from fastapi import FastAPI
 from playwright.async_api import BrowserContext, Page, expect
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from acceptance.live_service import free_port, running
-from rowsignal.demo.shop import create_shop
-from rowsignal.demo.shop_tables import Base, Item
+from rowsignal.demo.shop_tables import Item
 from rowsignal.service.app import create_app
 from rowsignal.service.settings import Settings
-from rowsignal.triggers import install_triggers, uninstall_triggers
+from rowsignal.triggers import uninstall_triggers
 
-pytest_plugins = ["acceptance.browser"]
+pytest_plugins = ["acceptance.browser", "acceptance.shops"]
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SECRET = "a secret of more than thirty-two bytes"
@@ -48,6 +46,10 @@ CONTRAST = """() => {
   const inks = ["ink", "muted", "insert", "update", "delete", "truncate", "wait", "bad"];
   return Math.min(...["paper", "sheet", "well"].flatMap((on) => inks.map((ink) => ratio(ink, on))));
 }"""
+FITS = """() => new Promise((settled) => requestAnimationFrame(() => {
+  const { scrollWidth, clientWidth } = document.documentElement;
+  settled(scrollWidth <= clientWidth);
+}))"""
 UNNAMED = """() => [...document.querySelectorAll("button, input, select")]
   .filter((it) => it.checkVisibility())
   .filter((it) => !(it.textContent.trim() && it.tagName === "BUTTON") && !it.ariaLabel
@@ -57,16 +59,6 @@ UNNAMED = """() => [...document.querySelectorAll("button, input, select")]
 
 def app_of(url: str, **settings: object) -> FastAPI:
     return create_app(Settings(database_url=url, log_level="error", heartbeat=1, **settings))  # type: ignore[arg-type]  # as from the environment
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def shop(database_url: str) -> AsyncIterator[AsyncEngine]:
-    """Engine of a furnished shop whose tables are logged."""
-    engine = create_async_engine(database_url)
-    await create_shop(engine)
-    await install_triggers(engine, Base, log=True, row_values=True)
-    yield engine
-    await engine.dispose()
 
 
 @asynccontextmanager
@@ -92,10 +84,8 @@ async def is_live(page: Page) -> None:
     await expect(page.locator("#reach")).to_have_attribute("data-status", "live")
 
 
-async def test_a_glance_tells_how_things_are(
-    page: Page, shop: AsyncEngine, database_url: str
-) -> None:
-    async with running(app_of(database_url)) as url, shown(page, url):
+async def test_a_glance_tells_how_things_are(page: Page, shop: AsyncEngine, shop_url: str) -> None:
+    async with running(app_of(shop_url)) as url, shown(page, url):
         await is_live(page)
         await expect(page.locator("#headline")).to_have_text("Listening to 3 tables.")
         await expect(page.locator("body")).to_have_attribute("data-tone", "good")
@@ -111,10 +101,10 @@ async def test_a_glance_tells_how_things_are(
 
 
 async def test_the_feed_shows_what_was_beside_what_is(
-    page: Page, shop: AsyncEngine, database_url: str
+    page: Page, shop: AsyncEngine, shop_url: str
 ) -> None:
     await run(shop, "update shop.orders set status = 'new' where id = 1")
-    async with running(app_of(database_url)) as url, shown(page, url):
+    async with running(app_of(shop_url)) as url, shown(page, url):
         await is_live(page)
         await run(shop, "update shop.orders set status = 'paid' where id = 1")
         entry = page.locator("#changes li").first
@@ -135,10 +125,8 @@ async def test_the_feed_shows_what_was_beside_what_is(
         await expect(page.locator("#changes li:visible")).to_have_count(2)
 
 
-async def test_a_paused_feed_keeps_what_comes(
-    page: Page, shop: AsyncEngine, database_url: str
-) -> None:
-    async with running(app_of(database_url)) as url, shown(page, url):
+async def test_a_paused_feed_keeps_what_comes(page: Page, shop: AsyncEngine, shop_url: str) -> None:
+    async with running(app_of(shop_url)) as url, shown(page, url):
         await is_live(page)
         await page.keyboard.press("Space")
         await run(shop, "update shop.items set stock = stock + 1 where id <= 3")
@@ -151,11 +139,11 @@ async def test_a_paused_feed_keeps_what_comes(
 
 
 async def test_a_table_without_its_triggers_says_what_mends_it(
-    page: Page, shop: AsyncEngine, database_url: str
+    page: Page, shop: AsyncEngine, shop_url: str
 ) -> None:
     await uninstall_triggers(shop, Item)
     offered = {"shop.items": None, "shop.orders": None}
-    async with running(app_of(database_url, tables=offered)) as url, shown(page, url):
+    async with running(app_of(shop_url, tables=offered)) as url, shown(page, url):
         card = page.locator("[data-table='shop.items']")
         await expect(card.locator(".trouble strong")).to_have_text("Triggers missing.")
         await expect(card.locator(".trouble code")).to_contain_text("rowsignal install")
@@ -171,26 +159,26 @@ async def test_nothing_to_watch_says_how_to_begin(page: Page, database_url: str)
 
 
 async def test_a_service_that_went_and_came_back_is_met_again(
-    page: Page, shop: AsyncEngine, database_url: str
+    page: Page, shop: AsyncEngine, shop_url: str
 ) -> None:
     port = free_port()
-    async with running(app_of(database_url), port=port) as url:
+    async with running(app_of(shop_url), port=port) as url:
         await page.goto(url)
         await is_live(page)
     await expect(page.locator("#headline")).to_have_text("The service does not answer.")
     await expect(page.locator("#reach")).not_to_have_attribute("data-status", "live")
     await run(shop, "update shop.items set stock = 77 where id = 1")
-    async with running(app_of(database_url), port=port):
+    async with running(app_of(shop_url), port=port):
         await page.evaluate("dispatchEvent(new Event('online'))")
         await expect(page.locator("#changes ins")).to_have_text("77")
         await expect(page.locator("#headline")).to_have_text("Listening to 3 tables.")
 
 
 async def test_two_pages_read_through_one_connection(
-    context: BrowserContext, shop: AsyncEngine, database_url: str
+    context: BrowserContext, shop: AsyncEngine, shop_url: str
 ) -> None:
     first, second = await context.new_page(), await context.new_page()
-    async with running(app_of(database_url)) as url, shown(first, url):
+    async with running(app_of(shop_url)) as url, shown(first, url):
         await is_live(first)
         async with shown(second, url):
             await expect(second.locator("#reach")).to_have_text("live, through another tab")
@@ -201,14 +189,14 @@ async def test_two_pages_read_through_one_connection(
 
 
 async def test_a_subscription_is_built_shown_and_run(
-    page: Page, shop: AsyncEngine, database_url: str
+    page: Page, shop: AsyncEngine, shop_url: str
 ) -> None:
     await run(
         shop,
         "update shop.orders set status = 'shipped'",
         "update shop.orders set status = 'paid' where id in (1, 2)",
     )
-    async with running(app_of(database_url)) as url, shown(page, url):
+    async with running(app_of(shop_url)) as url, shown(page, url):
         await is_live(page)
         form = page.locator("#builder")
         await form.locator("[name=table]").select_option("shop.orders")
@@ -241,14 +229,14 @@ async def first_keys(address: str, number: int) -> list[int]:
 
 
 async def test_a_service_with_tokens_asks_and_then_shows(
-    page: Page, shop: AsyncEngine, database_url: str
+    page: Page, shop: AsyncEngine, shop_url: str
 ) -> None:
     claims = {"tables": {"*": {}}, "status": True}
     end = datetime.now(UTC) + timedelta(minutes=5)
     token = jwt.encode(
         {"sub": "ada", "aud": "rowsignal", "exp": end, "rowsignal": claims}, SECRET, "HS256"
     )
-    async with running(app_of(database_url, token_secret=SECRET)) as url:
+    async with running(app_of(shop_url, token_secret=SECRET)) as url:
         await page.goto(url)
         await expect(page.locator("#headline")).to_have_text("This service asks who you are.")
         await page.fill("#token", token)
@@ -261,10 +249,10 @@ async def test_a_service_with_tokens_asks_and_then_shows(
 
 
 async def test_colours_follow_the_system_or_the_choice_and_stay_readable(
-    page: Page, shop: AsyncEngine, database_url: str
+    page: Page, shop: AsyncEngine, shop_url: str
 ) -> None:
     background = "getComputedStyle(document.body).backgroundColor"
-    async with running(app_of(database_url)) as url, shown(page, url):
+    async with running(app_of(shop_url)) as url, shown(page, url):
         await is_live(page)
         await page.emulate_media(color_scheme="light")
         light = await page.evaluate(background)
@@ -278,24 +266,23 @@ async def test_colours_follow_the_system_or_the_choice_and_stay_readable(
         assert await page.evaluate(background) == light
 
 
-@pytest.mark.parametrize("width", [320, 390, 768, 1440])
 async def test_no_width_needs_sideways_scrolling(
-    page: Page, shop: AsyncEngine, database_url: str, width: int
+    page: Page, shop: AsyncEngine, shop_url: str
 ) -> None:
-    await page.set_viewport_size({"width": width, "height": 800})
-    async with running(app_of(database_url)) as url, shown(page, url):
+    async with running(app_of(shop_url)) as url, shown(page, url):
         await is_live(page)
         await run(shop, "update shop.customers set name = repeat('long', 30), city = 'Öland'")
         await expect(page.locator("#changes li").first).to_be_visible()
-        root = "document.documentElement"
-        assert await page.evaluate(f"{root}.scrollWidth <= {root}.clientWidth")
+        for width in (320, 390, 768, 1080, 1440):
+            await page.set_viewport_size({"width": width, "height": 800})
+            assert await page.evaluate(FITS), width
 
 
 async def test_controls_have_names_and_nothing_moves_against_ones_will(
-    page: Page, shop: AsyncEngine, database_url: str
+    page: Page, shop: AsyncEngine, shop_url: str
 ) -> None:
     await page.emulate_media(reduced_motion="reduce")
-    async with running(app_of(database_url)) as url, shown(page, url):
+    async with running(app_of(shop_url)) as url, shown(page, url):
         await is_live(page)
         assert await page.evaluate(UNNAMED) == []
         await run(shop, "update shop.items set stock = 11 where id = 1")
