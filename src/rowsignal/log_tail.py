@@ -138,6 +138,8 @@ class LogTail:
             if self._retirement is not None:
                 self._retirement.cancel()
                 self._retirement = None
+            if self._task is not None and self._task.cancelling():
+                await asyncio.wait([self._task])
             if self._task is None or self._task.done():
                 self.position = await self.log.position()
                 self._listener.attach(self)
@@ -156,14 +158,16 @@ class LogTail:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """Leave nobody waiting for a task that is no more."""
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            logger.error("the log tail has failed", exc_info=error)
+        failure = None if task.cancelled() else task.exception()
+        if failure is not None:
+            logger.error("the log tail has failed", exc_info=failure)
+        error = failure or RuntimeError("The change log is no longer followed: it was closed.")
         for subscription in tuple(self._subscribers):
-            subscription.fail(error or RuntimeError("The change log is no longer followed."))
-        for future, _ in self._lookers:
-            future.cancel()
-        self._lookers.clear()
+            subscription.fail(error)
+        lookers, self._lookers = self._lookers, []
+        for future, _ in lookers:
+            if not future.done():
+                future.set_exception(error)
 
     async def aclose(self) -> None:
         """Stop following; whoever still reads gets an error."""

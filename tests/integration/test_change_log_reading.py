@@ -1,10 +1,11 @@
 """What lies between two positions: everything that was committed, once, in order."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from change_log_support import Shop, ids, open_shop
 from rowsignal import change_log, positions
@@ -304,6 +305,21 @@ async def test_nobody_else_has_rights_on_the_log(shop: Shop) -> None:
             await shop.sql.execute("select rowsignal.prune_v1()")
     finally:
         await shop.sql.execute("reset role; drop role nobody_special")
+
+
+async def test_a_role_that_was_given_the_right_reads(shop: Shop) -> None:
+    guide = (Path(__file__).parents[2] / "docs/explanation/change-log.md").read_text()
+    grants = guide.partition("```sql\n")[2].partition("```")[0]
+    await shop.sql.execute(f"create role reader login; {grants}")
+    engine = create_async_engine(shop.engine.url.set(username="reader"))
+    try:
+        async with ChangeLog(engine) as log:
+            start = await log.position()
+            await shop.insert(1)
+            assert ids(await log.read(start)) == [1]
+    finally:
+        await engine.dispose()
+        await shop.sql.execute("drop owned by reader; drop role reader")
 
 
 async def test_what_is_durable_has_been_flushed(shop: Shop) -> None:

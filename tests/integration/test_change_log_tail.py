@@ -185,6 +185,21 @@ async def test_a_gap_that_a_slow_subscriber_falls_into_is_said(shop: Shop, tail:
         assert await take(changes, 1) == [3]
 
 
+async def test_a_tail_that_has_just_stopped_starts_again(shop: Shop, tail: LogTail) -> None:
+    for number in range(5):
+        async with tail.subscribe([ITEM]) as changes:
+            await shop.insert(number)
+            assert await take(changes, 1) == [number]
+        await asyncio.sleep(0)  # lets the last one's end begin
+
+
+async def test_whoever_reads_hears_of_the_end(shop: Shop, tail: LogTail) -> None:
+    async with tail.subscribe([ITEM]) as changes:
+        await tail.aclose()
+        with pytest.raises(RuntimeError, match="no longer followed"):
+            await take(changes, 1)
+
+
 async def test_without_notifications_the_log_is_polled(shop: Shop) -> None:
     tail = LogTail(Listener(shop.engine, listen_url="postgresql+asyncpg://nobody@127.0.0.1:9/x"))
     tail.log = shop.log  # the log itself can be reached
