@@ -89,7 +89,9 @@ async def listening(engine: AsyncEngine, *tables: str) -> AsyncIterator[Ear]:
         ear = Ear(connection, speaker)
         await ear.start()
         async with engine.connect() as asking:
-            names = [(table.rpartition(".")[0] or None, table.rpartition(".")[2]) for table in tables]
+            names = [
+                (table.rpartition(".")[0] or None, table.rpartition(".")[2]) for table in tables
+            ]
             found = await captures(asking, names)
         for bucket in {bucket for capture in found for _, bucket in capture.channels}:
             await ear.arm(bucket)
