@@ -85,6 +85,16 @@ def test_public_names_are_sorted_as_the_door_promises():
     assert len(set(rowsignal.__all__)) == len(rowsignal.__all__)
 
 
+@pytest.mark.parametrize(
+    "module", ["alembic_plugin", "embedded", "metrics", "pytest_plugin", "sse"]
+)
+def test_the_names_of_a_module_with_an_extra_are_on_some_page(module: str):
+    text = "".join(page.read_text() for page in DOCS)
+    names = getattr(importlib.import_module(f"rowsignal.{module}"), "__all__", [module])
+    names = [name for name in names if not name.startswith("pytest_")]  # hooks, called by pytest
+    assert [name for name in names if not re.search(rf"\b{name}\b", text)] == []
+
+
 def modules_with_examples() -> list[str]:
     """Modules that hold interactive examples; found by their text, imported by their test."""
     found = pkgutil.walk_packages(rowsignal.__path__, "rowsignal.")
