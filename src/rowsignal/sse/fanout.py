@@ -255,8 +255,9 @@ class FanOut:
         joined = b"".join(chunk for _, chunk in rows)
         for reader in audience.readers:
             reader.push(joined, rows)
-            if reader.overflowed:
-                self.counts.overflows += 1
+        lost = {reader for reader in audience.readers if reader.overflowed}
+        audience.readers -= lost
+        self.counts.overflows += len(lost)
         self.counts.delivered += len(rows) * len(audience.readers)
         self.counts.bytes += len(joined) * len(audience.readers)
         for name in {about[0] for about, _ in rows}:

@@ -9,6 +9,7 @@ from rowsignal.sse import frames
 Rows = Sequence[tuple[Hashable, bytes]]
 
 numbers = itertools.count()
+JOINED = 128 * 1024
 
 
 class Reader:
@@ -46,10 +47,12 @@ class Reader:
         """Add bytes; `rows` is the same in pieces, each with the row that it is about."""
         if self._is_closed:
             return
-        self._chunks.append(chunk)
-        self._size += len(chunk)
-        if self._size > self.limit:
+        # A burst may be larger than the buffer: whoever waits for it is not behind.
+        if self._size and self._size + len(chunk) > self.limit:
             self._overflow()
+        else:
+            self._chunks.append(chunk)
+            self._size += len(chunk)
         self._wake()
 
     def close(self, last: bytes) -> None:
@@ -65,27 +68,38 @@ class Reader:
             self.is_gone = self._is_closed = True
             self.abort()
 
-    async def take(self) -> bytes:
-        """Wait for bytes and return all there are, joined; none at the end."""
-        while not self._size:
-            if self._is_closed:
-                return b""
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        return self._drain()
+    def arrival(self) -> asyncio.Future[None] | None:
+        """Return what to wait for before `take`; None where there is no need to wait."""
+        if self._size or self._is_closed:
+            return None
+        self._waiter = asyncio.get_running_loop().create_future()
+        return self._waiter
+
+    def take(self) -> bytes:
+        """Return what waits, joined unless it is much; nothing means that the stream is over."""
+        self._waiter = None
+        if not self._size:
+            return b""
+        # Large chunks are shared by all readers: joining would make a copy for each.
+        return self._drain() if self._size <= JOINED else self._next()
+
+    def _next(self) -> bytes:
+        chunk = self._chunks.pop(0)
+        self._size -= len(chunk)
+        return chunk
 
     def _drain(self) -> bytes:
         chunks, self._chunks, self._size = self._chunks, [], 0
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def _overflow(self) -> None:
-        self._drain()
+        self._discard()
         self._is_closed = self.overflowed = True
         self._chunks = [frames.reset(f"This reader fell more than {self.limit} bytes behind.")]
         self._size = len(self._chunks[0])
+
+    def _discard(self) -> None:
+        self._chunks, self._size = [], 0
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -123,5 +137,12 @@ class ConflatingReader(Reader):
 
     def _drain(self) -> bytes:
         chunks = [*self._rows.values(), *self._chunks]
-        self._rows, self._chunks, self._size = {}, [], 0
+        self._discard()
         return b"".join(chunks)
+
+    def _next(self) -> bytes:
+        return self._drain()
+
+    def _discard(self) -> None:
+        self._rows = {}
+        super()._discard()

@@ -8,6 +8,7 @@ from starlette.types import Receive, Scope, Send
 
 from rowsignal.sse.readers import Reader
 
+PIECE = 64 * 1024
 HEADERS = {
     "Cache-Control": "no-store",
     "X-Accel-Buffering": "no",
@@ -17,8 +18,7 @@ HEADERS = {
 class EventStream(Response):
     """Sends what `opening` yields, and then what the reader's buffer gets, until it is closed.
 
-    One task beside the request's own waits for the client to go. `closed` is called when it is
-    over, whatever the reason.
+    `closed` is called when it is over, whatever the reason.
     """
 
     media_type = "text/event-stream"
@@ -46,33 +46,46 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": b""})
 
     async def _stream(self, receive: Receive, send: Send) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 -- ASGI applications run in tasks
-        self.reader.abort = task.cancel
-        watching = asyncio.create_task(_gone(receive, self.reader))
+        """Wait for the client to go, while a task of its own sends: its stack is shallow.
+
+        Here every wake-up would pass through all middleware and routing that led to this answer.
+        """
+        waiting = asyncio.current_task()
+        assert waiting is not None  # noqa: S101 -- ASGI applications run in tasks
+        sending = asyncio.create_task(self._send_all(send))
+        self.reader.abort = sending.cancel
+        sending.add_done_callback(lambda _: waiting.cancel())
         try:
-            await self._send_all(send)
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self.reader.give_up()
+            await asyncio.Event().wait()  # until it has ended
         except asyncio.CancelledError:
-            if not self.reader.is_gone:
+            if not sending.done():
+                sending.cancel()
                 raise
-            task.uncancel()
-        finally:
-            self.reader.abort = None
-            watching.cancel()
+            waiting.uncancel()
+        if not sending.cancelled():
+            sending.result()
 
     async def _send_all(self, send: Send) -> None:
-        reader, loop = self.reader, asyncio.get_running_loop()
+        reader = self.reader
         async for chunk in self.opening:
-            reader.writing_since = loop.time()
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            reader.writing_since = None
-        while chunk := await reader.take():
-            reader.writing_since = loop.time()
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            reader.writing_since = None
+            await self._write(send, chunk)
+        while True:
+            arrival = reader.arrival()
+            if arrival is not None:
+                await arrival
+            chunk = reader.take()
+            if not chunk:
+                return
+            await self._write(send, chunk)
 
-
-async def _gone(receive: Receive, reader: Reader) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    reader.give_up()
+    async def _write(self, send: Send, chunk: bytes) -> None:
+        """Write in pieces: servers copy what they can not send at once, for each reader."""
+        reader, clock = self.reader, asyncio.get_running_loop().time
+        for start in range(0, len(chunk), PIECE):
+            piece = chunk if len(chunk) <= PIECE else chunk[start : start + PIECE]
+            reader.writing_since = clock()
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        reader.writing_since = None
