@@ -11,7 +11,7 @@ from time import monotonic, sleep
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, BrowserContext, Page, async_playwright
+from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 ARGUMENTS = (
@@ -22,6 +22,7 @@ ARGUMENTS = (
     "--no-first-run",
     "--remote-debugging-port=0",
 )
+expect.set_options(timeout=8_000)
 READY = re.compile(r"DevTools listening on (ws://\S+)")
 
 

@@ -13,10 +13,11 @@ import pytest
 from fastapi import FastAPI
 from playwright.async_api import BrowserContext, Page, expect
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from acceptance.live_service import free_port, running
 from rowsignal.demo.shop_tables import Item
+from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.service.app import create_app
 from rowsignal.service.settings import Settings
 from rowsignal.triggers import uninstall_triggers
@@ -172,6 +173,25 @@ async def test_a_service_that_went_and_came_back_is_met_again(
         await page.evaluate("dispatchEvent(new Event('online'))")
         await expect(page.locator("#changes ins")).to_have_text("77")
         await expect(page.locator("#headline")).to_have_text("Listening to 3 tables.")
+
+
+async def test_a_database_that_went_away_is_missed(
+    page: Page, shop: AsyncEngine, shop_url: str, server: EmbeddedPostgres
+) -> None:
+    name = shop.url.database
+    admin = create_async_engine(server.url, isolation_level="AUTOCOMMIT")
+    async with running(app_of(shop_url)) as url:
+        await page.goto(url)
+        await is_live(page)
+        await run(admin, f'alter database "{name}" allow_connections false')
+        await run(
+            admin,
+            f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'",
+        )
+        await expect(page.locator("#headline")).to_have_text("Waiting for PostgreSQL.")
+        await expect(page.locator("#vital-listener")).to_have_text("reconnecting")
+        await expect(page.locator("#database")).to_contain_text(str(name))
+    await admin.dispose()
 
 
 async def test_two_pages_read_through_one_connection(

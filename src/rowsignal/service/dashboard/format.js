@@ -41,7 +41,7 @@ export function duration(seconds) {
 /** How long ago; `now` and `then` in milliseconds. */
 export function ago(then, now) {
   const seconds = Math.max(0, (now - then) / 1000);
-  return seconds < 2 ? "just now" : `${duration(Math.round(seconds))} ago`;
+  return seconds < 2 ? "now" : `${duration(Math.round(seconds))} ago`;
 }
 
 /** How long it has been so, in whole seconds at least. */

@@ -82,7 +82,8 @@ function showReach(state) {
 
 function showVitals() {
   const { status, now } = watch;
-  const { listener = {}, latency, log, readers = {}, tables, database = {} } = status;
+  const { latency, log, tables } = status;
+  const [listener, readers, database] = [status.listener ?? {}, status.readers ?? {}, status.database ?? {}];
   text(id("database"), [database.name, database.server_version && `PostgreSQL ${database.server_version}`].filter(Boolean).join(" · "));
   vital("rate", `${rate(watch.total)} /s`, `on ${several(tables.length, "table")}`);
   if (latency?.count) vital("latency", duration(latency.p50), `99 % within ${duration(latency.p99)}`);

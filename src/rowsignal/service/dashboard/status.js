@@ -54,7 +54,8 @@ export class StatusWatch {
 
   #take(status) {
     this.failure = null;
-    this.status = status;
+    // While the database is away its name is still what it was.
+    this.status = { ...status, database: status.database ?? this.status?.database };
     this.seenAt = Date.now();
     if (status.now) this.skew = Date.parse(status.now) - Date.now();
     const { p50 = null, p99 = null } = status.latency?.count ? status.latency : {};

@@ -22,14 +22,14 @@ function unreachable({ reason }, seenAt) {
 }
 
 function ofService({ state, reason }) {
-  if (state === "degraded") return { tone: "bad", headline: "Waiting for PostgreSQL.", detail: reason ?? "" };
+  if (state === "degraded") return { tone: "bad", headline: "Waiting for PostgreSQL.", detail: firstLine(reason) };
   if (state === "starting") return { tone: "wait", headline: "The service is starting." };
   if (state === "stopping") return { tone: "wait", headline: "The service is shutting down." };
   return null;
 }
 
 function ofListener({ state, reason }) {
-  const detail = reason ?? "";
+  const detail = firstLine(reason);
   if (state === "polling") {
     return { tone: "wait", headline: "Polling.", aside: "Changes arrive a little later.", detail };
   }
@@ -59,6 +59,11 @@ function ofBroken(broken, tables) {
   const verb = broken.length === 1 ? "needs" : "need";
   const headline = `Listening, but ${who} ${verb} mending.`;
   return { tone: "wait", headline, detail: first.problem ?? "", mend: first.mend };
+}
+
+// What a database says may go on for lines; the first one is the news.
+function firstLine(reason) {
+  return (reason ?? "").split("\n")[0];
 }
 
 /** Tell whether a table's triggers do less than they should. */
