@@ -97,6 +97,8 @@ def servers(major: str) -> Iterator[pathlib.Path]:
 def test(arguments: list[str]) -> int:
     """Run the tests, once for each version that `--pg` names."""
     pytest = [str(PYTHON), "-m", "pytest"]
+    if not any(argument.startswith("tests") for argument in arguments):
+        pytest += ["-n", "auto", "--dist", "loadfile"]  # the whole suite: on every core
     if "--pg" not in arguments:
         return subprocess.call([*pytest, *arguments], cwd=ROOT)
     place = arguments.index("--pg")

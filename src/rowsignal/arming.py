@@ -124,9 +124,12 @@ class TableWatch:
         return frozenset(token for token, _ in channels)
 
     @property
-    def is_notifying(self) -> bool:
-        """Tell whether the table has triggers that can notify."""
-        return self.capture is not None and self.capture.is_notifying
+    def hinted_key(self) -> tuple[str, ...] | None:
+        """Return the columns of the key that hints carry; None where there are no hints."""
+        capture = self.capture
+        if capture is None or capture.kind != "hint" or not capture.is_notifying:
+            return None
+        return capture.key_columns
 
     @property
     def is_logged(self) -> bool:
@@ -193,7 +196,7 @@ class TableWatch:
     def _is_enough(self, capture: Capture | None) -> bool:
         return (
             capture is not None
-            and (capture.is_notifying or capture.kind == "log")
+            and capture.is_notifying
             and self._audience.is_content_with(capture.columns)
         )
 

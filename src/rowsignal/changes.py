@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
@@ -20,7 +21,9 @@ class Operation(StrEnum):
 
 
 def browser_safe(value: object) -> object:
-    """Return `value` with integers that JavaScript would round as strings (RFC 8259, 6)."""
+    """Return `value` with numbers that JavaScript would round as strings (RFC 8259, 6)."""
+    if isinstance(value, Decimal):
+        return str(value)
     if isinstance(value, bool) or not isinstance(value, int | dict | list | tuple):
         return value
     if isinstance(value, int):

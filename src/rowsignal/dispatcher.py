@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from rowsignal.arming import Pace
 from rowsignal.listener import OUTAGES, Listener
 from rowsignal.payload import CHANNEL, LOG_CHANNEL, Hint, PayloadError
-from rowsignal.row_reader import Found, PrimaryKey, RowShape, read_rows
+from rowsignal.row_reader import Found, KeyColumns, PrimaryKey, RowShape, read_rows
 from rowsignal.row_watch import RowWatch, Subscription
 from rowsignal.trigger_settings import TableName
 from rowsignal.watched_table import HintReader, WatchedTable
@@ -291,22 +291,24 @@ class Dispatcher:
         return ended
 
     async def _read(self, rows: RowWatch, keys: list[PrimaryKey]) -> list[Found | None]:
-        if self._is_notifying(rows):
+        key_columns = self._key_columns(rows)
+        if any(key_columns):
             try:
-                return await self._query(rows, keys, with_keys=True)
+                return await self._query(rows, keys, key_columns)
             except HOPELESS as error:  # say, rowsignal's schema was dropped: hints are for all rows
                 logger.info("reading without keys: %s", error)
-        return await self._query(rows, keys, with_keys=False)
+        return await self._query(rows, keys, ())
 
-    def _is_notifying(self, rows: RowWatch) -> bool:
+    def _key_columns(self, rows: RowWatch) -> KeyColumns:
         names = map(rows.shape.name_of, rows.shape.tables)
-        return any(self._tables[name].watch.is_notifying for name in names if name in self._tables)
+        tables = (self._tables.get(name) for name in names)
+        return tuple(None if table is None else table.watch.hinted_key for table in tables)
 
     async def _query(
-        self, rows: RowWatch, keys: list[PrimaryKey], *, with_keys: bool
+        self, rows: RowWatch, keys: list[PrimaryKey], key_columns: KeyColumns
     ) -> list[Found | None]:
         async def work(connection: AsyncConnection) -> list[Found | None]:
-            return await read_rows(connection, rows.shape, keys, with_keys=with_keys)
+            return await read_rows(connection, rows.shape, keys, key_columns=key_columns)
 
         return await self.listener.own.run(work, timeout=self.pace.answer)
 

@@ -15,6 +15,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     func,
+    null,
     select,
 )
 from sqlalchemy.dialects import postgresql
@@ -26,19 +27,20 @@ from rowsignal.payload import Key, decode_json, parse_key
 
 PrimaryKey = tuple[Any, ...]
 Values = tuple[Any, ...]
+KeyColumns = tuple[tuple[str, ...] | None, ...]  # for each table: the key that its hints carry
 
 ROWS_A_QUERY = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A row as it was found: its column values, and its key as each of its tables' triggers say it.
+    """A row as it was found: its column values, and its key in the words of each table's trigger.
 
-    `keys` is empty where it was not asked for.
+    `keys` is empty where it was not asked for, and None stands for a table that has no hints.
     """
 
     values: Values
-    keys: tuple[Key, ...]
+    keys: tuple[Key | None, ...]
 
 
 @dataclass(frozen=True)
@@ -85,17 +87,17 @@ class RowShape:
                 names.update(column.name for column in prop.columns if isinstance(column, Column))
         return frozenset(names)
 
-    @cached_property
-    def plain(self) -> Select[Any]:
-        """Return the query for the values."""
-        return self._query(with_keys=False)
+    def query(self, key_columns: KeyColumns = ()) -> Select[Any]:
+        """Return the query for rows by primary key, and for their keys as triggers say them."""
+        if key_columns not in self._queries:
+            self._queries[key_columns] = self._make_query(key_columns)
+        return self._queries[key_columns]
 
     @cached_property
-    def keyed(self) -> Select[Any]:
-        """Return the query for the values and the keys as triggers say them."""
-        return self._query(with_keys=True)
+    def _queries(self) -> dict[KeyColumns, Select[Any]]:
+        return {}
 
-    def _query(self, *, with_keys: bool) -> Select[Any]:
+    def _make_query(self, key_columns: KeyColumns) -> Select[Any]:
         # By ordinal, not by value: equal keys may look different (citext, char(n), 1.0 and 1.00).
         primary = self.mapper.primary_key
         names = [f"k{number}" for number in range(len(primary))]
@@ -109,17 +111,22 @@ class RowShape:
         same: list[ColumnElement[bool]] = [
             column == waited.c[name] for name, column in zip(names, primary, strict=True)
         ]
-        keys = [self._key(table) for table in self.tables] if with_keys else []
+        keys = [_key(table, names) for table, names in zip(self.tables, key_columns, strict=False)]
         return (
             select(waited.c.n, *self.columns.values(), *keys)
             .select_from(waited)
             .join(self.mapper.persist_selectable, and_(*same))
         )
 
-    def _key(self, table: Table) -> ColumnElement[Any]:
-        # Cast to text: the driver would decode JSON, and lose the difference of 1.0 and 1.00.
-        key = func.rowsignal.key_v1(func.row(*table.primary_key.columns))
-        return key.cast(postgresql.TEXT)
+
+def _key(table: Table, names: Sequence[str] | None) -> ColumnElement[Any]:
+    """Return the key of a table's row in the words of its trigger, NULL where it has none."""
+    by_name = {column.name: column for column in table.columns}
+    if names is None or not by_name.keys() >= set(names):
+        return null()
+    # Cast to text: the driver would decode JSON, and lose the difference of 1.0 and 1.00.
+    key = func.rowsignal.key_v1(func.row(*(by_name[name] for name in names)))
+    return key.cast(postgresql.TEXT)
 
 
 def _array(name: str, column: ColumnElement[Any]) -> BindParameter[Any]:
@@ -131,11 +138,11 @@ async def read_rows(
     shape: RowShape,
     primary_keys: Sequence[PrimaryKey],
     *,
-    with_keys: bool,
+    key_columns: KeyColumns = (),
 ) -> list[Found | None]:
     """Return the rows with these primary keys, in their order; None where there is none."""
     found: list[Found | None] = [None] * len(primary_keys)
-    statement = shape.keyed if with_keys else shape.plain
+    statement = shape.query(key_columns)
     options = {"schema_translate_map": shape.schema_translate_map} if shape.translation else {}
     for start in range(0, len(primary_keys), ROWS_A_QUERY):
         part = primary_keys[start : start + ROWS_A_QUERY]
@@ -147,5 +154,6 @@ async def read_rows(
 
 
 def _found(row: Row[Any], width: int) -> Found:
-    keys = tuple(parse_key(decode_json(text)) for text in row[width + 1 :])
+    texts = row[width + 1 :]
+    keys = tuple(None if text is None else parse_key(decode_json(text)) for text in texts)
     return Found(tuple(row[1 : width + 1]), keys)

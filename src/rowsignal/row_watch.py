@@ -109,8 +109,8 @@ class RowWatch:
         self.intervals: Counter[float] = Counter()
         self._types = tuple(column.type for column in shape.columns.values())
         self._waits: dict[PrimaryKey, list[Subscription]] = {}
-        self._keys: dict[PrimaryKey, tuple[Key, ...]] = {}
-        self._by_key: dict[tuple[int, Key], set[PrimaryKey]] = {}
+        self._keys: dict[PrimaryKey, tuple[Key | None, ...]] = {}
+        self._by_key: dict[tuple[int, Key | None], set[PrimaryKey]] = {}
 
     def __len__(self) -> int:
         return sum(self.intervals.values())
@@ -171,14 +171,15 @@ class RowWatch:
         if hint.key is None or not self._keys:
             return set(self._waits)
         place = self.shape.tables.index(table)
-        candidates = self._by_key.get((place, hint.key), ())
+        candidates = self._by_key.get((place, hint.key), set())
+        candidates = candidates | self._by_key.get((place, None), set())  # may be any of these
         return {
             primary_key
             for primary_key in candidates
             if any(wait.concerns(hint) for wait in self._waits[primary_key])
         }
 
-    def _index(self, primary_key: PrimaryKey, keys: tuple[Key, ...]) -> None:
+    def _index(self, primary_key: PrimaryKey, keys: tuple[Key | None, ...]) -> None:
         known = self._keys.get(primary_key, ())
         if known == keys:
             return

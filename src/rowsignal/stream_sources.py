@@ -129,11 +129,7 @@ class HintSource:
             await asyncio.sleep(GAP_CHECK)
 
     def _is_armed(self, name: tuple[str | None, str]) -> bool:
-        # The mode lags behind the connection: armed is what holds a lock on a living one.
-        watch = self._dispatcher.tables[name].watch
-        leases = watch._leases
-        is_held = bool(leases) and not any(lease.wire.lost.is_set() for lease in leases)
-        return is_held and watch.mode == "armed"
+        return self._dispatcher.tables[name].watch.is_armed
 
     def _mend(self, reason: str) -> None:
         if self._mending is None or self._mending.done():

@@ -28,7 +28,17 @@ class Trigger:
     @classmethod
     def of(cls, facts: dict[str, Any]) -> "Trigger":
         """Read the query's JSON; the last piece of the arguments is what follows the last zero."""
-        return cls(**{**facts, "arguments": tuple(facts["arguments"][:-1])})
+        return cls(**{**facts, "arguments": tuple((facts["arguments"] or [""])[:-1])})
+
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether it has the arguments that the installer gives; one made by hand may not."""
+        if len(self.arguments) < 4 or not self.arguments[1].isdecimal():
+            return False
+        try:
+            return isinstance(json.loads(self.arguments[2]), dict)
+        except ValueError:
+            return False
 
     @property
     def kind(self) -> str:
@@ -91,7 +101,8 @@ class TableFacts:
 class Capture:
     """How changes of a table make themselves known.
 
-    `kind` is "hint", "log" or None. `channels` are the (token, bucket) pairs of the hints of the
+    `kind` is "hint", "log" or None, and `is_notifying` tells whether that works on the table and
+    all that belongs to it. `channels` are the (token, bucket) pairs of the hints of the
     table and of its inheritance children, `relations` the oids of everything that a writer may
     lock to write its rows. `key_columns` is the key that hints carry, in order; `columns` names
     the columns whose changes are told, None for all.
@@ -109,26 +120,36 @@ class Capture:
 
     @classmethod
     def of(cls, facts: TableFacts) -> "Capture":
-        """Judge whether hints of all rows will come."""
-        rows = [trigger for trigger in facts.triggers if trigger.is_row_level]
-        kinds = {trigger.kind for trigger in facts.triggers}
+        """Judge whether changes of all rows will be told."""
+        ours = [trigger for trigger in facts.triggers if trigger.is_whole]
+        rows = [trigger for trigger in ours if trigger.is_row_level]
+        kinds = {trigger.kind for trigger in ours}
         kind = "log" if "log" in kinds else "hint" if kinds else None
-        is_notifying = kind == "hint" and all(map(_has_row_trigger, facts.members))
+        tells = _is_logged if kind == "log" else _has_row_trigger
         return cls(
             schema=facts.schema,
             table=facts.name,
             oid=facts.oid,
             kind=kind,
-            is_notifying=is_notifying,
+            is_notifying=bool(ours) and all(map(tells, facts.members)),
             channels=tuple(sorted({trigger.channel for trigger in rows})),
             relations=tuple(member.oid for member in facts.members),
             key_columns=rows[0].key_columns if rows else facts.key_columns,
-            columns=_counted(facts, rows[0].settings) if rows else None,
+            columns=_counted(facts, ours[0].settings) if ours else None,
         )
 
 
 def _has_row_trigger(member: Member) -> bool:
-    return any(trigger.is_row_level and trigger.is_enabled for trigger in member.triggers)
+    return any(trigger.is_row_level and trigger.is_enabled for trigger in _whole(member))
+
+
+def _is_logged(member: Member) -> bool:
+    """Tell whether INSERT, UPDATE, DELETE and TRUNCATE are all logged."""
+    return sum(trigger.kind == "log" and trigger.is_enabled for trigger in _whole(member)) >= 4
+
+
+def _whole(member: Member) -> list[Trigger]:
+    return [trigger for trigger in member.triggers if trigger.is_whole]
 
 
 def _counted(facts: TableFacts, settings: dict[str, Any]) -> tuple[str, ...] | None:

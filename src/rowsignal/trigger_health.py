@@ -84,8 +84,8 @@ def _outdated(facts: TableFacts, settings: TriggerSettings | None) -> Iterator[s
     for trigger in facts.triggers:
         if not (trigger.function in FUNCTIONS or trigger.function.startswith(MADE)):
             yield f"Trigger {trigger.name} calls {trigger.function}, of another version."
-        elif len(trigger.arguments) < 4:
-            yield f"Trigger {trigger.name} lacks arguments."
+        elif not trigger.is_whole:
+            yield f"Trigger {trigger.name} lacks arguments that it was made with."
         elif settings is not None and _declared(trigger) != json.loads(settings.to_json()):
             yield f"The table was installed with other settings: {trigger.arguments[2]}."
 

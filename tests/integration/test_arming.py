@@ -17,7 +17,7 @@ from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.payload import LOCK_CLASS
 from rowsignal.triggers import install_triggers
 from rowsignal.waiting import wait_for_row_change
-from shop import Base, Order
+from shop import Base, Line, Order
 
 NEVER = 3600.0  # so that neither the safety look nor polling can hide a lost hint
 SECONDS = 120 if os.environ.get("ROWSIGNAL_STRESS") == "minutes" else 6
@@ -309,3 +309,35 @@ async def test_waits_on_a_logged_table_are_woken_by_its_log(
         await pay(writer, 2)
         await until_mode(shop, "settling", "armed")
     assert (await later).total == 1
+
+
+async def test_a_key_in_another_order_than_the_models_is_found(
+    shop: AsyncEngine, writer: asyncpg.Connection
+) -> None:
+    await writer.execute("drop table lines")
+    await writer.execute("create table lines (order_id int, no int, quantity int not null)")
+    await writer.execute("alter table lines add primary key (no, order_id)")
+    await writer.execute("insert into lines values (1, 2, 1), (2, 1, 1)")
+    await install_triggers(shop, [Line])
+    Dispatcher.of(shop, Pace(safety=NEVER))
+    wait = asyncio.create_task(wait_for_row_change(shop, Line, (1, 2), interval=NEVER, timeout=15))
+    async with asyncio.timeout(10):
+        while not (
+            (table := Dispatcher.of(shop).tables.get((None, "lines")))
+            and table.watch.mode == "armed"
+        ):
+            await asyncio.sleep(0.005)
+    await writer.execute("update lines set quantity = 5 where order_id = 1 and no = 2")
+    assert (await wait).quantity == 5
+
+
+async def test_logged_tables_whose_triggers_are_disabled_are_polled(
+    shop: AsyncEngine, writer: asyncpg.Connection
+) -> None:
+    await install_triggers(shop, [Order], log=True)
+    await writer.execute("alter table orders disable trigger all")
+    Dispatcher.of(shop, Pace(safety=NEVER))
+    wait = begin_wait(shop, interval=0.05)
+    await until_mode(shop, "polling")
+    await pay(writer)
+    assert (await wait).total == 1

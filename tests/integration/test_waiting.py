@@ -265,8 +265,8 @@ async def test_pending_changes_of_other_rows_stay(shop: AsyncEngine, session: As
 async def test_bad_arguments_are_refused_with_the_way_out(
     engine: AsyncEngine, arguments: dict[str, object], complaint: str
 ) -> None:
+    given = {"session": engine, "model": Order, "pk_value": 1} | arguments
     with pytest.raises(ValueError, match=complaint):
-        given = {"session": engine, "model": Order, "pk_value": 1} | arguments
         await wait_for_row_change(**given)  # type: ignore[arg-type] -- wrong on purpose
 
 
