@@ -18,6 +18,7 @@ from rowsignal.sse import Outlet
 from rowsignal.sse.exposures import Exposure
 from rowsignal.sse.views import Event
 from rowsignal.statements import query
+from rowsignal.triggers import trigger_status
 
 WINDOW = 30.0
 SAMPLES = 5000
@@ -157,13 +158,17 @@ class StatusReport:
         }
 
     def _trigger(self, name: str, kind: str) -> dict[str, Any]:
-        if kind != "none":
-            return {"trigger": "installed", "problem": None, "mend": None}
-        problem = f"{name} has no triggers: nothing is told of it."
+        found = self._facts.get("triggers", {}).get(name)
+        if found is not None and kind != "none":
+            state, problem = str(found.state), found.problem
+        else:
+            state, problem = "missing", f"{name} has no triggers: nothing is told of it."
+        mend = f"rowsignal install {name}" + ("" if kind == "hint" else " --log")
+        is_well = state == "installed"
         return {
-            "trigger": "missing",
-            "problem": problem,
-            "mend": f"rowsignal install {name} --log",
+            "trigger": state,
+            "problem": None if is_well else problem,
+            "mend": None if is_well else mend,
         }
 
     async def _ask(self) -> None:
@@ -181,7 +186,9 @@ class StatusReport:
         database = (await connection.execute(sa.text(query("service_database")))).mappings().one()
         estimates = await connection.execute(sa.text(query("service_estimates")), {"names": names})
         rows = {f"{schema}.{name}": rows for schema, name, rows in estimates if rows >= 0}
+        triggers = await trigger_status(connection)
         facts: dict[str, Any] = {
+            "triggers": {f"{it.schema}.{it.table}": it for it in triggers},
             "database": {key: database[key] for key in ("name", "server_version")},
             "queue_usage": database["queue_usage"],
             "rows": rows,
