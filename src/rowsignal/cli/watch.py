@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -53,14 +53,18 @@ def watch(
     """
     subjects = find_subjects(models, tables, table)
 
+    options: dict[str, Any] = {
+        "operations": operation,
+        "after": after,
+        "snapshot": snapshot,
+        "rows": rows,
+    }
+
     async def work(sightings: Sightings) -> None:
         seen = 0
         async with connected(url) as engine:
             found = await models_of(engine, subjects)
-            stream = watch_changes(
-                engine, *found, operations=operation, after=after, snapshot=snapshot, rows=rows
-            )
-            async with _listening(engine), stream as changes:
+            async with _listening(engine), watch_changes(engine, *found, **options) as changes:
                 async for item in changes:
                     sightings.add(item)
                     seen += isinstance(item, Change)
