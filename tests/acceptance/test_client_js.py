@@ -23,7 +23,7 @@ SUBSCRIBE = """async (options) => {
       if (options.throws) throw new Error("a mistake in the page");
     },
     onState: (state) => window.states.push({ ...state, at: Date.now() }),
-    onReset: (reason) => window.resets.push(reason),
+    onReset: (reason) => { window.resets.push(reason); window.onResetToo?.(); },
     onSnapshot: () => { window.snapshots += 1; },
   });
 }"""
@@ -248,6 +248,30 @@ async def test_closing_ends_the_stream_and_the_callbacks(
         await service.connected(0)
     assert await page.evaluate("changes.length") == 0
     assert await page.evaluate("states.at(-1).status") == "closed"
+
+
+async def test_closing_in_a_callback_is_the_end(page: Page, service: ScriptedService) -> None:
+    await live(page, service)
+    await page.evaluate("sub.close = sub.close.bind(sub); window.onResetToo = sub.close")
+    await service.say("reset", reason="the log was pruned")
+    await until(page, "sub.state.status === 'closed'")
+    await service.write("insert", 1, status="new")
+    async with asyncio.timeout(5):
+        await service.connected(0)
+    assert await page.evaluate("changes.length") == 0
+    assert len(service.requests) == 1
+
+
+async def test_a_page_that_kept_its_place_goes_on_from_there(
+    page: Page, service: ScriptedService
+) -> None:
+    for number in (1, 2):
+        await service.write("insert", number, status="new")
+    await service.write("delete", 1)
+    await live(page, service, after="1")
+    await until(page, "changes.length === 2")
+    assert await told(page) == [("insert", 2), ("delete", 1)]
+    assert await page.evaluate("sub.state.role") == "alone"
 
 
 async def test_tabs_share_one_connection_and_hand_it_on(

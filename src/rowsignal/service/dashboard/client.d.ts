@@ -63,7 +63,10 @@ export interface SubscribeOptions<R extends Row = Row> {
   conflate?: boolean;
   /** Start with the current rows and keep the maps complete; default true. */
   snapshot?: boolean;
-  /** Resume after a position of an earlier subscription; such a one is not shared. */
+  /**
+   * Resume after a position of an earlier subscription: no snapshot then, so the maps hold only
+   * what changes, until a reset fills them. Such a subscription is not shared.
+   */
   after?: string;
   onChange?(change: Change<R>): void;
   /** The maps are complete: at first, and whenever they had to be read again. */

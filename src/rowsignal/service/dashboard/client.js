@@ -61,7 +61,8 @@ class Subscription {
   #rows;
   #stream;
   #tabs = null;
-  #whole = false; // the maps are complete as of `position`
+  #whole = false; // the maps are as of `position`
+  #isFull = false; // they hold every row, since a snapshot filled them
   #wasLive = false;
   #settle;
   #timer;
@@ -165,7 +166,7 @@ class Subscription {
     else this.#apply(type, data, id);
     // Half a snapshot can not be resumed, so no position counts before its end.
     if (this.#whole && id) this.position = id;
-    if (this.#whole) this.#tell({ status: "live", reason: null, retryAt: null });
+    if (this.#whole) this.#tell({ status: "live", reason: null, retryAt: null, attempt: 0 });
     return undefined;
   }
 
@@ -173,7 +174,7 @@ class Subscription {
     if (!data.key && operation !== "truncate") return this.#vague(data);
     const held = this.#rows.apply(operation, data);
     // A delete of what was never shown says nothing, where everything was shown.
-    if (operation === "delete" && !held && this.#options.snapshot) return undefined;
+    if (operation === "delete" && !held && this.#isFull) return undefined;
     return this.#emit({ ...changeFrom(data, held), operation, position: id || null });
   }
 
@@ -184,7 +185,7 @@ class Subscription {
   }
 
   #complete(differences) {
-    this.#whole = true;
+    this.#whole = this.#isFull = true;
     const source = "snapshot";
     for (const change of differences) this.#emit({ ...change, source, position: null });
     this.#call("onSnapshot", this);
@@ -193,7 +194,7 @@ class Subscription {
   #reset(reason, continues = false) {
     this.position = null;
     this.#call("onReset", reason);
-    if (this.#tabs?.follows) return;
+    if (this.#tabs?.follows || this.state.status === "closed") return;
     if (this.#options.snapshot || !continues) this.#stream.restart(reason);
   }
 
@@ -226,6 +227,7 @@ class Subscription {
   }
 
   #call(name, argument) {
+    if (this.state.status === "closed" && name !== "onState") return;
     try {
       this.#options[name]?.(argument);
     } catch (error) {
