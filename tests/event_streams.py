@@ -41,10 +41,12 @@ class Item(Base):
 
 
 async def make_tables(engine: AsyncEngine, **settings: Any) -> None:
-    """Create the tables and install triggers; `log=True` unless told otherwise."""
+    """Create the tables and install triggers; the settings beside `log` are for orders."""
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
-    await install_triggers(engine, Base, **{"log": True, **settings})
+    log = settings.pop("log", True)
+    await install_triggers(engine, Order, log=log, **settings)
+    await install_triggers(engine, Item, log=log)
 
 
 async def execute(engine: AsyncEngine, *statements: str) -> None:

@@ -303,14 +303,16 @@ async def test_a_stream_ends_when_its_grant_does(engine):
 
 async def test_shutdown_says_goodbye_and_does_not_hang(engine):
     await make_tables(engine)
-    async with serving(app_of(engine)) as site:
-        async with reading(site.port, "/v1/changes/orders") as stream:
-            await stream.until(lambda event: event.id != "")
-            stop = asyncio.create_task(site.stop())
-            bye = await stream.until("bye")
-            assert bye.data["reason"] == "shutdown"
-            assert 1000 <= stream.retries[-1] == bye.data["retry"] <= 3000
-            await stop
+    async with (
+        serving(app_of(engine)) as site,
+        reading(site.port, "/v1/changes/orders") as stream,
+    ):
+        await stream.until(lambda event: event.id != "")
+        stop = asyncio.create_task(site.stop())
+        bye = await stream.until("bye")
+        assert bye.data["reason"] == "shutdown"
+        assert 1000 <= stream.retries[-1] == bye.data["retry"] <= 3000
+        await stop
     others = asyncio.all_tasks() - {asyncio.current_task()}
     assert not others, others
 
@@ -363,3 +365,46 @@ async def test_a_long_poll_returns_the_row_when_it_changes(site, engine):
     second = await waiting
     assert second.json()["row"] == {"id": 1, "status": "paid", "total": "1.50", "customer": 7}
     assert second.headers["etag"] != first.headers["etag"]
+
+
+async def test_logged_filter_columns_make_narrow_streams_resumable(engine):
+    await make_tables(engine, filter_columns=["customer"])
+
+    def authorize() -> Grant:
+        return Grant(tables={"public.orders": TableGrant(where=("customer.eq.7",))})
+
+    async with serving(app_of(engine, authorize=authorize)) as site:
+        async with reading(site.port, "/v1/changes/orders") as stream:
+            place = (await stream.until(lambda event: event.id != "")).id
+        await execute(engine, "insert into orders values (1, 'a', 1, 7, ''), (2, 'a', 1, 8, '')")
+        await execute(engine, "update orders set customer = 15 - customer")
+        await execute(engine, "delete from orders")
+        await execute(engine, "insert into orders values (3, 'end', 1, 7, '')")
+        async with reading(site.port, f"/v1/changes/orders?after={place}") as stream:
+            await stream.until(lambda event: event.key == 3)
+        told = {it.key for it in stream.events if "operation" in it.data}
+        assert told <= {1, 2, 3}
+        ends = {it.key: it.name for it in stream.events if "operation" in it.data}
+        assert ends[3] == "insert"
+        assert ends.get(1, "delete") == ends.get(2, "delete") == "delete"
+
+
+async def test_logged_values_show_each_row_as_its_change_left_it(engine):
+    await make_tables(engine, row_values=True, exclude=["secret"])
+    async with (
+        serving(app_of(engine)) as site,
+        reading(site.port, "/v1/changes/orders") as stream,
+    ):
+        await stream.until(lambda event: event.id != "")
+        await execute(
+            engine,
+            "insert into orders values (1, 'a', 1.50, 7, '')",
+            "update orders set status = 'b'",
+            "update orders set status = 'c'",
+            "delete from orders",
+        )
+        await stream.until("delete")
+        told = [it.data for it in stream.events if "operation" in it.data]
+    assert [data.get("row", {}).get("status") for data in told] == ["a", "b", "c", None]
+    assert [data.get("old", {}).get("status") for data in told] == [None, "a", "b", "c"]
+    assert told[0]["row"]["total"] == "1.50"
