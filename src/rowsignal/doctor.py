@@ -11,13 +11,14 @@ from sqlalchemy import RowMapping, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from rowsignal.listener import OUTAGES, Listener, Timings
+from rowsignal.engines import OwnConnection, beside
+from rowsignal.listener import OUTAGES
 from rowsignal.payload import LOCK_CLASS, LOG_BUCKET
 from rowsignal.retention import Retention
 from rowsignal.schema import schema_status
 from rowsignal.statements import query
 from rowsignal.trigger_catalog import TableFacts, read_facts
-from rowsignal.triggers import TriggerState, trigger_status
+from rowsignal.triggers import TableStatus, TriggerState, trigger_status
 
 OLDEST_SERVER, LISTEN_BUG = 140000, range(170000, 170007)
 LOCKS_NOTED, LOCKS_FULL = 0.5, 0.8
@@ -87,6 +88,16 @@ async def diagnose(
     return findings
 
 
+async def judge_triggers(bind: AsyncEngine | AsyncConnection, what: Any) -> list[TableStatus]:
+    """Return the status of triggers: of models as declared, of names by what they carry."""
+    found = await trigger_status(bind, what)
+    names = [what] if isinstance(what, str) else what
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return found
+    carried = {(one.schema, one.table): one for one in await trigger_status(bind)}
+    return [carried.get((one.schema, one.table), one) for one in found]
+
+
 @asynccontextmanager
 async def _connection(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     async with engine.connect() as connection:  # a check that is refused must not end the others
@@ -137,7 +148,7 @@ async def _schema(patient: Patient) -> AsyncIterator[Finding]:
 
 
 async def _triggers(patient: Patient) -> AsyncIterator[Finding]:
-    found = await trigger_status(patient.connection, patient.what)
+    found = await judge_triggers(patient.connection, patient.what)
     severities = {TriggerState.MISSING: Severity.ERROR, TriggerState.DISABLED: Severity.ERROR}
     severities[TriggerState.ORPHANED] = Severity.NOTE
     for one in found:
@@ -269,15 +280,24 @@ def _age(seconds: Any) -> str:
 
 async def _listening(engine: AsyncEngine, listen_url: str | None) -> Finding:
     """Send a notification to ourselves, the way a wait would."""
-    listener = Listener(engine, listen_url=listen_url, timings=Timings(answer=ANSWER))
+    own = OwnConnection(beside(engine, listen_url))
+    listening = beside(engine, listen_url)
     try:
-        async with listener:
-            return Finding(Severity.OK, "listening", "Notifications arrive.")
+        # not by a Listener: it would take the place of the one that serves this engine's waits
+        wire = await Wire.open(listening, lambda *_: None, timeout=ANSWER)
+        try:
+            await wire.prove(own, timeout=ANSWER)
+        finally:
+            await wire.close()
     except OUTAGES as error:
         cure = "Give --listen-url (Listener(listen_url=...)) an address of PostgreSQL itself."
         reason = str(error).strip() or type(error).__name__
         message = f"Notifications do not arrive, so every wait polls: {reason}."
         return Finding(Severity.ERROR, "listening", message, cure)
+    finally:
+        await own.close()
+        await listening.dispose()
+    return Finding(Severity.OK, "listening", "Notifications arrive.")
 
 
 Check = Callable[[Patient], AsyncIterator[Finding]]

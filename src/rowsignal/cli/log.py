@@ -30,7 +30,7 @@ def prune(
     """Delete what the change log need not keep. Run it once a minute where no service does.
 
     Nobody waits for it, and it waits for nobody: where another process prunes just now it does
-    nothing. Age and size are known as of earlier runs, so the first one deletes nothing.
+    nothing. Age and size are known as of earlier runs: it takes some to get going.
     """
     from rowsignal.retention import prune as prune_log  # noqa: PLC0415 -- the command's own name
 

@@ -1,6 +1,7 @@
 """Writing: tables for people, JSON for programs, progress for whoever looks on."""
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,7 +26,13 @@ def errors() -> Console:
 
 def write_json(document: Any) -> None:
     """Write one line of JSON to standard output."""
-    console().out(json.dumps(document, ensure_ascii=False), highlight=False)
+    write_raw(json.dumps(document, ensure_ascii=False) + "\n")
+
+
+def write_raw(text: str) -> None:
+    """Write text to standard output untouched: rich would turn tabs into spaces."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def write_table(headings: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
@@ -33,7 +40,7 @@ def write_table(headings: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None
     out = console()
     if not out.is_terminal:
         for row in rows:
-            out.out("\t".join(str(cell) for cell in row), highlight=False)
+            write_raw("\t".join(str(cell) for cell in row) + "\n")
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in headings:

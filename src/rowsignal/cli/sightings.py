@@ -1,7 +1,6 @@
 """How changes look: JSON for programs, lines for pipes, a table for a terminal."""
 
 import json
-import sys
 from collections import Counter, deque
 from collections.abc import Mapping
 from datetime import datetime
@@ -14,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rowsignal.changes import Change, Reset
+from rowsignal.cli.output import write_json, write_raw
 
 Item = Change | Reset
 
@@ -43,10 +43,11 @@ class JsonLines:
         """Write one line."""
         if isinstance(item, Reset):
             reset = {"operation": "reset", "reason": item.reason, "position": item.position}
-            _write(json.dumps(reset, ensure_ascii=False))
+            write_json(reset)
         else:
             # rows hold whatever Python has for a column
-            _write(json.dumps(item.to_dict(), ensure_ascii=False, default=_plain))
+            text = json.dumps(item.to_dict(), ensure_ascii=False, default=_plain)
+            write_raw(text + "\n")
 
 
 class Lines:
@@ -54,7 +55,7 @@ class Lines:
 
     def add(self, item: Item) -> None:
         """Write one line."""
-        _write("\t".join(_cells(item)))
+        write_raw("\t".join(_cells(item)) + "\n")
 
 
 class LiveTable:
@@ -112,8 +113,3 @@ def _pairs(values: Mapping[str, Any]) -> str:
 
 def _plain(value: object) -> str:
     return rf"\x{value.hex()}" if isinstance(value, bytes) else str(value)
-
-
-def _write(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()

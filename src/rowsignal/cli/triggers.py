@@ -11,8 +11,9 @@ from rich.text import Text
 from rowsignal.cli.connections import connected
 from rowsignal.cli.errors import CommandError
 from rowsignal.cli.options import Json, LockTimeout, Models, MoreTables, Tables, Url
-from rowsignal.cli.output import console, progress, write, write_json, write_table
+from rowsignal.cli.output import progress, write, write_json, write_raw, write_table
 from rowsignal.cli.subjects import find_subjects
+from rowsignal.doctor import judge_triggers
 from rowsignal.schema import SchemaStatus, schema_status
 from rowsignal.triggers import (
     TableAction,
@@ -20,7 +21,6 @@ from rowsignal.triggers import (
     TriggerState,
     install_script,
     install_triggers,
-    trigger_status,
     uninstall_triggers,
 )
 
@@ -83,7 +83,7 @@ def install(
     )
     subjects = find_subjects(models, tables, table, is_needed=True)
     if dry_run:
-        console().out(install_script(subjects, **settings), highlight=False, end="")
+        write_raw(install_script(subjects, **settings))
         return
 
     async def work() -> list[TableAction]:
@@ -137,7 +137,7 @@ def status(
 
     async def work() -> tuple[SchemaStatus, list[TableStatus]]:
         async with connected(url) as engine:
-            return await schema_status(engine), await trigger_status(engine, subjects)
+            return await schema_status(engine), await judge_triggers(engine, subjects)
 
     schema, found = asyncio.run(work())
     if json:
