@@ -408,3 +408,34 @@ async def test_logged_values_show_each_row_as_its_change_left_it(engine):
     assert [data.get("row", {}).get("status") for data in told] == ["a", "b", "c", None]
     assert [data.get("old", {}).get("status") for data in told] == [None, "a", "b", "c"]
     assert told[0]["row"]["total"] == "1.50"
+
+
+async def test_a_row_that_a_schema_refuses_resets_its_readers_and_no_others(engine):
+    class Strict(BaseModel):
+        id: int
+        status: str
+
+    await make_tables(engine)
+    async with (
+        serving(app_of(engine, {Order: Strict, Item: None})) as site,
+        reading(site.port, "/v1/changes/orders") as strict,
+        reading(site.port, "/v1/changes/items") as other,
+    ):
+        await strict.until(lambda event: event.id != "")
+        await other.until(lambda event: event.id != "")
+        await execute(engine, "insert into orders values (1, null, 1, 7, '')")
+        assert "could not be shown" in (await strict.until("reset")).data["reason"]
+        await execute(engine, "insert into items values (1, 'a', 1)")
+        assert (await other.until("insert")).key == (1, "a")
+
+
+async def test_a_grant_that_does_not_fit_its_table_tells_nothing_of_it(engine):
+    await make_tables(engine)
+
+    def authorize() -> Grant:
+        return Grant(tables={"*": TableGrant(where=("secret_column.eq.1",))})
+
+    async with serving(app_of(engine, authorize=authorize)) as site:
+        answer = await site.client.get("/v1/changes/orders")
+        assert answer.status_code == 401
+        assert "secret" not in answer.text

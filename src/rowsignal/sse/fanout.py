@@ -1,6 +1,7 @@
 """The fan-out in one process: each event is decided and encoded once for all who see the same."""
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +13,8 @@ from rowsignal.sse import frames
 from rowsignal.sse.exposures import Exposure
 from rowsignal.sse.readers import Reader
 from rowsignal.sse.views import Event, Lens, RowKey, TableView, UnknownHistoryError
+
+logger = logging.getLogger("rowsignal.sse")
 
 UNKNOWN = (
     "It is not known which rows this reader has seen. Log the filter's columns to make such a"
@@ -83,6 +86,7 @@ class Audience:
                 mine.add(theirs.keys)
 
 
+UNSHOWABLE = "A row could not be shown as the application wants it."
 MAX_HELD = 20_000
 make_silent: Callable[[], Hooks] = NoHooks
 
@@ -246,9 +250,11 @@ class FanOut:
         try:
             rows = audience.show(events)
         except UnknownHistoryError:
-            for reader in audience.readers:
-                reader.close(frames.reset(UNKNOWN))
-            self.counts.resets += len(audience.readers)
+            self._give_up(audience, UNKNOWN)
+            return
+        except Exception:  # the application's schema has the last word, and may refuse a row
+            logger.exception("a row could not be shown")
+            self._give_up(audience, UNSHOWABLE)
             return
         if not rows:
             return
@@ -263,6 +269,11 @@ class FanOut:
         for name in {about[0] for about, _ in rows}:
             count = sum(about[0] == name for about, _ in rows)
             self.hooks.delivered(table=name, count=count * len(audience.readers))
+
+    def _give_up(self, audience: Audience, reason: str) -> None:
+        for reader in audience.readers:
+            reader.close(frames.reset(reason))
+        self.counts.resets += len(audience.readers)
 
     def _groups(self) -> list[tuple[Audience, set[Reader]]]:
         shared = [(audience, audience.readers) for audience in self._audiences.values()]

@@ -1,18 +1,21 @@
 """What a request asks for, checked against what its reader may see."""
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rowsignal.changes import Operation
-from rowsignal.exceptions import FilterError, NotFoundError
+from rowsignal.exceptions import AccessDeniedError, FilterError, NotFoundError
 from rowsignal.payload import PayloadError, decode_json
 from rowsignal.sse.exposures import Exposure
 from rowsignal.sse.grants import Grant, TableGrant
 from rowsignal.sse.kinds import Number, kind_of
 from rowsignal.sse.views import RowKey, TableView
-from rowsignal.sse.where import parse_where
+from rowsignal.sse.where import Condition, parse_where
+
+logger = logging.getLogger("rowsignal.sse")
 
 MAX_TABLES = 50
 MAX_KEYS = 200
@@ -86,9 +89,20 @@ def _view(
         operations=asked,
         changed=_columns(texts["columns"], shown),
         keys=_keys(texts["pk"], exposure),
-        permission=parse_where(grant.where, table, table.c.keys()),
+        permission=_permission(grant, exposure),
         asked=parse_where(texts["where"], table, shown),
     )
+
+
+def _permission(grant: TableGrant, exposure: Exposure) -> tuple[Condition, ...]:
+    table = exposure.table
+    try:
+        return parse_where(grant.where, table, table.c.keys())
+    except FilterError as error:  # its sentence names columns that the reader may not know of
+        logger.warning("a grant does not fit %s: %s", exposure.name, error)
+        raise AccessDeniedError(
+            f"The conditions of your grant do not fit {exposure.name}."
+        ) from None
 
 
 def _by_table(texts: Iterable[str], names: Sequence[str]) -> dict[str, list[str]]:
