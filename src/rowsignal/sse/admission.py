@@ -9,7 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from rowsignal.change_log import Batch
 from rowsignal.changes import Reset
 from rowsignal.sse import frames
-from rowsignal.sse.fanout import UNKNOWN, Audience, FanOut
+from rowsignal.sse.audiences import Audience
+from rowsignal.sse.fanout import UNKNOWN, FanOut
 from rowsignal.sse.readers import Reader
 from rowsignal.sse.rows import all_rows, pin_settings
 from rowsignal.sse.sources import Sources

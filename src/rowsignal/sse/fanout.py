@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from rowsignal.exceptions import ReaderLimitError
 from rowsignal.hooks import Hooks, NoHooks
 from rowsignal.sse import frames
+from rowsignal.sse.audiences import Audience, AudienceKey, Joiner
 from rowsignal.sse.exposures import Exposure
+from rowsignal.sse.limits import Limits
 from rowsignal.sse.readers import Reader
-from rowsignal.sse.views import Event, Lens, RowKey, TableView, UnknownHistoryError
+from rowsignal.sse.views import Event, UnknownHistoryError
 
 logger = logging.getLogger("rowsignal.sse")
 
@@ -20,84 +22,9 @@ UNKNOWN = (
     "It is not known which rows this reader has seen. Log the filter's columns to make such a"
     " stream resumable."
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What one process serves.
-
-    `tick` is the shortest time between two writes to a reader, `heartbeat` the longest (seconds);
-    `buffer` the bytes that may wait for one reader, `stall` the seconds that one write may take;
-    `readers` and `readers_each` count streams in all and per principal, `tracked` the rows
-    remembered for a filter whose columns are not logged.
-    """
-
-    tick: float = 0.02
-    heartbeat: float = 15.0
-    stall: float = 30.0
-    retry: float = 2.0
-    buffer: int = 256 * 1024
-    readers: int = 2000
-    readers_each: int = 100
-    tracked: int = 100_000
-
-
-@dataclass(frozen=True, slots=True)
-class AudienceKey:
-    """What readers must have in common to be shown the same frames.
-
-    `with_id` says that the stream can be resumed, `known` that it is known which rows its readers
-    have seen.
-    """
-
-    views: tuple[TableView, ...]
-    with_id: bool
-    known: bool
-
-
-class Audience:
-    """Readers who are shown the same."""
-
-    def __init__(self, key: AudienceKey, exposures: Mapping[str, Exposure], tracked: int) -> None:
-        self.key = key
-        self.readers: set[Reader] = set()
-        self.lenses = {
-            view.name: Lens(view, exposures[view.name], known=key.known, tracked=tracked)
-            for view in key.views
-        }
-
-    def show(self, events: Iterable[Event]) -> list[tuple[tuple[str, RowKey], bytes]]:
-        """Return the frames of some events, each with the row that it is about."""
-        shown: list[tuple[tuple[str, RowKey], bytes]] = []
-        for event in events:
-            lens = self.lenses.get(event.exposure.name)
-            chunk = lens and lens.show(event, with_id=self.key.with_id)
-            if chunk:
-                shown.append(((event.exposure.name, event.row_key), chunk))
-        return shown
-
-    def remember(self, other: "Audience") -> None:
-        """Take over what a reader who joins has been shown on its own so far."""
-        for name, lens in other.lenses.items():
-            mine, theirs = self.lenses[name].seen, lens.seen
-            if theirs.keys is None:
-                mine.keys = None
-            else:
-                mine.add(theirs.keys)
-
-
 UNSHOWABLE = "A row could not be shown as the application wants it."
 MAX_HELD = 20_000
 make_silent: Callable[[], Hooks] = NoHooks
-
-
-@dataclass(slots=True, eq=False)
-class Joiner:
-    """A reader on its way from the log to the live changes, which are held until it is there."""
-
-    reader: Reader
-    audience: Audience
-    events: list[Event] = field(default_factory=list)
 
 
 @dataclass(slots=True)

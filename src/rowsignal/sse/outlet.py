@@ -15,8 +15,10 @@ from rowsignal.hooks import Hooks
 from rowsignal.listener import OUTAGES
 from rowsignal.sse import frames
 from rowsignal.sse.admission import FROM_NOW, Beginning, Entrance, enter_by_log, enter_live
+from rowsignal.sse.audiences import Audience, AudienceKey
 from rowsignal.sse.exposures import Exposure
-from rowsignal.sse.fanout import Audience, AudienceKey, FanOut, Limits
+from rowsignal.sse.fanout import FanOut
+from rowsignal.sse.limits import Limits
 from rowsignal.sse.readers import ConflatingReader, Reader
 from rowsignal.sse.response import EventStream
 from rowsignal.sse.sources import Sources

@@ -29,9 +29,9 @@ from rowsignal.positions import decode
 from rowsignal.sse.admission import Beginning
 from rowsignal.sse.documents import STREAM, WAIT
 from rowsignal.sse.exposures import Offered, Source, exposures_of
-from rowsignal.sse.fanout import Limits
 from rowsignal.sse.frames import compact
 from rowsignal.sse.grants import Grant, grant_everything
+from rowsignal.sse.limits import Limits
 from rowsignal.sse.outlet import Order, Outlet
 from rowsignal.sse.polls import LongPoll
 from rowsignal.sse.problems import Problem, problem_of
