@@ -228,6 +228,7 @@ DECLARE
     member record;
     wanted record;
     names text[];
+    is_always boolean;
     token text := rowsignal.token_v1(relation);
     key_columns text[] := rowsignal.key_columns_v1(relation);
 BEGIN
@@ -240,7 +241,13 @@ BEGIN
             SELECT * FROM rowsignal.wanted_triggers_v1(
                 member.name, member.is_partition, token, settings, key_columns)
         LOOP
+            is_always := EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = member.name
+                                 AND t.tgname = wanted.trigger AND t.tgenabled = 'A');
             EXECUTE format('CREATE OR REPLACE TRIGGER %I %s', wanted.trigger, wanted.definition);
+            IF is_always THEN
+                -- somebody wants it for rows that replication applies; replacing forgets that
+                EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', member.name, wanted.trigger);
+            END IF;
             names := names || wanted.trigger;
         END LOOP;
         PERFORM rowsignal.drop_triggers_v1(member.name, names);

@@ -19,6 +19,7 @@ from rowsignal.schema import schema_status
 from rowsignal.statements import query
 from rowsignal.trigger_catalog import TableFacts, read_facts
 from rowsignal.triggers import TableStatus, TriggerState, trigger_status
+from rowsignal.wire import Wire
 
 OLDEST_SERVER, LISTEN_BUG = 140000, range(170000, 170007)
 LOCKS_NOTED, LOCKS_FULL = 0.5, 0.8
@@ -178,8 +179,7 @@ async def _rights(patient: Patient) -> AsyncIterator[Finding]:
 async def _replica_roles(patient: Patient) -> AsyncIterator[Finding]:
     for row in await patient.ask("replica_roles"):
         message = f"{row['role']} writes with session_replication_role=replica: no trigger fires."
-        cure = f'ALTER ROLE "{row["role"]}" RESET session_replication_role;'
-        yield Finding(Severity.WARNING, "roles", message, cure)
+        yield Finding(Severity.WARNING, "roles", message, row["cure"])
 
 
 async def _locks(patient: Patient) -> AsyncIterator[Finding]:

@@ -131,12 +131,16 @@ class Capture:
             table=facts.name,
             oid=facts.oid,
             kind=kind,
-            is_notifying=bool(ours) and all(map(tells, facts.members)),
+            is_notifying=bool(ours) and all(map(tells, facts.members)) and _may_notify(ours),
             channels=tuple(sorted({trigger.channel for trigger in rows})),
             relations=tuple(member.oid for member in facts.members),
             key_columns=rows[0].key_columns if rows else facts.key_columns,
             columns=_counted(facts, ours[0].settings) if ours else None,
         )
+
+
+def _may_notify(triggers: Sequence[Trigger]) -> bool:
+    return all(trigger.settings.get("notify", True) for trigger in triggers)
 
 
 def _has_row_trigger(member: Member) -> bool:
