@@ -30,7 +30,14 @@ where p.pronamespace = 'pg_catalog'::regnamespace
 
 -- :: replica_roles
 -- Roles and databases that switch triggers off for all they write.
-select coalesce(r.rolname, 'every role')::text as role, s.setconfig::text as settings
+select coalesce(r.rolname, 'Every role')::text as role,
+    pg_catalog.concat(
+        'ALTER ROLE ', coalesce(pg_catalog.quote_ident(r.rolname), 'ALL'),
+        case when s.setdatabase <> 0 then
+            ' IN DATABASE ' || pg_catalog.quote_ident(pg_catalog.current_database())
+        end,
+        ' RESET session_replication_role;'
+    ) as cure
 from pg_catalog.pg_db_role_setting as s
 left join pg_catalog.pg_roles as r on r.oid = s.setrole
 where s.setdatabase in (0, (select d.oid from pg_catalog.pg_database as d where d.datname = pg_catalog.current_database()))
