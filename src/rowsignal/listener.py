@@ -239,7 +239,7 @@ class Listener:
                     if first is not None and not first.done():
                         first.set_exception(error)
                         return
-                    self._degrade(f"{type(error).__name__}: {error}")
+                    self._degrade(_in_one_line(error))
                 if self.state.epoch != epoch:  # it worked for a while: start over, soon
                     delays = self.timings.delays()
                 await asyncio.sleep(next(delays))
@@ -307,6 +307,11 @@ class Listener:
         self.state.notifications += 1
         for receiver in tuple(self._receivers):
             receiver.received(channel, payload)
+
+
+def _in_one_line(error: BaseException) -> str:
+    first, *_ = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 def _report(task: asyncio.Task[None], first: asyncio.Future[None] | None) -> None:
