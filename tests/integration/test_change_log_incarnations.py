@@ -3,9 +3,7 @@
 import asyncio
 import os
 import signal
-import subprocess
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import asyncpg
 import pytest
@@ -16,9 +14,9 @@ from rowsignal import positions
 from rowsignal.change_log import ChangeLog
 from rowsignal.changes import Reset
 from rowsignal.embedded import EmbeddedPostgres
-from rowsignal.embedded.programs import unprivileged_account
 from rowsignal.exceptions import PendingChangesError, StandbyError
 from rowsignal.log_reader import LogTransaction, Window, log_transaction
+from standby import base_backup
 
 
 @pytest.fixture
@@ -81,20 +79,6 @@ async def test_a_restart_is_no_reset_but_a_crash_that_reuses_transaction_ids_is(
         await engine.dispose()
 
 
-def base_backup(server: EmbeddedPostgres, folder: Path) -> Path:
-    """Copy a running server's data to start a standby from."""
-    account = unprivileged_account()
-    host = server.dsn.partition("host=")[2]
-    who = {} if account is None else {"user": account.uid, "group": account.gid}
-    target = folder / "standby"
-    if account is not None:
-        target.mkdir(mode=0o700)
-        os.chown(target, account.uid, account.gid)
-    command = [str(server.bin_dir / "pg_basebackup"), "-h", host, "-U", "postgres", "-D"]
-    subprocess.run([*command, str(target), "-R", "-c", "fast"], check=True, cwd="/", **who)
-    return target
-
-
 @pytest.mark.timeout(90)  # copies a server and starts two
 async def test_a_standby_is_refused_and_its_promotion_is_a_reset() -> None:
     with EmbeddedPostgres() as server:
@@ -102,10 +86,7 @@ async def test_a_standby_is_refused_and_its_promotion_is_a_reset() -> None:
         async with open_shop(engine) as shop:
             await shop.insert(1)
             position = await shop.log.position()
-            folder = server.data_dir.parent / "copies"
-            folder.mkdir()
-            folder.chmod(0o755)
-            copy = await asyncio.to_thread(base_backup, server, folder)
+            copy = await asyncio.to_thread(base_backup, server)
             with EmbeddedPostgres(data_dir=copy) as standby:
                 replica = create_async_engine(standby.url)
                 async with ChangeLog(replica) as log:
