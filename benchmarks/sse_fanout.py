@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from itertools import count, islice
 from statistics import median
 from typing import Any
 
@@ -49,6 +50,8 @@ ticks = sa.Table(
     sa.Column("price", sa.Numeric),
     sa.Column("at", sa.DateTime(timezone=True), server_default=sa.func.now()),
 )
+
+numbers = count(100_000)
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -288,7 +291,7 @@ async def latencies(dsn: str, port: int, request: str, statement: str) -> list[f
     connection = await asyncpg.connect(dsn)
     await asyncio.sleep(1.5)  # until the log sleeps and waits to be woken
     seconds = []
-    for number in range(100_000, 100_000 + LATENCY_ROWS):
+    for number in islice(numbers, LATENCY_ROWS):
         await connection.execute("begin")
         await connection.execute(statement.replace("?", str(number)))
         sent = time.perf_counter()
