@@ -6,6 +6,7 @@ and looked at in intervals while it is busy, as network drivers turn interrupts 
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Iterable
@@ -110,6 +111,7 @@ class TableWatch:
         self._rate = Rate(pace.busy_rate)
         self._stay = pace.quiet
         self._leases: list[Lease] = []
+        self._look_due = math.inf
         self._stirred = asyncio.Event()
 
     @property
@@ -254,10 +256,17 @@ class TableWatch:
 
     async def _poll(self) -> None:
         """Look in the audience's own interval until the table may be able to notify."""
+        if self.mode not in {"starting", "polling"}:  # what was to be told may be lost
+            self._look_due = 0.0
         self._enter("polling")
         until = time.monotonic() + self._pace.recheck * _spread()
-        while time.monotonic() < until and not await self._stirred_within(self._audience.interval):
-            await self._audience.look()
+        while (now := time.monotonic()) < until:
+            self._look_due = min(self._look_due, now + self._audience.interval)
+            if await self._stirred_within(max(0.0, min(until, self._look_due) - now)):
+                return
+            if time.monotonic() >= self._look_due:
+                self._look_due = math.inf
+                await self._audience.look()
 
     async def _stirred_within(self, seconds: float) -> bool:
         try:
