@@ -53,7 +53,9 @@ class Reader:
         else:
             self._chunks.append(chunk)
             self._size += len(chunk)
-        self._wake()
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def close(self, last: bytes) -> None:
         """End the stream with `last`, after what is waiting."""

@@ -69,9 +69,9 @@ class EventStream(Response):
             sending.result()
 
     async def _send_all(self, send: Send) -> None:
-        reader = self.reader
+        reader, clock = self.reader, asyncio.get_running_loop().time
         async for chunk in self.opening:
-            await self._write(send, chunk)
+            await self._write_pieces(send, chunk)
         while True:
             arrival = reader.arrival()
             if arrival is not None:
@@ -79,13 +79,18 @@ class EventStream(Response):
             chunk = reader.take()
             if not chunk:
                 return
-            await self._write(send, chunk)
-
-    async def _write(self, send: Send, chunk: bytes) -> None:
-        """Write in pieces: servers copy what they can not send at once, for each reader."""
-        reader, clock = self.reader, asyncio.get_running_loop().time
-        for start in range(0, len(chunk), PIECE):
-            piece = chunk if len(chunk) <= PIECE else chunk[start : start + PIECE]
+            if len(chunk) > PIECE:
+                await self._write_pieces(send, chunk)
+                continue
             reader.writing_since = clock()
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            reader.writing_since = None
+
+    async def _write_pieces(self, send: Send, chunk: bytes) -> None:
+        """Write a long chunk: servers copy what they can not send at once, for each reader."""
+        clock = asyncio.get_running_loop().time
+        for start in range(0, len(chunk), PIECE):
+            self.reader.writing_since = clock()
+            piece = chunk[start : start + PIECE]
             await send({"type": "http.response.body", "body": piece, "more_body": True})
-        reader.writing_since = None
+        self.reader.writing_since = None
