@@ -26,6 +26,7 @@ LOCKS_NOTED, LOCKS_FULL = 0.5, 0.8
 QUEUE_POLLED, QUEUE_QUIET = 0.4, 0.5  # listeners stop counting on it; triggers stop notifying
 SECOND_LOOK = 0.05
 ANSWER = 3.0
+NO_TABLE = "There is no such table."  # as trigger_health says it
 
 
 class Severity(StrEnum):
@@ -159,11 +160,13 @@ async def _triggers(patient: Patient) -> AsyncIterator[Finding]:
         verb = "uninstall" if one.state is TriggerState.ORPHANED else "install"
         flag = " --log" if one.kind == "log" and verb == "install" else ""
         cure = f"rowsignal {verb} {name}{flag}"
+        if one.problem == NO_TABLE:
+            cure = f"Create the table, or correct the name; then: {cure}"
         severity = severities.get(one.state, Severity.WARNING)
         yield Finding(severity, name, f"Triggers {one.state}. {one.problem or ''}".strip(), cure)
     good = sum(one.state is TriggerState.INSTALLED for one in found)
     if good:
-        yield Finding(Severity.OK, "triggers", f"{good} tables carry them as they should.")
+        yield Finding(Severity.OK, "triggers", f"In order on {good} of {len(found)} tables.")
     elif not found:
         message = "No table carries triggers, so every wait polls."
         yield Finding(Severity.NOTE, "triggers", message, "rowsignal install TABLE")

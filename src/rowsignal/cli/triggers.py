@@ -41,6 +41,11 @@ FilterColumns = Annotated[
     ),
 ]
 
+Log = Annotated[bool, typer.Option("--log", help="Keep changes in the change log.")]
+RowValues = Annotated[bool, typer.Option("--row-values", help="Log whole rows, old and new.")]
+Always = Annotated[bool, typer.Option("--always", help="Notify even when no listener has asked.")]
+NoNotify = Annotated[bool, typer.Option("--no-notify", help="Never notify: for two-phase commits.")]
+
 
 def install(
     tables: Tables = None,
@@ -48,19 +53,13 @@ def install(
     table: MoreTables = None,
     models: Models = None,
     url: Url = None,
-    log: Annotated[bool, typer.Option("--log", help="Keep changes in the change log.")] = False,
+    log: Log = False,
     column: Columns = None,
     exclude: Exclude = None,
     filter_column: FilterColumns = None,
-    row_values: Annotated[
-        bool, typer.Option("--row-values", help="Log whole rows, old and new.")
-    ] = False,
-    always: Annotated[
-        bool, typer.Option("--always", help="Notify even when no listener has asked.")
-    ] = False,
-    no_notify: Annotated[
-        bool, typer.Option("--no-notify", help="Never notify: for two-phase commits.")
-    ] = False,
+    row_values: RowValues = False,
+    always: Always = False,
+    no_notify: NoNotify = False,
     lock_timeout: LockTimeout = 3.0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the SQL for psql; connect to nothing.")

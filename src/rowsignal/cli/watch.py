@@ -53,29 +53,31 @@ def watch(
     """
     subjects = find_subjects(models, tables, table)
 
-    options: dict[str, Any] = {
-        "operations": operation,
-        "after": after,
-        "snapshot": snapshot,
-        "rows": rows,
-    }
-
-    async def work(sightings: Sightings) -> None:
-        seen = 0
-        async with connected(url) as engine:
-            found = await models_of(engine, subjects)
-            async with _listening(engine), watch_changes(engine, *found, **options) as changes:
-                async for item in changes:
-                    sightings.add(item)
-                    seen += isinstance(item, Change)
-                    if seen == count:
-                        return
-
+    options = {"operations": operation, "after": after, "snapshot": snapshot, "rows": rows}
     try:
         with _sightings(as_json=json) as sightings:
-            asyncio.run(work(sightings))
+            asyncio.run(_follow(url, subjects, options, sightings, count=count))
     except KeyboardInterrupt:  # the usual way out
         return
+
+
+async def _follow(
+    url: str | None,
+    subjects: Any,
+    options: dict[str, Any],
+    sightings: Sightings,
+    *,
+    count: int | None,
+) -> None:
+    seen = 0
+    async with connected(url) as engine:
+        found = await models_of(engine, subjects)
+        async with _listening(engine), watch_changes(engine, *found, **options) as changes:
+            async for item in changes:
+                sightings.add(item)
+                seen += isinstance(item, Change)
+                if seen == count:
+                    return
 
 
 @asynccontextmanager
