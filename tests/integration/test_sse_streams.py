@@ -345,11 +345,6 @@ async def test_openapi_documents_every_event(site):
     assert titles >= {"snapshot", "snapshot-end", "insert", "heartbeat", "reset", "bye"}
 
 
-async def test_head_answers_without_a_stream(site):
-    answer = await site.client.head("/v1/changes/orders")
-    assert answer.status_code in {200, 405}
-
-
 async def test_a_long_poll_returns_the_row_when_it_changes(site, engine):
     await execute(engine, "insert into orders values (1, 'open', 1.50, 7, '')")
     quiet = await site.client.get("/v1/wait/orders/1?timeout=0.05")

@@ -73,8 +73,8 @@ def snapshot_end(tables: Iterable[str], rows: int, position: str | None) -> byte
 class FrameParser:
     """Reads a stream of frames that arrives in pieces cut anywhere, also inside a character.
 
-    For tests, tools and servers that read a stream; browsers have their own. Lines may end in CR,
-    LF or both; `last_id` is what to send as `Last-Event-ID`. Only what an empty line has finished
+    For tests, tools and servers that read a stream; browsers have their own. Lines end in LF or
+    CRLF; `last_id` is what to send as `Last-Event-ID`. Only what an empty line has finished
     counts: an event that was cut off is not reported and its id not kept.
     """
 
