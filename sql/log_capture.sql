@@ -69,9 +69,13 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $rowsignal$
 BEGIN
     INSERT INTO rowsignal.change (relation, operation) VALUES (TG_RELID, 't');
-    IF (TG_ARGV[2]::json ->> 'notify')::boolean IS NOT FALSE THEN
-        PERFORM rowsignal.wake_v1();
-    END IF;
+    BEGIN
+        IF (TG_ARGV[2]::json ->> 'notify')::boolean IS NOT FALSE THEN
+            PERFORM rowsignal.wake_v1();
+        END IF;
+    EXCEPTION WHEN OTHERS THEN
+        RAISE WARNING 'rowsignal could not wake the readers of the change log: %', SQLERRM;
+    END;
     RETURN NULL;
 EXCEPTION WHEN undefined_table THEN -- as when rows are logged: without a log there is nothing to lose
     RAISE WARNING 'rowsignal.change is missing: the truncation of % is not logged', TG_RELID::regclass;
