@@ -105,7 +105,7 @@ async def measure_latency(
 
 async def _round(engine: AsyncEngine, model: type[Any], interval: float, pause: float) -> float:
     async with AsyncSession(engine, expire_on_commit=False) as session:
-        await session.get_one(model, WATCHED)
+        seen = await session.get_one(model, WATCHED)  # sessions forget what nobody else holds
         await session.commit()
         wait = wait_for_row_change(session, model, WATCHED, interval=interval, timeout=PATIENCE)
         waiting = asyncio.create_task(wait)
@@ -115,7 +115,8 @@ async def _round(engine: AsyncEngine, model: type[Any], interval: float, pause: 
             await writer.flush()
             began = time.perf_counter()
             await writer.commit()
-        await waiting
+        if await waiting is not seen:
+            raise RuntimeError("the wait has returned another object than its session held")
         return time.perf_counter() - began
 
 
