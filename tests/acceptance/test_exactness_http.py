@@ -10,7 +10,7 @@ import os
 import random
 import socket
 from collections import Counter, defaultdict
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 
 import asyncpg
 import pytest
@@ -41,7 +41,13 @@ end $$;
 create trigger a_note after insert or update or delete on orders
     for each row execute function note();
 """
-LOST = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+LOST = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
 
 
 class ClosingProxy(Proxy):
@@ -150,15 +156,8 @@ async def change(connection: asyncpg.Connection, key: int, chance: random.Random
 
 def app_of(engine) -> FastAPI:
     outlet = Outlet(engine, exposures_of([Order]), Limits(heartbeat=0.3, tick=0.01, retry=0.1))
-    router = router_of(outlet, grant_everything)
-
-    @asynccontextmanager
-    async def listening(_):
-        async with Listener(engine):
-            yield
-
-    app = FastAPI(lifespan=listening)
-    app.include_router(router)
+    app = FastAPI()
+    app.include_router(router_of(outlet, grant_everything))
     return app
 
 
@@ -235,6 +234,7 @@ async def test_each_committed_change_arrives_once_and_in_order_whatever_breaks()
             await asyncio.gather(*reading)
             serving.cancel()
         await proxy.close()
+        await Listener.of(engine).close()
         await engine.dispose()
         truth, table = await told_in_order(server.dsn), await table_now(server.dsn)
     assert len(truth) > 50
