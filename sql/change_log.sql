@@ -131,6 +131,7 @@ create or replace function rowsignal.prune_v1(
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
+set jit = off -- before 18 a plan without its seqscan costs enough to be compiled, for 0.1 s
 set plan_cache_mode = force_custom_plan
 as $prune$
 declare
