@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
+BASE = getattr(sys, "_base_executable", sys.executable)  # not the one of .venv, which may go
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 USAGE = """\
@@ -51,17 +52,17 @@ def installer() -> tuple[object, ...]:
     """Return the command that installs into `.venv`, which is made when it is missing."""
     if uv := shutil.which("uv"):
         if not has_venv():
-            run(uv, "venv", "-q", "--clear", "--python", sys.executable, VENV)
+            run(uv, "venv", "-q", "--clear", "--python", BASE, VENV)
         return (uv, "pip", "install", "-q", "--python", PYTHON)
     if has_venv() and next(VENV.glob("lib/python*/site-packages/pip"), None):
         return (PYTHON, "-m", "pip", "install", "-q")
     shutil.rmtree(VENV, ignore_errors=True)
     try:
-        run(sys.executable, "-m", "venv", VENV)
+        run(BASE, "-m", "venv", VENV)
     except subprocess.CalledProcessError:  # Debian without python3-venv: borrow the outer pip
         shutil.rmtree(VENV, ignore_errors=True)
-        run(sys.executable, "-m", "venv", "--without-pip", VENV)
-        return (sys.executable, "-m", "pip", "--python", PYTHON, "install", "-q")
+        run(BASE, "-m", "venv", "--without-pip", VENV)
+        return (BASE, "-m", "pip", "--python", PYTHON, "install", "-q")
     return (PYTHON, "-m", "pip", "install", "-q")
 
 

@@ -33,7 +33,7 @@ from rowsignal.waiting import wait_for_row_change
 
 CLIENTS = (1, 8, 32)
 ROUNDS = 3
-SECONDS = 4
+SECONDS = 2
 ROWS = 10_000
 BULK_ROWS = 100_000
 BULK_ROUNDS = 3

@@ -59,7 +59,11 @@ class Proxy:
             await self._link(reader, writer)
 
     async def _link(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await self._connect()
+        try:
+            far_reader, far_writer = await self._connect()
+        except OSError:
+            writer.transport.abort()  # the client hears at once that nobody is there
+            raise
         budget = self.cut_after
         try:
             async with asyncio.TaskGroup() as both:

@@ -35,9 +35,10 @@ from rowsignal.exceptions import (
     SessionNotInitialisedError,
     StandbyError,
     TriggerInstallError,
+    UnavailableError,
     WaitTimeoutError,
 )
-from rowsignal.hooks import Hooks, NoHooks
+from rowsignal.hooks import Hooks
 from rowsignal.listener import (
     Listener,
     ListenerState,
@@ -121,7 +122,6 @@ __all__ = [
     "MigrationError",
     "MissingExtraError",
     "MissingSessionError",
-    "NoHooks",
     "NotFoundError",
     "NotWatchedError",
     "Operation",
@@ -150,6 +150,7 @@ __all__ = [
     "Timings",
     "TriggerInstallError",
     "TriggerState",
+    "UnavailableError",
     "WaitTimeoutError",
     "advisory_lock",
     "async_url",

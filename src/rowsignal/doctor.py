@@ -18,7 +18,7 @@ from rowsignal.retention import Retention
 from rowsignal.schema import schema_status
 from rowsignal.statements import query
 from rowsignal.trigger_catalog import TableFacts, read_facts
-from rowsignal.triggers import TableStatus, TriggerState, trigger_status
+from rowsignal.triggers import TriggerState, trigger_status
 from rowsignal.wire import Wire
 
 OLDEST_SERVER, LISTEN_BUG = 140000, range(170000, 170007)
@@ -90,16 +90,6 @@ async def diagnose(
     return findings
 
 
-async def judge_triggers(bind: AsyncEngine | AsyncConnection, what: Any) -> list[TableStatus]:
-    """Return the status of triggers: of models as declared, of names by what they carry."""
-    found = await trigger_status(bind, what)
-    names = [what] if isinstance(what, str) else what
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return found
-    carried = {(one.schema, one.table): one for one in await trigger_status(bind)}
-    return [carried.get((one.schema, one.table), one) for one in found]
-
-
 @asynccontextmanager
 async def _connection(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     async with engine.connect() as connection:  # a check that is refused must not end the others
@@ -150,7 +140,7 @@ async def _schema(patient: Patient) -> AsyncIterator[Finding]:
 
 
 async def _triggers(patient: Patient) -> AsyncIterator[Finding]:
-    found = await judge_triggers(patient.connection, patient.what)
+    found = await trigger_status(patient.connection, patient.what)
     severities = {TriggerState.MISSING: Severity.ERROR, TriggerState.DISABLED: Severity.ERROR}
     severities[TriggerState.ORPHANED] = Severity.NOTE
     for one in found:

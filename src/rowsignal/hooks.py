@@ -27,7 +27,3 @@ class Hooks:
 
     def reset(self, *, table: str, reason: str) -> None:
         """Report that a reader was told to start again."""
-
-
-class NoHooks(Hooks):
-    """Hooks that do nothing."""

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.engines import OwnConnection, beside
-from rowsignal.hooks import Hooks, NoHooks
+from rowsignal.hooks import Hooks
 from rowsignal.payload import LOCK_CLASS
 from rowsignal.statements import query
 from rowsignal.wire import Wire
@@ -124,7 +124,7 @@ class Listener:
 
     engine: AsyncEngine
     listen_url: str | None = None
-    hooks: Hooks = field(default_factory=NoHooks)
+    hooks: Hooks = field(default_factory=Hooks)
     timings: Timings = field(default_factory=Timings)
 
     def __post_init__(self) -> None:

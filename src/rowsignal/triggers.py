@@ -122,9 +122,10 @@ def trigger_status(
     """Compare the triggers of tables with what was declared for them, in one catalogue query.
 
     Of a base or metadata, tables that carry triggers without belonging to it are `orphaned`;
-    without `what`, every table that carries triggers is compared with its own settings.
+    without `what`, every table that carries triggers is compared with its own settings, and so is
+    one that is given by name and without settings.
     """
-    targets = [] if what is None else targets_of(what, **settings)
+    targets = [] if what is None else _judged(what, settings)
     is_whole = what is None or isinstance(getattr(what, "metadata", what), MetaData)
     is_whole = is_whole and getattr(what, "__table__", None) is None
 
@@ -159,6 +160,14 @@ def install_on_create(metadata: MetaData, **settings: Any) -> None:
         install_triggers(connection, metadata, **settings)
 
     event.listen(metadata, "after_create", after_create)
+
+
+def _judged(what: Any, settings: dict[str, Any]) -> list[Target]:
+    """Return the tables to judge: a name alone declares nothing that could be missed."""
+    if isinstance(what, list | tuple):
+        return [target for item in what for target in _judged(item, settings)]
+    found = targets_of(what, **settings)
+    return [Target(found[0].name)] if isinstance(what, str) and not settings else found
 
 
 def _install(connection: Connection, targets: Sequence[Target]) -> list[TableAction]:

@@ -3,12 +3,12 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from rowsignal.statements import query
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from change_log_support import Shop, ids, open_shop
 from rowsignal import positions
 from rowsignal.log_reader import log_transaction
+from rowsignal.statements import query
 
 ROWS = 400_000
 FILL = """

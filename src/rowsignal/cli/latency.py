@@ -16,7 +16,7 @@ from sqlalchemy.orm import registry
 from sqlalchemy.schema import CreateSchema, DropSchema
 
 from rowsignal import schema
-from rowsignal.hooks import NoHooks
+from rowsignal.hooks import Hooks
 from rowsignal.listener import Listener
 from rowsignal.triggers import install_triggers, trigger_status
 from rowsignal.waiting import wait_for_row_change
@@ -57,7 +57,7 @@ class LatencyReport:
         return {**asdict(self), "sooner": self.polled.p50 / self.notified.p50}
 
 
-class Modes(NoHooks):
+class Modes(Hooks):
     """Hears how one table is watched."""
 
     def __init__(self, table: str) -> None:

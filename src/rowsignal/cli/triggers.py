@@ -13,7 +13,6 @@ from rowsignal.cli.errors import CommandError
 from rowsignal.cli.options import Json, LockTimeout, Models, MoreTables, Tables, Url
 from rowsignal.cli.output import progress, write, write_json, write_raw, write_table
 from rowsignal.cli.subjects import find_subjects
-from rowsignal.doctor import judge_triggers
 from rowsignal.schema import SchemaStatus, schema_status
 from rowsignal.triggers import (
     TableAction,
@@ -21,6 +20,7 @@ from rowsignal.triggers import (
     TriggerState,
     install_script,
     install_triggers,
+    trigger_status,
     uninstall_triggers,
 )
 
@@ -136,7 +136,7 @@ def status(
 
     async def work() -> tuple[SchemaStatus, list[TableStatus]]:
         async with connected(url) as engine:
-            return await schema_status(engine), await judge_triggers(engine, subjects)
+            return await schema_status(engine), await trigger_status(engine, subjects)
 
     schema, found = asyncio.run(work())
     if json:

@@ -15,7 +15,7 @@ from rowsignal.demo.shop import create_shop, run_shop
 from rowsignal.demo.shop_tables import Base
 from rowsignal.demo.waits import TABLE, Commits, Outcome, Waits
 from rowsignal.embedded import EmbeddedPostgres
-from rowsignal.hooks import NoHooks
+from rowsignal.hooks import Hooks
 from rowsignal.listener import Listener
 from rowsignal.triggers import install_triggers
 
@@ -49,7 +49,7 @@ class Stage(Protocol):
         """Show how things stand; called several times a second."""
 
 
-class Arming(NoHooks):
+class Arming(Hooks):
     """Hears when PostgreSQL has begun to notify."""
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rowsignal.exceptions import ReaderLimitError
-from rowsignal.hooks import Hooks, NoHooks
+from rowsignal.hooks import Hooks
 from rowsignal.sse import frames
 from rowsignal.sse.audiences import Audience, AudienceKey, Joiner
 from rowsignal.sse.exposures import Exposure
@@ -24,7 +24,6 @@ UNKNOWN = (
 )
 UNSHOWABLE = "A row could not be shown as the application wants it."
 MAX_HELD = 20_000
-make_silent: Callable[[], Hooks] = NoHooks
 
 
 @dataclass(slots=True)
@@ -47,7 +46,7 @@ class FanOut:
     ) -> None:
         self.exposures = exposures
         self.limits = limits
-        self.hooks = hooks or make_silent()
+        self.hooks = hooks or Hooks()
         self.counts = Counts()
         self.is_closing = False
         self._audiences: dict[AudienceKey, Audience] = {}
