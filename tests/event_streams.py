@@ -1,4 +1,4 @@
-"""A real uvicorn with streams, and readers that see every byte of them."""
+"""Tables to stream, and readers that see every byte of the streams."""
 
 import asyncio
 import json
@@ -8,9 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
 import sqlalchemy as sa
-import uvicorn
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -54,57 +52,6 @@ async def execute(engine: AsyncEngine, *statements: str) -> None:
     async with engine.begin() as connection:
         for statement in statements:
             await connection.execute(sa.text(statement))
-
-
-class Server(uvicorn.Server):
-    """Tells when it accepts connections."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.is_ready = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.is_ready.set()
-
-
-@dataclass
-class Site:
-    """Where an application is served."""
-
-    port: int
-    server: Server
-    client: httpx.AsyncClient
-    task: "asyncio.Task[None]"
-
-    async def stop(self) -> None:
-        """Stop as SIGTERM does, and wait for the end."""
-        self.server.should_exit = True
-        async with asyncio.timeout(PATIENCE):
-            await self.task
-
-
-@asynccontextmanager
-async def serving(app: Any, *, port: int = 0, grace: int = 5) -> AsyncIterator[Site]:
-    """Serve an application for the length of a block."""
-    with socket.create_server(("127.0.0.1", port), reuse_port=False) as listener:
-        config = uvicorn.Config(
-            app, log_config=None, access_log=False, timeout_graceful_shutdown=grace
-        )
-        server = Server(config)
-        task = asyncio.create_task(server.serve([listener]))
-        ready = asyncio.create_task(server.is_ready.wait())
-        await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
-        ready.cancel()
-        if task.done():
-            await task
-        number = listener.getsockname()[1]
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{number}", timeout=10) as client:
-            site = Site(number, server, client, task)
-            try:
-                yield site
-            finally:
-                await site.stop()
 
 
 @dataclass

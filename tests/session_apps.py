@@ -1,13 +1,9 @@
-"""Applications with request sessions, served by a real uvicorn, and what they leave behind."""
+"""Applications with request sessions, and what they leave behind."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx
-import uvicorn
 from fastapi import BackgroundTasks, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from sqlalchemy import text
@@ -15,7 +11,6 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from rowsignal.orm.middleware import create_middleware_and_session_proxy
-from web_server import SignallingServer
 
 TABLES = (
     "create table parent (id int primary key)",
@@ -26,25 +21,6 @@ TABLES = (
 
 class AppError(Exception):
     """An error of the application's own, with a handler."""
-
-
-@asynccontextmanager
-async def served(app: Any, *, lifespan: str = "auto") -> AsyncIterator[httpx.AsyncClient]:
-    """Serve an application with its lifespan on a free port, and give a client for it."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = SignallingServer(uvicorn.Config(app, log_config=None, lifespan=lifespan))  # type: ignore[arg-type]
-    task = asyncio.create_task(server.serve([listener]))
-    ready = asyncio.create_task(server.is_ready.wait())
-    try:
-        await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED)
-        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        async with httpx.AsyncClient(base_url=address, timeout=10) as client:
-            yield client
-    finally:
-        ready.cancel()
-        server.should_exit = True
-        await task
-        listener.close()
 
 
 async def create_tables(engine: AsyncEngine) -> None:

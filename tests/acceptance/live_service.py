@@ -1,12 +1,10 @@
 """A FastAPI application with the stream router over a real database, for the browser tests."""
 
-import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import FileResponse, HTMLResponse, Response
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -17,6 +15,7 @@ from rowsignal.sse import Limits, Outlet
 from rowsignal.sse.exposures import exposures_of
 from rowsignal.sse.grants import grant_everything
 from rowsignal.sse.router import router_of
+from web_server import serving
 
 CLIENT = Path(rowsignal.service.__file__).parent / "dashboard" / "client.js"
 
@@ -24,15 +23,11 @@ CLIENT = Path(rowsignal.service.__file__).parent / "dashboard" / "client.js"
 @asynccontextmanager
 async def running(app: FastAPI, *, port: int = 0) -> AsyncIterator[str]:
     """Serve an application while the block runs; yield its address."""
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
-    with socket.create_server(("127.0.0.1", port)) as listener:
-        task = asyncio.create_task(server.serve(sockets=[listener]))
+    async with serving(app, port=port, grace=3) as site:
         try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            yield site.address
         finally:
             outlet_of(app).close_streams()  # as a SIGTERM would: uvicorn waits for open answers
-            server.should_exit = True
-            await task
 
 
 def outlet_of(app: FastAPI) -> Outlet:

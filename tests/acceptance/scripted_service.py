@@ -2,12 +2,10 @@
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import (
@@ -20,6 +18,7 @@ from starlette.responses import (
 from starlette.routing import Route
 
 import rowsignal.service
+import web_server
 
 CLIENT = Path(rowsignal.service.__file__).parent / "dashboard" / "client.js"
 Row = dict[str, object]
@@ -192,15 +191,11 @@ async def serving(service: ScriptedService) -> AsyncIterator[ScriptedService]:
         Route("/v1/changes/{table}", service.changes),
         Route("/v1/tickets", service.ticket, methods=["POST"]),
     ]
-    config = uvicorn.Config(Starlette(routes=routes), log_level="warning", lifespan="off")
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        service.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        task = asyncio.create_task(server.serve(sockets=[listener]))
+    async with web_server.serving(Starlette(routes=routes)) as site:
+        service.url = site.address
         try:
             yield service
         finally:
             service.status = 503
-            server.should_exit = True
+            site.server.should_exit = True
             await service.cut()
-            await task

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from fastapi import FastAPI
 
-from event_streams import Order, execute, make_tables, reading, serving
+from event_streams import Order, execute, make_tables, reading
 from rowsignal.listener import Listener
 from rowsignal.sse import Limits, Outlet
 from rowsignal.sse.exposures import exposures_of
@@ -13,6 +13,7 @@ from rowsignal.sse.frames import heartbeat, reset
 from rowsignal.sse.grants import grant_everything
 from rowsignal.sse.readers import ConflatingReader, Reader
 from rowsignal.sse.router import router_of
+from web_server import serving
 
 CROWD = 200
 BIG = "repeat(md5(g::text), 30)"  # about a kilobyte

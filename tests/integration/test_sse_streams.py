@@ -9,9 +9,10 @@ import pytest
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel, computed_field
 
-from event_streams import Base, Item, Order, execute, make_tables, reading, serving
+from event_streams import Base, Item, Order, execute, make_tables, reading
 from rowsignal.listener import Listener
 from rowsignal.sse import Grant, Limits, TableGrant, create_sse_router
+from web_server import serving
 
 
 class OrderOut(BaseModel):

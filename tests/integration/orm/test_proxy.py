@@ -19,7 +19,8 @@ from rowsignal.exceptions import (
 )
 from rowsignal.orm.middleware import SQLAlchemyMiddleware, create_middleware_and_session_proxy
 from rowsignal.orm.proxy import SessionProxy
-from session_apps import create_tables, entries, is_free, served
+from session_apps import create_tables, entries, is_free
+from web_server import served
 
 PLAIN = {"class_": AsyncSession}
 

@@ -26,7 +26,7 @@ from rowsignal.exceptions import (
     SessionInUseError,
 )
 from rowsignal.orm.sessions import SessionDependency, create_db_context, create_db_dependency
-from web_server import serving
+from web_server import served
 
 
 class Base(DeclarativeBase):
@@ -87,7 +87,7 @@ async def test_a_row_is_committed_when_the_response_starts(
 
         await app(scope, receive, look)
 
-    async with serving(looking) as client:
+    async with served(looking) as client:
         assert (await client.post("/")).status_code == 200
     assert seen == [["ada", "grace"]]
 
@@ -106,7 +106,7 @@ async def test_a_commit_that_fails_is_answered_by_the_applications_handler(
     async def conflict(request: Request, error: IntegrityError) -> JSONResponse:
         return JSONResponse({"error": "taken"}, status_code=409)
 
-    async with serving(app) as client:
+    async with served(app) as client:
         response = await client.post("/")
     assert (response.status_code, response.json()) == (409, {"error": "taken"})
     assert await names(engine) == ["ada"]
@@ -118,7 +118,7 @@ async def test_a_commit_that_fails_without_a_handler_is_a_500(
     async def create(session: AsyncSession = Depends(get_db)) -> None:
         session.add(Person(name="ada"))
 
-    async with serving(app_of(create)) as client:
+    async with served(app_of(create)) as client:
         assert (await client.post("/")).status_code == 500
     assert await names(engine) == ["ada"]
 
@@ -133,7 +133,7 @@ async def test_a_connection_lost_before_the_commit_is_never_a_2xx(
         async with engine.connect() as other:
             await other.execute(select(func.pg_terminate_backend(pid, 5000)))
 
-    async with serving(app_of(create)) as client:
+    async with served(app_of(create)) as client:
         assert (await client.post("/")).status_code == 500
     assert await names(engine) == ["ada"]
 
@@ -153,7 +153,7 @@ async def test_a_swallowed_error_does_not_pass_for_a_commit(
     async def aborted(request: Request, error: AbortedTransactionError) -> JSONResponse:
         return JSONResponse({"error": str(error)}, status_code=503)
 
-    async with serving(app) as client:
+    async with served(app) as client:
         response = await client.post("/")
     assert response.status_code == 503
     assert "Nothing was committed" in response.json()["error"]
@@ -180,7 +180,7 @@ async def test_a_task_that_still_uses_the_session_is_never_a_2xx(
     async def in_use(request: Request, error: SessionInUseError) -> JSONResponse:
         return JSONResponse({}, status_code=503)
 
-    async with serving(app) as client:
+    async with served(app) as client:
         assert (await client.post("/")).status_code == 503
     assert await names(engine) == ["ada"]
     (outcome,) = await asyncio.gather(*tasks, return_exceptions=True)
@@ -197,7 +197,7 @@ async def test_an_error_swallowed_around_a_savepoint_does_no_harm(
             async with session.begin_nested():
                 await session.execute(text("select 1 / 0"))
 
-    async with serving(app_of(create)) as client:
+    async with served(app_of(create)) as client:
         assert (await client.post("/")).status_code == 200
     assert await names(engine) == ["ada", "grace"]
 
@@ -223,7 +223,7 @@ async def test_an_exception_rolls_back(
     async def teapot(request: Request, error: KeyError) -> JSONResponse:
         return JSONResponse({}, status_code=418)
 
-    async with serving(app) as client:
+    async with served(app) as client:
         assert (await client.post("/")).status_code == status
     assert await names(engine) == ["ada"]
     assert engine.pool.checkedout() == 0
@@ -236,7 +236,7 @@ async def test_what_is_returned_commits_whatever_its_status(
         session.add(Person(name="grace"))
         return JSONResponse({}, status_code=422)
 
-    async with serving(app_of(create)) as client:
+    async with served(app_of(create)) as client:
         assert (await client.post("/")).status_code == 422
     assert await names(engine) == ["ada", "grace"]
 
@@ -247,7 +247,7 @@ async def test_an_endpoint_that_does_not_use_its_session_takes_no_connection(
     async def idle(session: AsyncSession = Depends(get_db)) -> int:
         return int(engine.pool.checkedout())
 
-    async with serving(app_of(idle)) as client:
+    async with served(app_of(idle)) as client:
         assert (await client.post("/")).json() == 0
 
 
@@ -269,7 +269,7 @@ async def test_sub_dependencies_share_one_session_whatever_their_scope(
     ) -> bool:
         return first is session and second is session
 
-    async with serving(app_of(compare, response_model=bool)) as client:
+    async with served(app_of(compare, response_model=bool)) as client:
         assert (await client.post("/")).json() is True
 
 
@@ -279,7 +279,7 @@ async def test_two_requests_have_two_sessions(get_db: SessionDependency[AsyncSes
     async def keep(session: AsyncSession = Depends(get_db)) -> None:
         kept.append(session)
 
-    async with serving(app_of(keep)) as client:
+    async with served(app_of(keep)) as client:
         await client.post("/")
         await client.post("/")
     assert kept[0] is not kept[1]
@@ -301,7 +301,7 @@ async def test_a_stream_starts_when_its_session_is_finished(
 
         return StreamingResponse(body())
 
-    async with serving(app_of(stream)) as client:
+    async with served(app_of(stream)) as client:
         answer = (await client.post("/")).text
     assert answer.startswith("0 ['ada', 'grace']")
     assert "ended" in answer
@@ -322,7 +322,7 @@ async def test_a_background_task_is_told_to_open_a_session_of_its_own(
     async def create(tasks: BackgroundTasks, session: AsyncSession = Depends(get_db)) -> None:
         tasks.add_task(late, session)
 
-    async with serving(app_of(create)) as client:
+    async with served(app_of(create)) as client:
         assert (await client.post("/")).status_code == 200
         assert isinstance(await outcome, MissingSessionError)
     assert engine.pool.checkedout() == 0
@@ -341,7 +341,7 @@ async def test_an_exhausted_pool_can_be_mapped_to_503(database_url: str, maker: 
     async def busy(request: Request, error: PoolExhaustedError) -> JSONResponse:
         return JSONResponse({"error": str(error)}, status_code=503)
 
-    async with serving(app) as client:
+    async with served(app) as client:
         async with small.connect():
             response = await client.post("/")
         assert (await client.post("/")).status_code == 200
@@ -361,7 +361,7 @@ async def test_a_websockets_session_is_committed_when_its_endpoint_ends(
         session.add(Person(name=await socket.receive_text()))
         await socket.send_text("noted")
 
-    async with serving(app) as client:
+    async with served(app) as client:
         address = str(client.base_url).replace("http", "ws")
         async with connect(address) as socket:
             await socket.send("grace")
@@ -383,7 +383,7 @@ async def test_a_dependency_can_be_overridden_in_tests(
 
         app = app_of(compare)
         app.dependency_overrides[get_db] = override
-        async with serving(app) as client:
+        async with served(app) as client:
             assert (await client.post("/")).json() is True
 
 

@@ -19,9 +19,10 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pydantic import ValidationError
 
-from event_streams import execute, make_tables, reading, serving
+from event_streams import execute, make_tables, reading
 from rowsignal.service.app import create_app
 from rowsignal.service.settings import Settings, TokenKey
+from web_server import serving
 
 SECRET = "a secret that is long enough to sign with, whichever digest is used for it"
 OTHER = "another secret that is long enough to sign with, whichever digest is used"
