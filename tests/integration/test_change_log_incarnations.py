@@ -37,6 +37,13 @@ async def read_unchecked(engine: AsyncEngine, position: str) -> list[int]:
         return [record["xid"] for record in await transaction.changes(window, None, 100)]
 
 
+async def ended(connection: asyncpg.Connection) -> None:
+    """Return when the server has taken notice of a crash, and ended everybody's connection."""
+    async with asyncio.timeout(15):
+        while not connection.is_closed():
+            await asyncio.sleep(0.01)
+
+
 async def reconnected(engine: AsyncEngine) -> asyncpg.Connection:
     """Connect as soon as the server is there again."""
     async with asyncio.timeout(15):
@@ -62,6 +69,7 @@ async def test_a_restart_is_no_reset_but_a_crash_that_reuses_transaction_ids_is(
             position = (await shop.read(start)).position
             victim = await shop.connect()
             os.kill(victim.get_server_pid(), signal.SIGKILL)
+            await ended(shop.sql)
             again = await reconnected(engine)
             await again.execute("insert into item values (2, 0)")
             xid = await again.fetchval("select max(xid::text::bigint) from rowsignal.change")

@@ -58,6 +58,10 @@ async def test_event_loops_of_two_threads_share_an_engine(shop: AsyncEngine) -> 
     assert one != other
 
 
+def say(line: str) -> None:
+    os.write(1, f"{line}\n".encode())  # in one piece: two processes speak
+
+
 def wait_and_report(url: str) -> None:
     """Wait in this process and in a forked child; print what each was woken by."""
     engine = create_async_engine(url, poolclass=NullPool)
@@ -68,7 +72,7 @@ def wait_and_report(url: str) -> None:
         waiting = begin_wait(engine, Order, 1)
         await until_mode(engine, "orders", "armed")
         os.write(child_is_armed[1], b"x")
-        print("child", (await waiting).total, flush=True)
+        say(f"child {(await waiting).total}")
         await close_listener(engine)
 
     async def wait_in_parent() -> None:
@@ -82,14 +86,14 @@ def wait_and_report(url: str) -> None:
             finally:
                 os._exit(0)
         await asyncio.to_thread(os.read, child_is_armed[0], 1)
-        print("both armed", flush=True)
-        print("parent", (await waiting).total, flush=True)
+        say("both armed")
+        say(f"parent {(await waiting).total}")
         _, status = await asyncio.to_thread(os.waitpid, child, 0)
-        print("child ended with", status, flush=True)
+        say(f"child ended with {status}")
         again = begin_wait(engine, Order, 1)
         await until_mode(engine, "orders", "armed")
-        print("again armed", flush=True)
-        print("again", (await again).total, flush=True)
+        say("again armed")
+        say(f"again {(await again).total}")
         await close_listener(engine)
 
     asyncio.run(wait_in_parent())
