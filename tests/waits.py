@@ -11,7 +11,7 @@ from rowsignal.waiting import wait_for_row_change
 
 Model = TypeVar("Model")
 
-NEVER = 3600.0
+NEVER = 3600.0  # so that neither the safety look nor polling can hide a lost hint
 NOTIFIED_ONLY = Pace(safety=NEVER)  # no look but those that a notification asks for
 LOOKED_AT_OFTEN = Pace(safety=0.2, recheck=0.2)
 
@@ -24,7 +24,7 @@ def begin_wait(
     return asyncio.create_task(wait_for_row_change(engine, model, key, **options))
 
 
-async def until_mode(engine: AsyncEngine, table: str, *modes: str) -> TableWatch:
+async def until_mode(engine: AsyncEngine, *modes: str, table: str = "orders") -> TableWatch:
     """Return when all waits have seen their rows and the table is watched in one of the modes."""
     async with asyncio.timeout(15):
         while True:

@@ -11,15 +11,15 @@ import pytest
 from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+import waits
 from rowsignal.arming import Pace, TableWatch
 from rowsignal.dispatcher import Dispatcher
 from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.payload import LOCK_CLASS
 from rowsignal.triggers import install_triggers
-from rowsignal.waiting import wait_for_row_change
 from shop import Base, Line, Order
+from waits import NEVER, until_mode
 
-NEVER = 3600.0  # so that neither the safety look nor polling can hide a lost hint
 SECONDS = 120 if os.environ.get("ROWSIGNAL_STRESS") == "minutes" else 6
 
 
@@ -40,21 +40,8 @@ async def writer(server: EmbeddedPostgres, shop: AsyncEngine) -> AsyncIterator[a
     await writer.close()
 
 
-async def until_mode(engine: AsyncEngine, *modes: str) -> TableWatch:
-    """Return when all waits have seen their row and the table is watched in one of the modes."""
-    async with asyncio.timeout(15):
-        while True:
-            await asyncio.sleep(0.005)
-            table = Dispatcher.of(engine).tables.get((None, "orders"))
-            waits = [wait for rows in Dispatcher.of(engine).rows for wait in rows]
-            is_seen = all(wait.baseline is not None for wait in waits)
-            if is_seen and table is not None and table.watch.mode in modes:
-                return table.watch
-
-
 def begin_wait(engine: AsyncEngine, key: int = 1, **options: Any) -> asyncio.Task[Order]:
-    options = {"interval": NEVER, "timeout": 15} | options
-    return asyncio.create_task(wait_for_row_change(engine, Order, key, **options))
+    return waits.begin_wait(engine, Order, key, **options)
 
 
 async def locks(writer: asyncpg.Connection) -> int:
@@ -277,8 +264,8 @@ async def test_no_wait_outlives_its_commit(
             await asyncio.gather(task, return_exceptions=True)
 
     async def must_resolve(task: asyncio.Task[Order], key: int) -> None:
-        waits = [w for rows in Dispatcher.of(shop).rows for w in rows if w.primary_key == (key,)]
-        baselines = [w.baseline for w in waits if w.baseline is not None and not w.future.done()]
+        pending = [w for rows in Dispatcher.of(shop).rows for w in rows if w.primary_key == (key,)]
+        baselines = [w.baseline for w in pending if w.baseline is not None and not w.future.done()]
         now = await writer_total(key)
         if any(baseline[2] != now for baseline in baselines):
             await asyncio.wait({task}, timeout=5)
@@ -320,13 +307,8 @@ async def test_a_key_in_another_order_than_the_models_is_found(
     await writer.execute("insert into lines values (1, 2, 1), (2, 1, 1)")
     await install_triggers(shop, [Line])
     Dispatcher.of(shop, Pace(safety=NEVER))
-    wait = asyncio.create_task(wait_for_row_change(shop, Line, (1, 2), interval=NEVER, timeout=15))
-    async with asyncio.timeout(10):
-        while not (
-            (table := Dispatcher.of(shop).tables.get((None, "lines")))
-            and table.watch.mode == "armed"
-        ):
-            await asyncio.sleep(0.005)
+    wait = waits.begin_wait(shop, Line, (1, 2))
+    await until_mode(shop, "armed", table="lines")
     await writer.execute("update lines set quantity = 5 where order_id = 1 and no = 2")
     assert (await wait).quantity == 5
 

@@ -95,7 +95,7 @@ async def test_above_half_a_queue_triggers_go_quiet_and_waits_poll_until_it_is_r
     ):
         await install_triggers(engine, [Order])
         wait = begin_wait(engine, Order, 1, interval=0.05)
-        await until_mode(engine, "orders", "armed")
+        await until_mode(engine, "armed")
         async with listening(engine, "orders") as ear:
             await stuck.execute("listen filler")
             await stuck.execute("begin; select 1")
@@ -111,7 +111,7 @@ async def test_above_half_a_queue_triggers_go_quiet_and_waits_poll_until_it_is_r
             await stuck.execute("rollback")
             await until_listening(engine, "listening")
         again = begin_wait(engine, Order, 1)
-        await until_mode(engine, "orders", "armed")
+        await until_mode(engine, "armed")
         await pay(writer)
         assert (await again).total == 2
 
@@ -158,7 +158,7 @@ async def test_two_phase_commits_of_a_log_that_never_notifies_always_work(
         findings = [finding.subject for finding in await diagnose(engine)]
         assert "two-phase commits" not in findings
         wait = begin_wait(engine, Order, 1, interval=0.05)
-        await until_mode(engine, "orders", "polling")
+        await until_mode(engine, "polling")
         await prepare(writer)
         assert (await wait).total == 2
 
@@ -190,7 +190,7 @@ async def test_any_number_of_armed_tables_takes_128_locks_at_most(engine: AsyncE
     Dispatcher.of(engine, NOTIFIED_ONLY)
     waits = [begin_wait(engine, one, 1) for one in shelves]
     for one in shelves:
-        await until_mode(engine, one.__tablename__, "armed")
+        await until_mode(engine, "armed", table=one.__tablename__)
     async with connected(engine) as writer:
         locks = await writer.fetch(
             "select pid, count(*) from pg_locks where locktype = 'advisory' and classid = $1"
@@ -255,7 +255,7 @@ async def test_rows_that_replication_applies_wake_waits_once_the_trigger_is_alwa
         await install_triggers(target, [Order])
         Dispatcher.of(target, LOOKED_AT_OFTEN)
         seen = begin_wait(target, Order, 1)
-        await until_mode(target, "orders", "armed")
+        await until_mode(target, "armed")
         await pay(writer)
         assert (await seen).total == 1
         assert Dispatcher.of(target).listener.state.notifications == 0, "the safety look saw it"
@@ -264,7 +264,7 @@ async def test_rows_that_replication_applies_wake_waits_once_the_trigger_is_alwa
         await owner.execute("alter table orders enable always trigger rowsignal_hint")
         Dispatcher.of(target, NOTIFIED_ONLY)
         woken = begin_wait(target, Order, 1)
-        await until_mode(target, "orders", "armed")
+        await until_mode(target, "armed")
         await pay(writer)
         assert (await woken).total == 2
         (status,) = await trigger_status(target, [Order])

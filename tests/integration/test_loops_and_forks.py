@@ -40,7 +40,7 @@ async def test_event_loops_of_two_threads_share_an_engine(shop: AsyncEngine) -> 
     async def wait() -> tuple[int, int]:
         Dispatcher.of(shop, NOTIFIED_ONLY)
         waiting = begin_wait(shop, Order, 1)
-        await until_mode(shop, "orders", "armed")
+        await until_mode(shop, "armed")
         await asyncio.to_thread(both_armed.wait, PATIENCE)
         total = (await waiting).total
         listener = Dispatcher.of(shop).listener
@@ -70,7 +70,7 @@ def wait_and_report(url: str) -> None:
     async def wait_in_child() -> None:
         Dispatcher.of(engine, NOTIFIED_ONLY)
         waiting = begin_wait(engine, Order, 1)
-        await until_mode(engine, "orders", "armed")
+        await until_mode(engine, "armed")
         os.write(child_is_armed[1], b"x")
         say(f"child {(await waiting).total}")
         await close_listener(engine)
@@ -78,7 +78,7 @@ def wait_and_report(url: str) -> None:
     async def wait_in_parent() -> None:
         Dispatcher.of(engine, NOTIFIED_ONLY)
         waiting = begin_wait(engine, Order, 1)
-        await until_mode(engine, "orders", "armed")
+        await until_mode(engine, "armed")
         child = os.fork()
         if child == 0:
             try:
@@ -91,7 +91,7 @@ def wait_and_report(url: str) -> None:
         _, status = await asyncio.to_thread(os.waitpid, child, 0)
         say(f"child ended with {status}")
         again = begin_wait(engine, Order, 1)
-        await until_mode(engine, "orders", "armed")
+        await until_mode(engine, "armed")
         say("again armed")
         say(f"again {(await again).total}")
         await close_listener(engine)

@@ -66,7 +66,7 @@ async def test_a_standby_is_looked_at_and_the_listener_says_why(
     replica: AsyncEngine, writer: asyncpg.Connection
 ) -> None:
     wait = begin_wait(replica, Order, 1, interval=0.05)
-    await until_mode(replica, "orders", "polling")
+    await until_mode(replica, "polling")
     await until_listening(replica, "polling")
     reason = Dispatcher.of(replica).listener.state.reason
     assert "cannot execute LISTEN during recovery" in (reason or "")
@@ -107,7 +107,7 @@ async def test_with_the_primary_to_listen_on_waits_are_woken_before_the_standby_
             held = asyncio.create_task(
                 wait_for_row_change(session, Order, 1, columns=["total"], interval=NEVER)
             )
-            await until_mode(replica, "orders", "armed")
+            await until_mode(replica, "armed")
             await writer.execute("update orders set status = 'told', total = 7")
             assert (await wait).status == "told"
             assert await held is order

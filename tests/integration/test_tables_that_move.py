@@ -80,7 +80,7 @@ async def test_partitions_that_come_while_the_root_is_waited_for_tell_of_their_r
 ) -> None:
     through_root = begin_wait(engine, Reading, (1, 1))
     in_partition = begin_wait(engine, Reading, (11, 1))
-    await until_mode(engine, "readings", "armed")
+    await until_mode(engine, "armed", table="readings")
     await writer.execute(
         "create table more_days partition of readings for values from (20) to (30);"
         "alter table readings attach partition late_days for values from (30) to (40);"
@@ -89,7 +89,7 @@ async def test_partitions_that_come_while_the_root_is_waited_for_tell_of_their_r
     of_created = begin_wait(engine, Reading, (21, 1))
     of_attached = begin_wait(engine, Reading, (31, 1))
     waits = [through_root, in_partition, of_created, of_attached]
-    await until_mode(engine, "readings", "armed")
+    await until_mode(engine, "armed", table="readings")
     for statement in (
         "update readings set value = 1 where day = 1",
         "update next_days set value = 1",
@@ -110,7 +110,7 @@ async def test_a_partition_made_before_the_wait_notifies_when_it_is_written_itse
     (status,) = await trigger_status(engine, "readings")
     assert status.state is TriggerState.DRIFTED, "TRUNCATE of it would go unseen"
     wait = begin_wait(engine, Reading, (31, 1))
-    await until_mode(engine, "readings", "armed")
+    await until_mode(engine, "armed", table="readings")
     await writer.execute("update late_days set value = 1")
     assert (await wait).value == 1
 
@@ -120,7 +120,7 @@ async def test_rows_that_go_with_a_detached_partition_end_their_waits_at_the_saf
 ) -> None:
     Dispatcher.of(engine).pace = LOOKED_AT_OFTEN
     going, staying = begin_wait(engine, Reading, (11, 1)), begin_wait(engine, Reading, (1, 1))
-    await until_mode(engine, "readings", "armed")
+    await until_mode(engine, "armed", table="readings")
     await writer.execute("alter table readings detach partition next_days")
     with pytest.raises(NotFoundError, match="was deleted"):
         await going
@@ -141,7 +141,7 @@ async def test_waits_whose_table_is_no_longer_there_fail_with_what_postgresql_sa
 ) -> None:
     Dispatcher.of(engine).pace = LOOKED_AT_OFTEN
     waits = [begin_wait(engine, Reading, key) for key in ((1, 1), (11, 1))]
-    await until_mode(engine, "readings", "armed")
+    await until_mode(engine, "armed", table="readings")
     await writer.execute(alteration)
     if "rename" in alteration:
         await writer.execute(
@@ -156,7 +156,7 @@ async def test_a_renamed_table_wakes_its_waits_before_the_safety_look(
     engine: AsyncEngine, writer: asyncpg.Connection
 ) -> None:
     wait = begin_wait(engine, Reading, (1, 1))
-    await until_mode(engine, "readings", "armed")
+    await until_mode(engine, "armed", table="readings")
     await writer.execute(
         "alter table readings rename to measurements;"
         "create view readings as select * from measurements"
@@ -169,7 +169,7 @@ async def test_a_model_may_have_its_key_in_another_order_than_the_table(
     engine: AsyncEngine, writer: asyncpg.Connection
 ) -> None:
     wait, other = begin_wait(engine, Turned, ("a", 1)), begin_wait(engine, Turned, ("a", 2))
-    await until_mode(engine, "turned", "armed")
+    await until_mode(engine, "armed", table="turned")
     await writer.execute("update turned set value = 1 where first = 1")
     assert (await wait).value == 1
     assert not other.done()
@@ -182,7 +182,7 @@ async def test_a_model_may_have_another_key_than_the_table(
     engine: AsyncEngine, writer: asyncpg.Connection
 ) -> None:
     wait, other = begin_wait(engine, Coded, "one"), begin_wait(engine, Coded, "two")
-    await until_mode(engine, "coded", "armed")
+    await until_mode(engine, "armed", table="coded")
     await writer.execute("update coded set value = 1 where id = 1")
     assert (await wait).value == 1
     assert not other.done()
