@@ -121,9 +121,7 @@ async def wait(engine: AsyncEngine) -> None:
             text("insert into watched_new (id, status) values (1, 0) on conflict do nothing")
         )
         await connection.execute(
-            text(
-                "select setval('watched_new_id_seq', (select max(id) + 1 from watched_new))"
-            )
+            text("select setval('watched_new_id_seq', (select max(id) + 1 from watched_new))")
         )
     await asyncio.gather(*(wait_for_row_change(engine, model, key) for model, key in both))
 
