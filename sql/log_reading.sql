@@ -1,5 +1,5 @@
--- How the change log is read. Everything but the writers is asked in one REPEATABLE READ, READ ONLY
--- transaction, so that all of it is of one snapshot.
+-- How the change log is read: in one statement where that will do, which is of one snapshot by
+-- itself, else in one REPEATABLE READ, READ ONLY transaction. The writers are asked for outside.
 
 -- :: log_begin
 -- Plans must not depend on statistics, which are stale just when a log has grown, nor on plans that
@@ -43,6 +43,64 @@ where pg_catalog.pg_visible_in_snapshot(c.xid, $3::text::pg_snapshot)
     and ($5::oid[] is null or c.relation = any ($5))
 order by c.id
 limit $6
+
+-- :: log_look_settings
+-- As in log_begin, for a session that does nothing but look.
+set enable_seqscan = off;
+set plan_cache_mode = force_custom_plan;
+set jit = off;
+set default_transaction_isolation = 'read committed';
+set default_transaction_read_only = on
+
+-- :: log_look
+-- The head, and what has become visible after a snapshot ($1: its xmax, $2: its running
+-- transactions) of an incarnation ($3), of some tables ($4: schemas, $5: names) or all: log_head
+-- and log_changes at once, up to the snapshot of this very statement. Without changes one row
+-- comes that has the head alone. Planning takes longer than all else, and tables make it longer.
+select
+    c.*,
+    (
+        select array[n.nspname::text, r.relname::text]
+        from pg_catalog.pg_class as r
+        join pg_catalog.pg_namespace as n on n.oid = r.relnamespace
+        where r.oid = coalesce(pg_catalog.pg_partition_root(c.relation), c.relation)
+    ) as name,
+    pg_catalog.pg_is_in_recovery() as is_standby,
+    pg_catalog.pg_current_xact_id_if_assigned() is not null as has_written,
+    pg_catalog.pg_current_snapshot()::text as now,
+    i.id as incarnation,
+    (select h.snapshot::text from rowsignal.horizon as h) as horizon
+from (
+    select (
+        select i.id from rowsignal.incarnation as i where i.origin = rowsignal.log_origin_v1()
+    ) as id offset 0
+) as i
+left join lateral (
+    select
+        c.id, c.xid, date_part('epoch', c.captured_at) as captured_at, c.relation, c.operation,
+        c.key::text, c.changed::text, c.old_row::text, c.new_row::text
+    from (
+        select * from rowsignal.change where xid >= $1
+        union all
+        select * from rowsignal.change where xid = any ($2::xid8[])
+    ) as c
+    where pg_catalog.pg_visible_in_snapshot(c.xid, pg_catalog.pg_current_snapshot())
+        and i.id = $3
+        and ($4::text[] is null or c.relation in (
+            select t.relation
+            from unnest($4::text[], $5::text[]) as w (schema, name)
+            join pg_catalog.pg_namespace as n on n.nspname = w.schema
+            join pg_catalog.pg_class as c on c.relnamespace = n.oid and c.relname = w.name
+            cross join lateral (
+                select c.oid as relation
+                union
+                select p.relid::oid from pg_catalog.pg_partition_tree(c.oid) as p
+            ) as t
+        ))
+    order by c.id
+    limit $6
+) as c on true
+order by c.id
 
 -- :: log_relation_names
 -- A partition goes by its root's name, by which programs know it.

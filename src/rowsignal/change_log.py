@@ -16,7 +16,9 @@ from rowsignal.engines import beside
 from rowsignal.log_reader import (
     Head,
     IncarnationMissing,
+    Look,
     PositionLost,
+    QuickReader,
     TableName,
     Window,
     driver_of,
@@ -34,6 +36,7 @@ from rowsignal.log_records import (
 )
 from rowsignal.positions import (
     MAX_LENGTH,
+    AnyPosition,
     Position,
     Snapshot,
     StoredPosition,
@@ -74,6 +77,8 @@ class ChangeLog:
     def __init__(self, engine: AsyncEngine, url: str | None = None) -> None:
         """Read the log of an engine's database, or of the same at another address (`url`)."""
         self._engine = beside(engine, url)
+        # Not from the same pool: with room for one connection only, the two would lock each other.
+        self._quick = QuickReader(beside(engine, url))
 
     async def __aenter__(self) -> Self:
         return self
@@ -83,6 +88,7 @@ class ChangeLog:
 
     async def aclose(self) -> None:
         """Close the log's connections."""
+        await self._quick.close()
         await self._engine.dispose()
 
     async def position(self) -> str:
@@ -117,14 +123,13 @@ class ChangeLog:
         start, end = decode(after), None if until is None else decode(until)
 
         async def first_page() -> Batch:
-            async with log_transaction(self._engine) as transaction:
-                window = await transaction.window(start, end)
-                relations = None if tables is None else await transaction.relations(tables)
-                records: Sequence[Record] = ()
-                if not window.is_empty:
-                    records = await transaction.changes(window, relations, limit + 1)
-            maker = _BatchMaker(window, await self._texts(window), transaction.names)
-            return maker.make(records[:limit], is_rest=len(records) <= limit)
+            look = None
+            if end is None and limit <= PAGE and isinstance(start, Position) and not start.upto:
+                look = await self._quick.look(start, tables, limit + 1)
+            if look is None:
+                look = await self._look(start, end, tables, limit + 1)
+            maker = _BatchMaker(look.window, await self._texts(look.window), look.names)
+            return maker.make(look.records[:limit], is_rest=len(look.records) <= limit)
 
         batch = await self._or_reset(first_page)
         if is_durable and isinstance(batch, Batch) and batch.changes:
@@ -180,6 +185,21 @@ class ChangeLog:
             answer = await reading.exec_driver_sql(query("log_head"))
             position = await self._position_at(Head.of(answer.mappings().one()))
             yield LogSnapshot(position, reading)
+
+    async def _look(
+        self,
+        start: AnyPosition,
+        end: AnyPosition | None,
+        tables: Sequence[TableName] | None,
+        limit: int,
+    ) -> Look:
+        async with log_transaction(self._engine) as transaction:
+            window = await transaction.window(start, end)
+            relations = None if tables is None else await transaction.relations(tables)
+            records: Sequence[Record] = ()
+            if not window.is_empty:
+                records = await transaction.changes(window, relations, limit)
+        return Look(window, records, transaction.names)
 
     async def _head(self) -> Head:
         async with log_transaction(self._engine) as transaction:

@@ -75,7 +75,7 @@ class OwnConnection:
         if self._connection is None:
             connection = await self._engine.connect()
             self._connection = connection
-            if await _is_direct(connection):
+            if await is_direct(connection):
                 await connection.rollback()
                 options = {"isolation_level": "AUTOCOMMIT"}
                 self._connection = await connection.execution_options(**options)
@@ -84,10 +84,11 @@ class OwnConnection:
     async def _discard(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            await asyncio.shield(_throw_away(connection))
+            await asyncio.shield(throw_away(connection))
 
 
-async def _throw_away(connection: AsyncConnection) -> None:
+async def throw_away(connection: AsyncConnection) -> None:
+    """Close a connection for good, whatever state it is in."""
     try:
         await connection.invalidate()
         await connection.close()
@@ -95,7 +96,7 @@ async def _throw_away(connection: AsyncConnection) -> None:
         logger.debug("a connection would not be closed: %s", error)
 
 
-async def _is_direct(connection: AsyncConnection) -> bool:
+async def is_direct(connection: AsyncConnection) -> bool:
     """Tell whether the server's process is the one that introduced itself, and no pooler's word."""
     raw = await connection.get_raw_connection()
     result = await connection.exec_driver_sql("select pg_catalog.pg_backend_pid()")

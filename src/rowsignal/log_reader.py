@@ -1,7 +1,7 @@
-"""One look at the change log: a transaction on the primary that sees one snapshot of it."""
+"""One look at the change log: a transaction or a statement that sees one snapshot of it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from operator import itemgetter
@@ -11,8 +11,9 @@ from uuid import UUID
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from rowsignal.engines import is_direct, throw_away
 from rowsignal.exceptions import PendingChangesError, SchemaVersionError, StandbyError
-from rowsignal.log_records import RELATION, Record
+from rowsignal.log_records import ID, RELATION, WIDTH, Record
 from rowsignal.positions import AnyPosition, Position, Snapshot
 from rowsignal.statements import query
 
@@ -103,6 +104,15 @@ class Window:
     def is_empty(self) -> bool:
         """Tell, without asking the log, that nothing can have been committed."""
         return self.seen == self.upto
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was found in a window: the first of its changes, and the tables they are of."""
+
+    window: Window
+    records: Sequence[Record]
+    names: Mapping[int, TableName]
 
 
 class LogTransaction:
@@ -213,6 +223,110 @@ async def log_transaction(engine: AsyncEngine) -> AsyncIterator[LogTransaction]:
         except BaseException:
             await asyncio.shield(connection.invalidate())
             raise
+
+
+class QuickReader:
+    """Asks for the head and the changes in one statement, on a connection that stays open.
+
+    Only a connection without a pooler between keeps its settings, so there must be none.
+    """
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        """Take over an engine, all of whose pool may be this one connection."""
+        self._engine = engine
+        self._connection: AsyncConnection | None = None
+        self._turn = asyncio.Lock()
+        self._is_pooled = False
+        self._is_closing = False
+        self._is_mixed = False  # whether changes of tables that nobody asked for were seen
+
+    async def look(
+        self, after: Position, tables: Sequence[TableName] | None, limit: int
+    ) -> Look | None:
+        """Return the first changes after a position; None where a transaction has to do it.
+
+        That is behind a pooler, or while the connection is in use. Raises as the head does.
+        """
+        if self._is_pooled or self._turn.locked():
+            return None
+        async with self._turn:
+            try:
+                driver = await self._open()
+                return None if driver is None else await self._ask(driver, after, tables, limit)
+            except (IncarnationMissing, PositionLost, StandbyError):
+                raise
+            except asyncpg.PostgresError as error:
+                await self._discard()
+                raise explained(error) from error
+            except BaseException:
+                await self._discard()
+                raise
+            finally:
+                if self._is_closing:
+                    await self._discard()
+
+    async def _ask(
+        self,
+        driver: asyncpg.Connection,
+        after: Position,
+        tables: Sequence[TableName] | None,
+        limit: int,
+    ) -> Look:
+        wanted = tables if self._is_mixed else None
+        look = await _look(driver, after, wanted, limit)
+        if tables is None or set(look.names.values()) <= set(tables):
+            return look
+        if not self._is_mixed:
+            self._is_mixed = True
+            look = await _look(driver, after, tables, limit)
+        return look
+
+    async def close(self) -> None:
+        """Close the connection, at once or after the look for which it is in use."""
+        self._is_closing = True
+        if not self._turn.locked():
+            await self._discard()
+        await self._engine.dispose()
+
+    async def _open(self) -> asyncpg.Connection | None:
+        self._is_closing = False
+        if self._connection is not None:
+            driver = (await self._connection.get_raw_connection()).driver_connection
+            if driver is not None and not driver.is_closed():
+                return driver
+            await self._discard()
+        self._connection = connection = await self._engine.connect()
+        self._is_pooled = not await is_direct(connection)
+        await connection.rollback()
+        if self._is_pooled:
+            await self._discard()
+            return None
+        driver = await driver_of(connection)
+        await driver.execute(query("log_look_settings"))
+        return driver
+
+    async def _discard(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await asyncio.shield(throw_away(connection))
+
+
+async def _look(
+    driver: asyncpg.Connection, after: Position, tables: Sequence[TableName] | None, limit: int
+) -> Look:
+    columns = (None, None) if tables is None else tuple(map(list, zip(*tables, strict=True)))
+    schemas, names = columns or ([], [])
+    seen = after.seen
+    rows = await driver.fetch(
+        query("log_look"), seen.xmax, seen.running, after.incarnation, schemas, names, limit
+    )
+    head = Head.of(rows[0])
+    head.check(after)
+    return Look(
+        Window.after(after, head, None),
+        [row[:WIDTH] for row in rows if row[ID] is not None],
+        {row[RELATION]: tuple(row["name"]) for row in rows if row["name"] is not None},
+    )
 
 
 async def driver_of(connection: AsyncConnection) -> asyncpg.Connection:

@@ -19,7 +19,7 @@ Record = tuple[Any, ...]  # asyncpg's, which has names, too
 Names = Mapping[int, tuple[str, str]]
 Values = Mapping[str, Any]
 
-ID, RELATION, KEY, OLD_ROW, NEW_ROW = 0, 3, 5, 7, 8
+ID, RELATION, KEY, OLD_ROW, NEW_ROW, WIDTH = 0, 3, 5, 7, 8, 9
 ELEMENT = re.compile(r'"((?:[^"\\]|\\.)*)"|([^,]+)')
 ESCAPED = re.compile(r"\\(.)")
 

@@ -26,6 +26,7 @@ from rowsignal.payload import LOG_BUCKET, LOG_CHANNEL
 logger = logging.getLogger("rowsignal.log_tail")
 
 SLOWEST_POLL = 0.5
+LONGEST_PAUSE = 0.1  # between looks: a slow one says that the machine is busy, or the log
 EMPTY_PACE = 1.0  # how often subscribers hear that nothing has happened
 
 _tails: WeakKeyDictionary[Listener, "LogTail"] = WeakKeyDictionary()
@@ -209,7 +210,7 @@ class LogTail:
                 delay, quiet_since = self._pace.busy_look, now
             if can_sleep and now - quiet_since >= self._stay and await self._arm():
                 return
-            cost = (now - began) / self._pace.share_of_time
+            cost = min((now - began) / self._pace.share_of_time, LONGEST_PAUSE)
             await self._woken_within(max(delay, cost))
             if not can_sleep:
                 delay = min(delay * 1.5, SLOWEST_POLL)
