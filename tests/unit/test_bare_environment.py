@@ -31,7 +31,6 @@ EXTRAS = {
     "pydantic",
     "rich",
     "sqlmodel",
-    "sse_starlette",
     "starlette",
     "structlog",
     "typer",

@@ -140,25 +140,27 @@ async def test_a_token_decides_what_is_seen(guarded_site, engine):
     assert other.status_code == 404
 
 
-NO_GOOD = [
-    (None, "token is needed"),
-    ("nonsense", "not a JSON Web Token"),
-    (token(exp=time.time() - 60), "expired"),
-    (token(exp=None), "exp"),
-    (token(aud="somebody else"), "udience"),
-    (token(aud=None), "aud"),
-    (token(key="x" * 70), "key that is not known"),
-    (token(key=None, algorithm="none"), "key that is not known"),
-    (token(algorithm="HS512"), "key that is not known"),
-    (token(headers={"kid": "unheard-of"}), "key that is not known"),
-    (token(rowsignal={"tables": {"public.orders": {"colums": []}}}), "not valid"),
-    (token(rowsignal={"everything": True}), "not valid"),
-    ("x" * 9000, "too long"),
-]
+def no_good_tokens():
+    """Make them when they are needed: those that differ in something else must not be old."""
+    return [
+        (None, "token is needed"),
+        ("nonsense", "not a JSON Web Token"),
+        (token(exp=time.time() - 60), "expired"),
+        (token(exp=None), "exp"),
+        (token(aud="somebody else"), "udience"),
+        (token(aud=None), "aud"),
+        (token(key="x" * 70), "key that is not known"),
+        (token(key=None, algorithm="none"), "key that is not known"),
+        (token(algorithm="HS512"), "key that is not known"),
+        (token(headers={"kid": "unheard-of"}), "key that is not known"),
+        (token(rowsignal={"tables": {"public.orders": {"colums": []}}}), "not valid"),
+        (token(rowsignal={"everything": True}), "not valid"),
+        ("x" * 9000, "too long"),
+    ]
 
 
 async def test_whatever_is_no_good_token_is_refused(guarded_site):
-    for text, complaint in NO_GOOD:
+    for text, complaint in no_good_tokens():
         headers = {} if text is None else bearer(text)
         answer = await guarded_site.client.get("/v1/changes/orders", headers=headers)
         assert answer.status_code == 401, complaint
