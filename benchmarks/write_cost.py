@@ -229,7 +229,7 @@ async def run() -> dict[str, object]:
             for statement, script in (("update", UPDATE), ("insert", INSERT)):
                 rate = await rates(server, engine, clients, script)
                 ratios.append({name: value / rate["plain"] for name, value in rate.items()})
-                report.figures[f"{statement}, {clients} clients"] = {
+                report.figures[f"{statement}, {clients} client{'s' * (clients > 1)}"] = {
                     "plain TPS": round(rate["plain"]),
                     **{name: round(value, 2) for name, value in ratios[-1].items()},
                 }
