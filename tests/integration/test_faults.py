@@ -281,14 +281,16 @@ async def test_one_connection_listens_for_any_number_of_waits(
 
 
 def test_each_event_loop_has_its_own_listener(fragile: EmbeddedPostgres) -> None:
-    async def once() -> int:
+    async def once() -> Listener:
         engine = create_async_engine(fragile.url_of("postgres"))
         async with Listener(engine, timings=QUICK) as listener:
             assert Listener.of(engine) is listener
-            return id(listener)
+            assert listener.state.mode == "listening"
+            return listener
 
-    assert asyncio.run(once()) != 0
-    assert asyncio.run(once()) != 0
+    first, second = asyncio.run(once()), asyncio.run(once())
+    assert first is not second
+    assert (first.state.mode, second.state.mode) == ("stopped", "stopped")
 
 
 def test_a_loop_that_ends_in_the_middle_leaves_no_connection(fragile: EmbeddedPostgres) -> None:
