@@ -121,7 +121,8 @@ async def test_a_child_that_was_forked_while_its_parent_listened_has_its_own_lis
             assert await process.stdout.readline() == b"again armed\n"
             await writer.execute("update orders set total = 6")
             assert await process.stdout.readline() == b"again 6\n"
-            assert await process.wait() == 0
+            await process.communicate()  # to the end of the pipe, which closes it
+            assert process.returncode == 0
     finally:
         if process.returncode is None:
             process.kill()

@@ -332,8 +332,7 @@ async def test_several_workers_share_tickets_and_stop_on_sigterm(engine, databas
             process.send_signal(signal.SIGTERM)
             assert (await stream.until("bye")).data["reason"] == "shutdown"
         async with asyncio.timeout(15):
-            await process.stderr.read()
-            await process.wait()
+            await process.communicate()  # to the end of both pipes, which closes them
     finally:
         if process.returncode is None:
             process.kill()
