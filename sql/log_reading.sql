@@ -45,26 +45,33 @@ order by c.id
 limit $6
 
 -- :: log_look_settings
--- As in log_begin, for a session that does nothing but look.
+-- For a session that does nothing but look. It is planned once: planning takes longer than all else.
+-- Without sequential scans and workers one plan is right for every position, however long the log.
 set enable_seqscan = off;
-set plan_cache_mode = force_custom_plan;
+set max_parallel_workers_per_gather = 0;
+set plan_cache_mode = force_generic_plan;
 set jit = off;
 set default_transaction_isolation = 'read committed';
 set default_transaction_read_only = on
 
+-- :: log_look_origin
+-- What rowsignal.log_origin_v1 starts with: nothing that can change while a connection lives.
+select pg_catalog.regexp_replace(rowsignal.log_origin_v1(), '[^:]*$', '')
+
 -- :: log_look
 -- The head, and what has become visible after a snapshot ($1: its xmax, $2: its running
--- transactions) of an incarnation ($3), of some tables ($4: schemas, $5: names) or all: log_head
--- and log_changes at once, up to the snapshot of this very statement. Without changes one row
--- comes that has the head alone. Planning takes longer than all else, and tables make it longer.
+-- transactions) of an incarnation ($3), up to a number ($4): log_head and log_changes at once, up to
+-- the snapshot of this very statement. Without changes one row comes that has the head alone. Every
+-- node of the plan counts: who is woken after a pause runs with cold caches.
 select
     c.*,
     (
-        select array[n.nspname::text, r.relname::text]
-        from pg_catalog.pg_class as r
-        join pg_catalog.pg_namespace as n on n.oid = r.relnamespace
-        where r.oid = coalesce(pg_catalog.pg_partition_root(c.relation), c.relation)
-    ) as name,
+        pg_catalog.pg_identify_object_as_address(
+            'pg_catalog.pg_class'::regclass,
+            coalesce(pg_catalog.pg_partition_root(c.relation), c.relation),
+            0
+        )
+    ).object_names as name,
     pg_catalog.pg_is_in_recovery() as is_standby,
     pg_catalog.pg_current_xact_id_if_assigned() is not null as has_written,
     pg_catalog.pg_current_snapshot()::text as now,
@@ -72,7 +79,8 @@ select
     (select h.snapshot::text from rowsignal.horizon as h) as horizon
 from (
     select (
-        select i.id from rowsignal.incarnation as i where i.origin = rowsignal.log_origin_v1()
+        select i.id from rowsignal.incarnation as i
+        where i.origin = $5 || 'rowsignal.change'::regclass::oid::text
     ) as id offset 0
 ) as i
 left join lateral (
@@ -86,21 +94,25 @@ left join lateral (
     ) as c
     where pg_catalog.pg_visible_in_snapshot(c.xid, pg_catalog.pg_current_snapshot())
         and i.id = $3
-        and ($4::text[] is null or c.relation in (
-            select t.relation
-            from unnest($4::text[], $5::text[]) as w (schema, name)
-            join pg_catalog.pg_namespace as n on n.nspname = w.schema
-            join pg_catalog.pg_class as c on c.relnamespace = n.oid and c.relname = w.name
-            cross join lateral (
-                select c.oid as relation
-                union
-                select p.relid::oid from pg_catalog.pg_partition_tree(c.oid) as p
-            ) as t
-        ))
+        {of_tables}
     order by c.id
-    limit $6
+    limit $4
 ) as c on true
 order by c.id
+
+-- :: log_look_tables
+-- In log_look: of some tables only ($6: schemas, $7: names).
+and c.relation in (
+    select t.relation
+    from unnest($6::text[], $7::text[]) as w (schema, name)
+    join pg_catalog.pg_namespace as n on n.nspname = w.schema
+    join pg_catalog.pg_class as c on c.relnamespace = n.oid and c.relname = w.name
+    cross join lateral (
+        select c.oid as relation
+        union
+        select p.relid::oid from pg_catalog.pg_partition_tree(c.oid) as p
+    ) as t
+)
 
 -- :: log_relation_names
 -- A partition goes by its root's name, by which programs know it.

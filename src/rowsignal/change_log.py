@@ -128,7 +128,9 @@ class ChangeLog:
                 look = await self._quick.look(start, tables, limit + 1)
             if look is None:
                 look = await self._look(start, end, tables, limit + 1)
-            maker = _BatchMaker(look.window, await self._texts(look.window), look.names)
+            has_inner = len(look.records) > 1
+            texts = await self._texts(look.window, has_inner=has_inner)
+            maker = _BatchMaker(look.window, texts, look.names)
             return maker.make(look.records[:limit], is_rest=len(look.records) <= limit)
 
         batch = await self._or_reset(first_page)
@@ -225,12 +227,18 @@ class ChangeLog:
         text = Position(head.incarnation, head.now).encode()
         return text if len(text) <= MAX_LENGTH else await self._store(head.incarnation, head.now)
 
-    async def _texts(self, window: Window) -> "_Texts":
-        """Return how positions in a window are written, stored on the server if too long."""
+    async def _texts(self, window: Window, *, has_inner: bool = True) -> "_Texts":
+        """Return how positions in a window are written, stored on the server if too long.
+
+        Without inner positions, before its last change, the prefix is empty.
+        """
         log, seen, upto = window.incarnation, window.seen, window.upto
-        whole, prefix = Position(log, upto).encode(), window_prefix(log, seen, upto)
+        whole = Position(log, upto).encode()
         if len(whole) > MAX_LENGTH:
             whole = await self._store(log, upto)
+        if not has_inner:
+            return _Texts("", whole)
+        prefix = window_prefix(log, seen, upto)
         if len(prefix) + ID_DIGITS > MAX_LENGTH:
             key = await self._ask("log_store_position", str(seen), str(upto))
             prefix = stored_prefix(log, key)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from operator import itemgetter
 from typing import Any, Self, TypeVar
 from uuid import UUID
@@ -235,6 +236,8 @@ class QuickReader:
         """Take over an engine, all of whose pool may be this one connection."""
         self._engine = engine
         self._connection: AsyncConnection | None = None
+        self._driver: asyncpg.Connection | None = None  # the same without a layer between
+        self._origin = ""
         self._turn = asyncio.Lock()
         self._is_pooled = False
         self._is_closing = False
@@ -273,12 +276,12 @@ class QuickReader:
         limit: int,
     ) -> Look:
         wanted = tables if self._is_mixed else None
-        look = await _look(driver, after, wanted, limit)
+        look = await _look(driver, self._origin, after, wanted, limit)
         if tables is None or set(look.names.values()) <= set(tables):
             return look
         if not self._is_mixed:
             self._is_mixed = True
-            look = await _look(driver, after, tables, limit)
+            look = await _look(driver, self._origin, after, tables, limit)
         return look
 
     async def close(self) -> None:
@@ -290,11 +293,9 @@ class QuickReader:
 
     async def _open(self) -> asyncpg.Connection | None:
         self._is_closing = False
-        if self._connection is not None:
-            driver = (await self._connection.get_raw_connection()).driver_connection
-            if driver is not None and not driver.is_closed():
-                return driver
-            await self._discard()
+        if self._driver is not None and not self._driver.is_closed():
+            return self._driver
+        await self._discard()
         self._connection = connection = await self._engine.connect()
         self._is_pooled = not await is_direct(connection)
         await connection.rollback()
@@ -303,23 +304,35 @@ class QuickReader:
             return None
         driver = await driver_of(connection)
         await driver.execute(query("log_look_settings"))
+        self._origin = await driver.fetchval(query("log_look_origin"))
+        self._driver = driver
         return driver
 
     async def _discard(self) -> None:
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._driver = self._connection, None, None
         if connection is not None:
             await asyncio.shield(throw_away(connection))
 
 
+@cache
+def look_statement(*, is_narrowed: bool) -> str:
+    """Return the statement of a look at all tables, or at some of them."""
+    tables = query("log_look_tables") if is_narrowed else ""
+    return query("log_look").replace("{of_tables}", tables)
+
+
 async def _look(
-    driver: asyncpg.Connection, after: Position, tables: Sequence[TableName] | None, limit: int
+    driver: asyncpg.Connection,
+    origin: str,
+    after: Position,
+    tables: Sequence[TableName] | None,
+    limit: int,
 ) -> Look:
-    columns = (None, None) if tables is None else tuple(map(list, zip(*tables, strict=True)))
-    schemas, names = columns or ([], [])
     seen = after.seen
-    rows = await driver.fetch(
-        query("log_look"), seen.xmax, seen.running, after.incarnation, schemas, names, limit
-    )
+    arguments: list[object] = [seen.xmax, seen.running, after.incarnation, limit, origin]
+    if tables is not None:
+        arguments += [[schema for schema, _ in tables], [name for _, name in tables]]
+    rows = await driver.fetch(look_statement(is_narrowed=tables is not None), *arguments)
     head = Head.of(rows[0])
     head.check(after)
     return Look(

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from change_log_support import Shop, ids, open_shop
 from rowsignal.change_log import ChangeLog
-from rowsignal.statements import query
+from rowsignal.log_reader import look_statement
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ async def test_an_ordinary_look_is_one_statement_in_a_transaction_of_its_own(sho
         await shop.insert(1)
         assert ids(await shop.read(position, tables=[("public", "item")])) == [1]
         await asyncio.sleep(0)  # the driver calls its loggers from the event loop
-    assert sent == [query("log_look")]
+    assert sent == [look_statement(is_narrowed=False)]
 
 
 @pytest.mark.parametrize("is_quick", [True, False])

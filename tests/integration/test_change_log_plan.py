@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from change_log_support import Shop, ids, open_shop
 from rowsignal import positions
-from rowsignal.log_reader import log_transaction
+from rowsignal.log_reader import log_transaction, look_statement
 from rowsignal.statements import query
 
 ROWS = 400_000
@@ -50,20 +50,25 @@ async def plan(shop: Shop, position: str, prepare: str | None = None) -> str:
     return "\n".join(row[0] for row in rows)
 
 
-async def plan_of_look(shop: Shop, position: str) -> str:
+async def plan_of_look(shop: Shop, position: str, *, is_narrowed: bool) -> str:
     """Return the plan of the one statement that most looks are, as it runs."""
     start = positions.decode(position)
     assert isinstance(start, positions.Position)
-    names = ("xid8", "xid8[]", "uuid", "text[]", "text[]", "bigint")
+    names = ["xid8", "xid8[]", "uuid", "bigint", "text", *["text[]"] * (2 * is_narrowed)]
     connection = await shop.connect()
     await connection.execute(query("log_look_settings"))
-    await connection.execute(f"prepare look ({', '.join(names)}) as {query('log_look')}")
+    origin = await connection.fetchval(query("log_look_origin"))
+    statement = look_statement(is_narrowed=is_narrowed)
+    await connection.execute(f"prepare look ({', '.join(names)}) as {statement}")
     running = "{" + ",".join(map(str, start.seen.running)) + "}"
+    tables = ", '{public}', '{item}'" if is_narrowed else ""
     rows = await connection.fetch(
         "explain (analyze, buffers, costs off, timing off, summary off) execute look"
-        f" ('{start.seen.xmax}', '{running}', '{start.incarnation}', null, null, 1001)"
+        f" ('{start.seen.xmax}', '{running}', '{start.incarnation}', 1001, '{origin}'{tables})"
     )
-    return "\n".join(row[0] for row in rows)
+    found = "\n".join(row[0] for row in rows)
+    assert "never executed" not in found.partition("SubPlan")[0], found
+    return found
 
 
 def assert_cheap(plan: str) -> None:
@@ -86,9 +91,11 @@ async def test_the_index_is_used_whatever_else_goes_on(big_log: Shop) -> None:
     assert_cheap(await plan(big_log, start))
     assert_cheap(await plan(big_log, later))
     assert_cheap(await plan(big_log, later, "set local plan_cache_mode = force_generic_plan"))
-    assert_cheap(await plan_of_look(big_log, start))
-    assert_cheap(await plan_of_look(big_log, later))
+    for is_narrowed in (False, True):
+        assert_cheap(await plan_of_look(big_log, start, is_narrowed=is_narrowed))
+        assert_cheap(await plan_of_look(big_log, later, is_narrowed=is_narrowed))
     await transaction.commit()
     assert_cheap(await plan(big_log, later))
-    assert_cheap(await plan_of_look(big_log, later))
+    assert_cheap(await plan_of_look(big_log, later, is_narrowed=False))
+    assert_cheap(await plan_of_look(big_log, later, is_narrowed=True))
     assert ids(await big_log.read(later)) == [0, 20]
