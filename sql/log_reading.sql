@@ -164,3 +164,12 @@ select rowsignal.store_position_v1($1::text::pg_snapshot, $2::text::pg_snapshot)
 
 -- :: log_prune
 select is_ours, deleted, reached, bytes from rowsignal.prune_v1($1::interval, $2, $3, $4)
+
+-- :: log_prune_stored
+select is_ours, deleted, reached, bytes from rowsignal.prune_v2($1, $2)
+
+-- :: log_retention
+select extract(epoch from r.max_age)::float8 as max_age, r.max_bytes from rowsignal.retention as r
+
+-- :: log_retain
+update rowsignal.retention set max_age = $1, max_bytes = $2

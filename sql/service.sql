@@ -27,4 +27,7 @@ WHERE n.nspname || '.' || c.relname = ANY (CAST(:names AS text[]))
 -- The oldest change by transaction, which the index knows; age is near enough.
 SELECT pg_total_relation_size('rowsignal.change') AS bytes,
     (SELECT c.reltuples::bigint FROM pg_class AS c WHERE c.oid = 'rowsignal.change'::regclass) AS rows,
-    (SELECT c.captured_at FROM rowsignal.change AS c ORDER BY c.xid LIMIT 1) AS oldest_at
+    (SELECT c.captured_at FROM rowsignal.change AS c ORDER BY c.xid LIMIT 1) AS oldest_at,
+    extract(epoch FROM r.max_age)::float8 AS retention_seconds,
+    r.max_bytes AS retention_bytes
+FROM rowsignal.retention AS r

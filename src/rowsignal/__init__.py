@@ -81,7 +81,9 @@ from rowsignal.orm import (
 from rowsignal.retention import (
     PruneReport,
     Retention,
+    get_retention,
     prune,
+    set_retention,
 )
 from rowsignal.schema import SchemaStatus, schema_status
 from rowsignal.streams import ChangeStream, watch
@@ -166,6 +168,7 @@ __all__ = [
     "get_by_pk",
     "get_one",
     "get_or_create",
+    "get_retention",
     "get_transaction",
     "install_on_create",
     "install_script",
@@ -178,6 +181,7 @@ __all__ = [
     "manager_from_config",
     "prune",
     "schema_status",
+    "set_retention",
     "syncdb",
     "transaction",
     "trigger_status",

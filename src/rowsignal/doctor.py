@@ -14,7 +14,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from rowsignal.engines import OwnConnection, beside
 from rowsignal.listener import OUTAGES
 from rowsignal.payload import LOCK_CLASS, LOG_BUCKET
-from rowsignal.retention import Retention
 from rowsignal.schema import schema_status
 from rowsignal.statements import query
 from rowsignal.trigger_catalog import TableFacts, read_facts
@@ -250,14 +249,14 @@ async def _log(patient: Patient) -> AsyncIterator[Finding]:
     if not patient.logged:
         return
     row = (await patient.connection.execute(text(query("service_log")))).mappings().one()
-    keep, size = Retention(), f"{row['bytes'] / 2**20:.1f} MiB"
+    size = f"{row['bytes'] / 2**20:.1f} MiB"
     age = await patient.connection.scalar(
         text("SELECT extract(epoch FROM now() - CAST(:at AS timestamptz))"),
         {"at": row["oldest_at"]},
     )
-    if row["bytes"] > 2 * keep.max_bytes or (age or 0) > 2 * keep.max_age:
+    if row["bytes"] > 2 * row["retention_bytes"] or (age or 0) > 2 * row["retention_seconds"]:
         message = f"The log has {size}, its oldest change is {_age(age)} old: nobody prunes it."
-        cure = "Run `rowsignal prune` each minute (cron), or the service, or a listener."
+        cure = "Run `rowsignal prune` each minute (cron), or the service; streams prune, too."
         yield Finding(Severity.WARNING, "log", message, cure)
     else:
         message = f"The log has {size}, its oldest change is {_age(age)} old."

@@ -1,7 +1,8 @@
 """One reader of the change log for a whole process: what it reads goes to all subscribers.
 
 It sleeps until a notification while the log is quiet, and looks in intervals while it is busy: a
-busy log would be woken for anyway, and its writers then need not notify.
+busy log would be woken for anyway, and its writers then need not notify. Who reads the log also
+keeps it within its retention.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from rowsignal.listener import OUTAGES, Lease, Listener, reconnect_delays
 from rowsignal.log_reader import TableName
 from rowsignal.log_subscription import LogSubscription
 from rowsignal.payload import LOG_BUCKET, LOG_CHANNEL
+from rowsignal.pruning import keep_pruned
 
 logger = logging.getLogger("rowsignal.log_tail")
 
@@ -178,6 +180,9 @@ class LogTail:
 
     async def _run(self) -> None:
         delays = reconnect_delays()
+        pruning = asyncio.create_task(
+            keep_pruned(self._listener.engine, self._listener.listen_url), name="rowsignal pruning"
+        )
         try:
             while True:
                 reached = self.position
@@ -195,6 +200,8 @@ class LogTail:
         finally:
             self._enter("stopped")
             self._listener.detach(self)
+            pruning.cancel()
+            await asyncio.gather(pruning, return_exceptions=True)
             await asyncio.shield(self.log.aclose())
 
     async def _stay_awake(self) -> None:

@@ -1,7 +1,8 @@
 """How much of the change log is kept, and the pruning of the rest."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -17,7 +18,8 @@ from rowsignal.statements import query
 class Retention:
     """What of the log stays: changes up to `max_age` seconds old, in about `max_bytes` at most.
 
-    Readers that have been away for longer get a `Reset`.
+    One is stored in the database, for all who prune: `set_retention`. Readers that have been away
+    for longer get a `Reset`.
     """
 
     max_age: float = 3 * 24 * 3600.0
@@ -43,26 +45,49 @@ class PruneReport:
     is_skipped: bool
 
 
+async def get_retention(engine: AsyncEngine, *, url: str | None = None) -> Retention:
+    """Return the retention that is stored in the database: three days and 1 GiB at first."""
+    async with _driver(engine, url) as driver:
+        return Retention(**await driver.fetchrow(query("log_retention")))
+
+
+async def set_retention(
+    engine: AsyncEngine, retention: Retention, *, url: str | None = None
+) -> None:
+    """Store a retention, for all who prune from now on.
+
+    `url` is the address of the same database's primary where `engine` connects elsewhere.
+    """
+    async with _driver(engine, url) as driver:
+        age = timedelta(seconds=retention.max_age)
+        await driver.execute(query("log_retain"), age, retention.max_bytes)
+
+
 async def prune(
     engine: AsyncEngine,
     retention: Retention | None = None,
     *,
     batch_size: int = 10_000,
     pause: float = 0.01,
+    url: str | None = None,
 ) -> PruneReport:
-    """Delete what the retention does not keep (default: three days, 1 GiB).
+    """Delete what the retention does not keep (default: the one that is stored).
 
     Call it about once a minute: age and size are known as of earlier calls, so the first ones only
     take note of what is there. Never waits for anybody, and nobody waits for it: it takes no lock
     that a writer or a reader wants, works in batches of `batch_size` changes, `pause` seconds
-    apart, and leaves the work to the process that is already at it.
+    apart, and leaves the work to the process that is already at it. `url` as in `set_retention`.
     """
-    keep = retention or Retention()
-    ours = beside(engine)
+    async with _driver(engine, url) as driver:
+        return await _prune(driver, retention, batch_size, lambda: asyncio.sleep(pause))
+
+
+@asynccontextmanager
+async def _driver(engine: AsyncEngine, url: str | None) -> AsyncIterator[asyncpg.Connection]:
+    ours = beside(engine, url)
     try:
         async with ours.connect() as connection:
-            driver = await driver_of(connection)
-            return await _prune(driver, keep, batch_size, lambda: asyncio.sleep(pause))
+            yield await driver_of(connection)
     except asyncpg.PostgresError as error:
         raise explained(error) from error
     finally:
@@ -71,13 +96,18 @@ async def prune(
 
 async def _prune(
     driver: asyncpg.Connection,
-    keep: Retention,
+    keep: Retention | None,
     batch_size: int,
     rest: Callable[[], Awaitable[None]],
 ) -> PruneReport:
-    age, deleted, start = timedelta(seconds=keep.max_age), 0, "0"
+    if keep is None:
+        statement, limits = query("log_prune_stored"), ()
+    else:
+        statement = query("log_prune")
+        limits = timedelta(seconds=keep.max_age), keep.max_bytes
+    deleted, start = 0, "0"
     while True:
-        done = await driver.fetchrow(query("log_prune"), age, keep.max_bytes, batch_size, start)
+        done = await driver.fetchrow(statement, *limits, batch_size, start)
         if not done["is_ours"]:
             return PruneReport(deleted=deleted, bytes_left=0, is_skipped=not deleted)
         deleted += done["deleted"]

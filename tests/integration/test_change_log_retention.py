@@ -1,15 +1,20 @@
 """How the log stays small: what goes, what stays, who is told, and that nobody waits."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from change_log_support import Shop, connect, ids, open_shop
+from rowsignal import log_tail
 from rowsignal.changes import Reset
 from rowsignal.exceptions import SchemaVersionError
-from rowsignal.retention import Retention, prune
+from rowsignal.log_tail import LogTail
+from rowsignal.pruning import keep_pruned
+from rowsignal.retention import Retention, get_retention, prune, set_retention
 
 EVERYTHING = Retention(max_age=0.0)
 
@@ -109,6 +114,64 @@ async def test_a_log_that_nobody_reads_is_pruned_by_the_server_itself(shop: Shop
     await shop.insert(1, 2)
     await shop.sql.execute("select * from rowsignal.prune_v1('0 seconds')")
     assert await logged(shop) == []
+
+
+async def test_a_stored_retention_holds_for_whoever_names_none(shop: Shop) -> None:
+    assert await get_retention(shop.engine) == Retention(), "what is stored at first"
+    await shop.log.position()
+    await shop.insert(1, 2)
+    assert (await prune(shop.engine)).deleted == 0
+    await set_retention(shop.engine, EVERYTHING)
+    assert await get_retention(shop.engine) == EVERYTHING
+    assert (await prune(shop.engine, Retention())).deleted == 0, "for one call another"
+    assert (await prune(shop.engine)).deleted == 2
+    await shop.insert(3)
+    await shop.sql.execute("select * from rowsignal.prune_v2()")
+    assert await logged(shop) == []
+
+
+async def test_whoever_follows_the_log_keeps_it_pruned(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_tail, "keep_pruned", partial(keep_pruned, interval=0.05))
+    await set_retention(shop.engine, EVERYTHING)
+    async with LogTail.of(shop.engine).subscribe([("public", "item")]):
+        await shop.insert(1, 2)
+        async with asyncio.timeout(10):
+            while await logged(shop):
+                await asyncio.sleep(0.02)
+
+
+async def test_pruning_goes_on_after_an_outage(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    await set_retention(shop.engine, EVERYTHING)
+    await shop.insert(1)
+    await shop.sql.execute("alter function rowsignal.prune_v2 rename to gone")
+    task = asyncio.create_task(keep_pruned(shop.engine, interval=0.02))
+    async with asyncio.timeout(10):
+        while "could not be pruned" not in caplog.text:
+            await asyncio.sleep(0.02)
+        await shop.sql.execute("alter function rowsignal.gone rename to prune_v2")
+        while await logged(shop):
+            await asyncio.sleep(0.02)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_role_that_may_not_prune_leaves_it_to_others(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    await shop.sql.execute("create role no_pruner login; grant usage on schema rowsignal to public")
+    engine = create_async_engine(shop.engine.url.set(username="no_pruner"))
+    caplog.set_level(logging.INFO)
+    try:
+        async with asyncio.timeout(10):
+            await keep_pruned(engine, interval=0.02)
+    finally:
+        await engine.dispose()
+        await shop.sql.execute("drop owned by no_pruner; drop role no_pruner")
+    assert "may not prune" in caplog.text
 
 
 async def test_pruning_goes_in_batches(shop: Shop) -> None:

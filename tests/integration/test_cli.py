@@ -185,6 +185,17 @@ def test_prune_says_what_is_left(command_line: CommandLine) -> None:
     assert (report["deleted"], report["is_skipped"]) == (0, False)
 
 
+def test_prune_stores_its_limits_when_it_is_told_to(command_line: CommandLine) -> None:
+    command_line.on_database("install", "orders", "--log")
+    asyncio.run(command_line.execute("insert into orders values (1, 'new');"))
+    command_line.on_database("prune", "--max-age", "0s", "--save")
+
+    asyncio.run(command_line.execute("insert into orders values (2, 'new');"))
+    ended = command_line.on_database("prune", "--json")
+
+    assert json.loads(ended.out)["deleted"] == 1
+
+
 def test_db_init_writes_once_and_overwrites_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

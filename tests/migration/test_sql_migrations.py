@@ -70,7 +70,7 @@ async def test_psql_alone_installs(engine: AsyncEngine) -> None:
     if psql is None:
         pytest.skip("no psql on PATH")
     folder = files("rowsignal.sql").joinpath("migrations")
-    for number, name in ((1, "hints"), (2, "change_log")):
+    for number, name in schema.migrations():
         script = str(folder.joinpath(f"{number:04}_{name}.up.sql"))
         run = await asyncio.create_subprocess_exec(
             psql, plain_url(engine), "-qX", "-v", "ON_ERROR_STOP=1", "-f", script

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -17,7 +18,8 @@ from starlette.middleware.cors import CORSMiddleware
 from rowsignal.exceptions import RowSignalError
 from rowsignal.listener import OUTAGES, Listener
 from rowsignal.metrics import PrometheusHooks
-from rowsignal.retention import Retention, prune
+from rowsignal.pruning import INTERVAL, keep_pruned
+from rowsignal.retention import get_retention, set_retention
 from rowsignal.service.catalog import offered_tables
 from rowsignal.service.gate import Gate
 from rowsignal.service.hosts import LocalHosts
@@ -29,7 +31,6 @@ from rowsignal.sse import Outlet
 from rowsignal.sse.exposures import Exposure
 from rowsignal.sse.router import ProblemRoute, router_of
 
-PRUNE_INTERVAL = 60.0
 VERSION = version("rowsignal")
 
 log = structlog.get_logger("rowsignal.service")
@@ -58,7 +59,7 @@ class Service:
         listen_url = self.settings.listen_url
         url = listen_url.get_secret_value() if listen_url is not None else None
         async with Listener(self.engine, listen_url=url, hooks=self.hooks):
-            pruning = asyncio.create_task(self._prune(), name="rowsignal pruning")
+            pruning = asyncio.create_task(self._prune(url), name="rowsignal pruning")
             log.info("ready", tables=sorted(self.exposures))
             try:
                 yield
@@ -69,17 +70,18 @@ class Service:
                 await self.status.aclose()
         await self.engine.dispose()
 
-    async def _prune(self) -> None:
+    async def _prune(self, url: str | None) -> None:
         """Keep the log within its retention, whether anybody reads it or not."""
-        retention = Retention(
-            max_age=self.settings.retention_age, max_bytes=self.settings.retention_bytes
-        )
-        while True:
-            await asyncio.sleep(PRUNE_INTERVAL)
+        given = self.settings.retention
+        while given:
             try:
-                await prune(self.engine, retention)
-            except (*OUTAGES, RowSignalError) as error:
-                log.warning("pruning failed", reason=str(error))
+                stored = await get_retention(self.engine, url=url)
+                await set_retention(self.engine, replace(stored, **given), url=url)
+                break
+            except (*OUTAGES, RowSignalError) as error:  # as long as there is no log
+                log.info("the retention can not be stored yet", reason=str(error))
+                await asyncio.sleep(INTERVAL)
+        await keep_pruned(self.engine, url)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:

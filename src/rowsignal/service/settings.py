@@ -93,8 +93,12 @@ class Settings(BaseSettings):
     stall: float = Field(30.0, gt=0, description="Seconds that one write may take.")
     readers: int = Field(2000, ge=1, description="Streams of one process.")
     readers_each: int = Field(100, ge=1, description="Streams of one principal in one process.")
-    retention_age: float = Field(3 * 86400.0, gt=0, description="Seconds that changes are kept.")
-    retention_bytes: int = Field(2**30, gt=0, description="Size that the log may have.")
+    retention_age: float | None = Field(
+        default=None, gt=0, description="Seconds that changes are kept; stored for all who prune."
+    )
+    retention_bytes: int | None = Field(
+        default=None, gt=0, description="Size that the log may have; stored for all who prune."
+    )
     shutdown_grace: float = Field(10.0, gt=0, description="Seconds that open answers may take.")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Level.")
@@ -130,6 +134,12 @@ class Settings(BaseSettings):
             f" {PREFIX}TOKEN_SECRET, bind 127.0.0.1, or say"
             f" {PREFIX}ALLOW_ANYBODY_TO_READ_EVERYTHING=true."
         )
+
+    @property
+    def retention(self) -> dict[str, Any]:
+        """The limits of the log that are set here; for the others what is stored holds."""
+        given = {"max_age": self.retention_age, "max_bytes": self.retention_bytes}
+        return {name: value for name, value in given.items() if value is not None}
 
     @property
     def keys(self) -> tuple[TokenKey, ...]:

@@ -124,12 +124,7 @@ class StatusReport:
         found = self._facts.get("log")
         if found is None:
             return None
-        return {
-            **found,
-            "retention_seconds": self._settings.retention_age,
-            "retention_bytes": self._settings.retention_bytes,
-            "position": self._outlet.sources.log.position,
-        }
+        return {**found, "position": self._outlet.sources.log.position}
 
     def _table(self, exposure: Exposure) -> dict[str, Any]:
         name, fanout = exposure.name, self._outlet.fanout
@@ -206,4 +201,6 @@ async def _log_facts(connection: AsyncConnection) -> Mapping[str, Any]:
         "bytes": found["bytes"],
         "rows": found["rows"] if found["rows"] >= 0 else None,
         "oldest_at": oldest and oldest.isoformat(),
+        "retention_seconds": found["retention_seconds"],
+        "retention_bytes": found["retention_bytes"],
     }

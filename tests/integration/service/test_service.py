@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 from pydantic import ValidationError
 
 from event_streams import execute, make_tables, reading
+from rowsignal.retention import Retention, get_retention
 from rowsignal.service.app import create_app
 from rowsignal.service.settings import Settings, TokenKey
 from web_server import serving
@@ -99,6 +100,19 @@ async def test_health_metrics_and_status_tell_how_it_is(open_site, engine):
     assert orders["columns"]["total"] == "numeric"
     assert 'rowsignal_deliveries_total{table="public.orders"} 1.0' in metrics
     assert "rowsignal_readers 1.0" in metrics
+
+
+async def test_a_retention_that_is_set_here_is_stored_for_all(engine, database_url, tmp_path):
+    await make_tables(engine)
+    settings = settings_of(database_url, tmp_path, retention_age=7200.0)
+    async with serving(create_app(settings)) as site, asyncio.timeout(10):
+        while await get_retention(engine) != Retention(max_age=7200.0):
+            await asyncio.sleep(0.02)
+        log = (await site.client.get("/v1/status")).json()["log"]
+        while log is None:  # its facts are looked up now and then
+            await asyncio.sleep(0.1)
+            log = (await site.client.get("/v1/status")).json()["log"]
+    assert (log["retention_seconds"], log["retention_bytes"]) == (7200.0, 2**30)
 
 
 async def test_a_table_that_lost_its_triggers_says_what_mends_it(open_site, engine):
