@@ -100,8 +100,9 @@ async def _prune(
     batch_size: int,
     rest: Callable[[], Awaitable[None]],
 ) -> PruneReport:
+    limits: tuple[object, ...] = ()
     if keep is None:
-        statement, limits = query("log_prune_stored"), ()
+        statement = query("log_prune_stored")
     else:
         statement = query("log_prune")
         limits = timedelta(seconds=keep.max_age), keep.max_bytes
