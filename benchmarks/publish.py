@@ -23,10 +23,11 @@ VARIANTS = {
     "hint": "triggers, nobody watching",
     "watched": "one cold row watched",
     "naive": "NOTIFY for each row",
+    "least": "one constant row inserted",
     "log": "change log, unread",
     "log_read": "change log, read",
 }
-COLOURS = ("#2f6f4f", "#3c8dbc", "#b8473d", "#8a6d3b", "#c9a227")
+COLOURS = ("#2f6f4f", "#3c8dbc", "#b8473d", "#9a9a9a", "#8a6d3b", "#c9a227")
 HIGHLIGHTS = {
     "p50_over_floor": "commit to resolved wait, over a bare asyncpg listener (median)",
     "sooner_than_polling": "sooner than polling every half second, times",

@@ -2,7 +2,8 @@
 
 Each server is a process of its own, on uvicorn. The bare application writes bytes that were
 prepared before it began, in as many writes, with as many events in each, as ours made of the same
-changes. The bare listener writes what a notification carries to a socket that is open.
+changes. The bare listener writes what a notification carries to a socket that is open; the bare
+reader, told as little as we are, asks for the row by its key first.
 """
 
 import asyncio
@@ -123,24 +124,33 @@ def serve(app: Any) -> None:
         asyncio.run(uvicorn.Server(config).serve([listener]))
 
 
-async def serve_bare_listener(dsn: str) -> None:
-    """Write what each notification carries to whoever has connected."""
+async def serve_bare(dsn: str, *, reads: bool) -> None:
+    """Write what each notification carries, or the row that it names, to whoever has connected."""
     writers: list[asyncio.StreamWriter] = []
 
     async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers.append(writer)
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    connection = await asyncpg.connect(dsn)
+    connection, other = await asyncpg.connect(dsn), await asyncpg.connect(dsn)
+    woken: asyncio.Queue[str] = asyncio.Queue()
 
-    def write(*notification: Any) -> None:
+    def write(text: str) -> None:
         for writer in writers:
-            writer.write(f"data: {notification[-1]}\n\n".encode())
+            writer.write(f"data: {text}\n\n".encode())
 
-    await connection.add_listener("bare", write)
+    def hear(*notification: Any) -> None:
+        if reads:
+            woken.put_nowait(notification[-1])
+        else:
+            write(notification[-1])
+
+    await connection.add_listener("bare", hear)
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
-    await server.serve_forever()
+    while True:
+        number = int(await woken.get())
+        write(await other.fetchval("select id::text from plain where id = $1", number))
 
 
 class Peer:
@@ -313,11 +323,11 @@ async def our_latencies(server: EmbeddedPostgres) -> list[float]:
         return await latencies(server.dsn, ours.port, request, statement)
 
 
-async def bare_latencies(server: EmbeddedPostgres) -> list[float]:
-    async with peer("listener", server.dsn) as listener:
+async def bare_latencies(server: EmbeddedPostgres, kind: str) -> list[float]:
+    async with peer(kind, server.dsn) as bare:
         inserted = "with it as (insert into plain values (?, 1) returning id)"
         statement = f"{inserted} select pg_notify('bare', id::text) from it"
-        return await latencies(server.dsn, listener.port, "", statement)
+        return await latencies(server.dsn, bare.port, "", statement)
 
 
 async def prepare(server: EmbeddedPostgres) -> None:
@@ -333,10 +343,11 @@ async def run() -> dict[str, object]:
     report = Report("sse_fanout")
     with EmbeddedPostgres() as server:
         await prepare(server)
-        slow, fast = [], []
+        slow, fast, reading = [], [], []
         for _ in range(ROUNDS):
             slow += await our_latencies(server)
-            fast += await bare_latencies(server)
+            fast += await bare_latencies(server, "listener")
+            reading += await bare_latencies(server, "reader")
         ours, ratios = [], []
         for _ in range(ROUNDS):
             ours.append(await our_deliveries(server))
@@ -349,10 +360,12 @@ async def run() -> dict[str, object]:
         "ratio_of_each_round": [round(ratio, 3) for ratio in ratios],
         "latency": spread(slow),
         "bare_latency": spread(fast),
+        "bare_reader_latency": spread(reading),
     }
     report.ratio("deliveries_over_bare", median(ratios), at_least=0.8)
     report.ratio("kib_per_reader", median(it["kib_per_reader"] for it in ours), at_most=50)
     report.ratio("latency_over_bare", median(slow) / median(fast), at_most=2)
+    report.ratio("latency_over_bare_reader", median(slow) / median(reading))
     return report.as_dict()
 
 
@@ -363,5 +376,5 @@ if __name__ == "__main__":
             serve(our_app(url))
         case ["bare"]:
             serve(BareApp())
-        case ["listener", dsn]:
-            asyncio.run(serve_bare_listener(dsn))
+        case ["listener" | "reader" as kind, dsn]:
+            asyncio.run(serve_bare(dsn, reads=kind == "reader"))

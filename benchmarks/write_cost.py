@@ -6,6 +6,7 @@ pgbench drives a server with fsync on. All tables are alike but for their trigge
     hint      hint triggers, and nobody watching
     watched   hint triggers, and one wait for a row that nobody writes, in a table that all do
     naive     a NOTIFY for each row, whoever listens: what one would write first
+    least     a trigger that inserts one constant row: what any log costs, whatever it logs
     log       log triggers, and nobody reading
     log_read  log triggers, and one reader that follows
 """
@@ -27,6 +28,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from benchmarks.report import Report
 from rowsignal.dispatcher import Dispatcher
 from rowsignal.embedded import EmbeddedPostgres
+from rowsignal.statements import split
 from rowsignal.streams import watch
 from rowsignal.triggers import install_triggers
 from rowsignal.waiting import wait_for_row_change
@@ -62,7 +64,8 @@ def tables_of(name: str) -> dict[str, type[Base]]:
 
 
 VARIANTS = {
-    name: tables_of(name) for name in ("plain", "hint", "watched", "naive", "log", "log_read")
+    name: tables_of(name)
+    for name in ("plain", "hint", "watched", "naive", "least", "log", "log_read")
 }
 
 NAIVE = """
@@ -71,6 +74,17 @@ begin
     perform pg_notify('naive', json_build_object('table', tg_table_name, 'id', new.id)::text);
     return null;
 end $$
+"""
+
+LEAST = """
+create table least_log (like rowsignal.change including all);
+create function least_log() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    insert into public.least_log (relation, operation, key, changed)
+    values (tg_relid, 'u', '{"id": 1234}', '{status}');
+    return null;
+end $$;
 """
 
 
@@ -97,6 +111,17 @@ async def prepare(engine: AsyncEngine) -> None:
         await install_triggers(engine, list(VARIANTS[name].values()))
     for name in ("log", "log_read"):
         await install_triggers(engine, list(VARIANTS[name].values()), log=True)
+    async with engine.begin() as connection:
+        for statement in split(LEAST):
+            await connection.execute(text(statement))
+        for kind in ("", "_new", "_bulk"):
+            for event in ("insert", "update"):
+                await connection.execute(
+                    text(
+                        f"create trigger least_{event} after {event} on least{kind}"
+                        " for each statement execute function least_log()"
+                    )
+                )
 
 
 @asynccontextmanager
@@ -204,6 +229,7 @@ def judge(report: Report, tps: dict[int, dict[str, float]], clients: int) -> Non
     if clients == 1:
         return
     report.ratio(f"watched_hot_tps_{clients}", rate["watched"], at_least=0.70)
+    report.ratio(f"least_log_tps_{clients}", rate["least"])
     report.ratio(f"logged_tps_{clients}", rate["log"], at_least=0.65)
     report.ratio(f"logged_read_tps_{clients}", rate["log_read"], at_least=0.65)
 

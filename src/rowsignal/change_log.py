@@ -79,6 +79,7 @@ class ChangeLog:
         self._engine = beside(engine, url)
         # Not from the same pool: with room for one connection only, the two would lock each other.
         self._quick = QuickReader(beside(engine, url))
+        self._last: tuple[str, AnyPosition] | None = None  # most reads begin where one has ended
 
     async def __aenter__(self) -> Self:
         return self
@@ -120,7 +121,7 @@ class ChangeLog:
         take back (commits with `synchronous_commit = off`).
         Raises `PositionError` for text that is no position, `StandbyError` on a standby.
         """
-        start, end = decode(after), None if until is None else decode(until)
+        start, end = self._decoded(after), None if until is None else decode(until)
 
         async def first_page() -> Batch:
             look = None
@@ -223,6 +224,9 @@ class ChangeLog:
     async def _reset(self, lost: PositionLost) -> Reset:
         return Reset(reason=f"Changes may be missing: {lost}.", position=await self.position())
 
+    def _decoded(self, text: str) -> AnyPosition:
+        return self._last[1] if self._last is not None and self._last[0] == text else decode(text)
+
     async def _position_at(self, head: Head) -> str:
         text = Position(head.incarnation, head.now).encode()
         return text if len(text) <= MAX_LENGTH else await self._store(head.incarnation, head.now)
@@ -233,7 +237,9 @@ class ChangeLog:
         Without inner positions, before its last change, the prefix is empty.
         """
         log, seen, upto = window.incarnation, window.seen, window.upto
-        whole = Position(log, upto).encode()
+        position = Position(log, upto)
+        whole = position.encode()
+        self._last = whole, position
         if len(whole) > MAX_LENGTH:
             whole = await self._store(log, upto)
         if not has_inner:

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from decimal import Decimal
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from rowsignal.current_rows import decode_row
 from rowsignal.identifiers import qualify
 from rowsignal.sse.exposures import Exposure, Row
 from rowsignal.sse.views import RowKey, TableView
@@ -29,12 +29,6 @@ async def pin_settings(connection: AsyncConnection, *, is_local: bool) -> None:
     """Make texts of values the same whatever the role's or the database's settings are."""
     calls = [sa.func.set_config(name, value, is_local) for name, value in SETTINGS.items()]
     await connection.execute(sa.select(*calls))
-
-
-def decode(text: str) -> Row:
-    """Decode one row; numbers keep all their digits."""
-    row: Row = json.loads(text, parse_float=Decimal)
-    return row
 
 
 def _as_json(query: sa.Select[Any]) -> sa.Select[Any]:
@@ -79,7 +73,7 @@ async def current_rows(
     result = await connection.execute(_as_json(query.join(given, _of_given(exposure, given))))
     found: list[Row | None] = [None] * len(keys)
     for (text,) in result:
-        row = dict(decode(text))
+        row = dict(decode_row(text))
         found[row.pop(PLACE) - 1] = row
     return found
 
@@ -96,4 +90,4 @@ async def all_rows(
         query = having_keys(query, exposure, view.keys)
     result = await connection.stream(_as_json(query), execution_options={"yield_per": PAGE})
     async for page in result.partitions(PAGE):
-        yield [decode(text) for (text,) in page]
+        yield [decode_row(text) for (text,) in page]
