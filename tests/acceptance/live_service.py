@@ -7,14 +7,16 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.responses import FileResponse, HTMLResponse, Response
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 import rowsignal.service
-from rowsignal.demo.shop_tables import Customer, Item, Order
+from rowsignal.demo.shop import create_shop
+from rowsignal.demo.shop_tables import Base, Customer, Item, Order
 from rowsignal.sse import Limits, Outlet
 from rowsignal.sse.exposures import exposures_of
 from rowsignal.sse.grants import grant_everything
 from rowsignal.sse.router import router_of
+from rowsignal.triggers import install_triggers
 from web_server import serving
 
 CLIENT = Path(rowsignal.service.__file__).parent / "dashboard" / "client.js"
@@ -28,6 +30,14 @@ async def running(app: FastAPI, *, port: int = 0) -> AsyncIterator[str]:
             yield site.address
         finally:
             outlet_of(app).close_streams()  # as a SIGTERM would: uvicorn waits for open answers
+
+
+async def furnish(url: str) -> None:
+    """Open the shop in an empty database, its tables logged."""
+    engine = create_async_engine(url)
+    await create_shop(engine)
+    await install_triggers(engine, Base, log=True, row_values=True)
+    await engine.dispose()
 
 
 def outlet_of(app: FastAPI) -> Outlet:

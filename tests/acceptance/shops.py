@@ -8,17 +8,8 @@ import pytest
 import pytest_asyncio
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from rowsignal.demo.shop import create_shop
-from rowsignal.demo.shop_tables import Base
+from acceptance.live_service import furnish
 from rowsignal.pytest_plugin.scratch import ScratchDatabases
-from rowsignal.triggers import install_triggers
-
-
-async def furnish(url: str) -> None:
-    engine = create_async_engine(url)
-    await create_shop(engine)
-    await install_triggers(engine, Base, log=True, row_values=True)
-    await engine.dispose()
 
 
 @pytest.fixture(scope="session")

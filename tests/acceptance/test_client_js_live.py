@@ -4,14 +4,17 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Literal
 
 import pytest
 from playwright.async_api import BrowserContext, Page
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from acceptance.live_service import free_port, running, shop_app
+from acceptance.live_service import free_port, furnish, running, shop_app
 from rowsignal.demo.shop import run_shop
+from rowsignal.embedded import EmbeddedPostgres
+from rowsignal.listener import Listener
 
 pytest_plugins = ["acceptance.browser", "acceptance.shops"]
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -82,6 +85,29 @@ async def test_a_restart_of_the_service_costs_a_page_nothing(page: Page, shop: A
     async with running(shop_app(shop), port=port):
         await agrees(page, shop)
     assert await page.evaluate("snapshots") == 1
+
+
+@pytest.mark.parametrize(("mode", "snapshots"), [("fast", 1), ("immediate", 2)])
+async def test_a_restart_of_the_database_costs_a_page_at_most_a_snapshot(
+    page: Page, mode: Literal["fast", "immediate"], snapshots: int
+) -> None:
+    """A shutdown keeps the log's positions, a crash begins another log."""
+    with EmbeddedPostgres() as server:
+        await furnish(server.url)
+        shop = create_async_engine(server.url)
+        async with running(shop_app(shop)) as url:
+            async with business(shop):
+                await open_page(page, url)
+                await grow(page, 10)
+            await agrees(page, shop)
+            await asyncio.to_thread(server.restart, mode)
+            await shop.dispose()
+            async with business(shop):
+                await grow(page, 20)
+            await agrees(page, shop)
+            assert await page.evaluate("snapshots") == snapshots
+        await Listener.of(shop).close()
+        await shop.dispose()
 
 
 async def test_tabs_on_one_connection_agree_when_the_leader_goes(
