@@ -140,9 +140,13 @@ class TableWatch:
 
     @property
     def is_armed(self) -> bool:
-        """Tell whether every change from now on will be told."""
-        held = all(not lease.wire.lost.is_set() for lease in self._leases)
-        return self.mode == "armed" and bool(self._leases) and held
+        """Tell whether every change from now on will be told, or that it was not."""
+        return self.mode == "armed" and bool(self._leases) and not self._stirred.is_set()
+
+    @property
+    def is_notifying(self) -> bool:
+        """Tell whether writers notify, if not yet all of those from before."""
+        return self.mode in {"settling", "armed"}
 
     def hinted(self, hints: Iterable[Hint]) -> None:
         """Count hints that arrived for the table."""
@@ -242,14 +246,17 @@ class TableWatch:
         self._stay = longer if is_relapse else self._pace.quiet
 
     async def _stay_busy(self) -> None:
-        """Look in short intervals until nothing waited for has changed for a while."""
+        """Look in short intervals until nothing waited for has changed for a while.
+
+        Looks show nothing to those who read notifications: for them it is armed again at once.
+        """
         self._enter("busy")
         self._stirred.clear()
-        quiet_since = time.monotonic()
-        while (began := time.monotonic()) - quiet_since < self._stay:
+        until = time.monotonic() + self._stay
+        while not self._audience.is_streaming and (began := time.monotonic()) < until:
             has_changed = await self._audience.look()
             now = time.monotonic()
-            quiet_since = now if has_changed else quiet_since
+            until = now + self._stay if has_changed else until
             cost = (now - began) / self._pace.share_of_time
             if await self._stirred_within(max(self._pace.busy_look, cost)):
                 return

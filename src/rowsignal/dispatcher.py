@@ -110,12 +110,18 @@ class Dispatcher:
         """Hand every hint of some tables to `reader` until `unfollow`."""
         for name in names:
             self._table(name).readers.add(reader)
+        if self.are_armed(names):
+            reader.armed()
 
     def unfollow(self, names: Sequence[TableName], reader: HintReader) -> None:
         """Stop handing hints to `reader`."""
         for name in names:
             self._tables[name].readers.discard(reader)
             self._retire_table(name)
+
+    def are_armed(self, names: Iterable[TableName]) -> bool:
+        """Tell whether no hint of these tables will be lost from now on."""
+        return all(self._tables[name].watch.is_armed for name in names)
 
     def connected(self) -> None:
         """Arm again what is watched."""
@@ -235,6 +241,8 @@ class Dispatcher:
     def _distrust_hints(self) -> None:
         for table in self._tables.values():
             table.interrupt("more notifications arrived than could be taken in")
+        for table in self._tables.values():
+            table.trust()
         for rows in self._rows.values():
             self._note(rows, rows.primary_keys)
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, Self
@@ -22,7 +23,6 @@ from rowsignal.streamed_tables import StreamedTable, TableName
 
 logger = logging.getLogger("rowsignal.streams")
 
-GAP_CHECK = 0.05
 LOOK_TIMEOUT = 30.0
 PATIENCE = 2.0
 Item = Change | Reset
@@ -62,7 +62,8 @@ class HintSource:
     """Changes of tables without a log, as their notifications arrive.
 
     A gap (a lost connection, more than can be kept) is said when it begins, so that nobody takes
-    silence for peace, and again when it is over: what is read from then on misses nothing.
+    silence for peace, and again when it is over: what is read from then on misses nothing. Before
+    the stream has begun there is no gap, for nobody relies on it yet.
     """
 
     def __init__(self, dispatcher: Dispatcher, tables: Sequence[StreamedTable], limit: int) -> None:
@@ -73,22 +74,27 @@ class HintSource:
         self._limit = limit
         self._items: deque[Item] = deque()
         self._arrived = asyncio.Event()
-        self._mending: asyncio.Task[None] | None = None
+        self._sound = asyncio.Event()
+        self._has_begun = False
 
     async def __aenter__(self) -> Self:
-        """Begin when hints arrive; where that takes long, say later what may be missing."""
+        """Begin when no hint will be missing; where that takes long, before, and say so."""
         self._dispatcher.follow(self._names, self)
         try:
-            async with asyncio.timeout(PATIENCE):
-                await self._armed()
-        except TimeoutError:
-            self._mend("not all hints arrived when the stream began")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE):
+                    await self._sound.wait()
+        except asyncio.CancelledError:
+            self._dispatcher.unfollow(self._names, self)
+            raise
+        self._has_begun = True
+        watches = [self._dispatcher.tables[name].watch for name in self._names]
+        if not all(watch.is_notifying for watch in watches):
+            self.interrupted("notifications do not arrive yet")
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._dispatcher.unfollow(self._names, self)
-        if self._mending is not None:
-            self._mending.cancel()
 
     def hinted(self, hint: Hint) -> None:
         """Take one hint."""
@@ -110,9 +116,18 @@ class HintSource:
         self._push(change)
 
     def interrupted(self, reason: str) -> None:
-        """Say that hints may have been lost, now and when they come again."""
-        self._push(Reset(reason=f"Changes may be missing from here: {reason}."))
-        self._mend(reason)
+        """Say that hints may have been lost."""
+        self._sound.clear()
+        if self._has_begun:
+            self._push(Reset(reason=f"Changes may be missing from here: {reason}."))
+
+    def armed(self) -> None:
+        """Say that hints come again, once they do for all tables."""
+        if self._sound.is_set() or not self._dispatcher.are_armed(self._names):
+            return
+        self._sound.set()
+        if self._has_begun:
+            self._push(Reset(reason="Changes may be missing up to here; from now on they arrive."))
 
     async def next(self) -> Portion:
         """Wait for hints."""
@@ -122,22 +137,6 @@ class HintSource:
         items = tuple(self._items)
         self._items.clear()
         return Portion(items)
-
-    async def _armed(self) -> None:
-        """Wait until writers notify, and those from before are over."""
-        while not all(map(self._is_armed, self._names)):  # noqa: ASYNC110 -- a mode is no event
-            await asyncio.sleep(GAP_CHECK)
-
-    def _is_armed(self, name: tuple[str | None, str]) -> bool:
-        return self._dispatcher.tables[name].watch.is_armed
-
-    def _mend(self, reason: str) -> None:
-        if self._mending is None or self._mending.done():
-            self._mending = asyncio.create_task(self._say_when_mended(reason))
-
-    async def _say_when_mended(self, reason: str) -> None:
-        await self._armed()
-        self._push(Reset(reason=f"Changes may be missing up to here: {reason}."))
 
     def _push(self, item: Item) -> None:
         if len(self._items) >= self._limit:
@@ -206,7 +205,7 @@ class RowShower:
     async def _look(
         self, keys: Mapping[TableName, Mapping[str, Values]], connection: AsyncConnection
     ) -> Found:
-        await pin_settings(connection, is_local=False)
+        await pin_settings(connection, is_local=self._own.is_pooled)
         found: Found = {}
         for name, of_table in keys.items():
             table = self._tables[name].table

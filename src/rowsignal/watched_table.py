@@ -25,7 +25,10 @@ class HintReader(Protocol):
         """Take one hint; return at once."""
 
     def interrupted(self, reason: str) -> None:
-        """Hear that hints may have been lost."""
+        """Hear that hints may have been lost, and may be until `armed`."""
+
+    def armed(self) -> None:
+        """Hear that no hint of one of the tables will be lost from now on."""
 
 
 class WatchedTable:
@@ -70,8 +73,15 @@ class WatchedTable:
         elif mode == "polling":
             self.interrupt("notifications do not arrive")
         self._was_armed = mode == "armed"
+        self.trust()
 
     def interrupt(self, reason: str) -> None:
         """Tell the readers of hints that some may be missing."""
         for reader in tuple(self.readers):
             reader.interrupted(reason)
+
+    def trust(self) -> None:
+        """Tell the readers of hints where none will be missing from now on."""
+        if self.watch.is_armed:
+            for reader in tuple(self.readers):
+                reader.armed()

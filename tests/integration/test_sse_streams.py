@@ -218,6 +218,30 @@ async def test_hint_tables_stream_live_without_places(hint_site, engine):
         assert update.id == ""
 
 
+async def test_a_hint_table_that_nobody_watched_is_streamed_without_a_reset(hint_site, engine):
+    async with reading(hint_site.port, "/v1/changes/orders") as stream:
+        await stream.until("heartbeat")
+        await execute(engine, "insert into orders values (1, 'open', 1.50, 7, '')")
+        await stream.until("insert")
+        assert "reset" not in [event.name for event in stream.events]
+
+
+async def test_a_gap_in_the_hints_is_a_reset_when_it_begins_and_when_it_is_over(hint_site, engine):
+    async with reading(hint_site.port, "/v1/changes/orders") as stream:
+        await stream.until("heartbeat")
+        await execute(
+            engine,
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where application_name = 'rowsignal listener' and datname = current_database()",
+        )
+        lost = await stream.until("reset")
+        assert lost.data["continues"]
+        await stream.until(lambda it: it.name == "reset" and "for a while" in it.data["reason"])
+        await execute(engine, "insert into orders values (1, 'open', 1.50, 7, '')")
+        await stream.until("insert")
+        assert stream.events[-1].name == "insert"
+
+
 async def test_hint_tables_can_not_be_resumed(hint_site, site_position):
     path = f"/v1/changes/orders?after={site_position}"
     async with reading(hint_site.port, path) as stream:

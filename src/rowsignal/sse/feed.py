@@ -27,7 +27,6 @@ NOT_ARMED = "notifications did not arrive for a while"
 NOT_FOLLOWED = "The change log is not followed just now; come back in a moment."
 
 START = 2.0
-UNSETTLED, SETTLED = 0.02, 0.25  # seconds between looks at how tables are watched
 
 
 class LogFeed:
@@ -140,11 +139,12 @@ class HintFeed:
         self._sound = asyncio.Event()
         self._names: list[tuple[str | None, str]] = []
         self._labels: list[str] = []
-        self._tasks: list[asyncio.Task[None]] = []
+        self._dispatcher: Dispatcher | None = None
+        self._task: asyncio.Task[None] | None = None
 
     async def start(self, tables: Sequence[tuple[Capture, Exposure]]) -> None:
         """Begin to follow some tables; return when hints of them arrive, or after a while."""
-        if not self._tasks:
+        if self._dispatcher is None:
             self._captures = {
                 token: (capture, exposure)
                 for capture, exposure in tables
@@ -152,20 +152,22 @@ class HintFeed:
             }
             self._names = [exposure.full_name for _, exposure in tables]
             self._labels = [exposure.name for _, exposure in tables]
-            Dispatcher.of(self._engine).follow(self._names, self)
-            self._tasks = [asyncio.create_task(it) for it in (self._run(), self._watch())]
+            self._dispatcher = Dispatcher.of(self._engine)
+            self._dispatcher.follow(self._names, self)
+            self._task = asyncio.create_task(self._run())
         with suppress(TimeoutError):
             async with asyncio.timeout(START):
                 await self._sound.wait()
 
     async def stop(self) -> None:
         """Follow no longer."""
-        tasks, self._tasks = self._tasks, []
-        if tasks:
-            Dispatcher.of(self._engine).unfollow(self._names, self)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        dispatcher, self._dispatcher = self._dispatcher, None
+        task, self._task = self._task, None
+        if dispatcher is not None:
+            dispatcher.unfollow(self._names, self)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
         self._sound.clear()
 
     def hinted(self, hint: Hint) -> None:
@@ -178,22 +180,21 @@ class HintFeed:
 
     def interrupted(self, reason: str) -> None:
         """Note that hints may be missing."""
-        self._lost = reason
         self._sound.clear()
-        self._wake.set()
+        self._lose(reason)
 
-    async def _watch(self) -> None:
-        """Notice when hints arrive again: whoever has looked before may have missed something."""
-        dispatcher, is_first = Dispatcher.of(self._engine), True
-        while True:
-            watched = [dispatcher.tables[name].watch for name in self._names]
-            if not self._sound.is_set() and all(watch.mode == "armed" for watch in watched):
-                self._sound.set()
-                if not is_first or any(map(self._fanout.readers_of, self._labels)):
-                    self._lost = NOT_ARMED
-                    self._wake.set()
-                is_first = False
-            await asyncio.sleep(SETTLED if self._sound.is_set() else UNSETTLED)
+    def armed(self) -> None:
+        """Note when hints arrive again: whoever reads already may have missed something."""
+        dispatcher = self._dispatcher
+        if self._sound.is_set() or dispatcher is None or not dispatcher.are_armed(self._names):
+            return
+        self._sound.set()
+        if any(map(self._fanout.readers_of, self._labels)):
+            self._lose(NOT_ARMED)
+
+    def _lose(self, reason: str) -> None:
+        self._lost = reason
+        self._wake.set()
 
     async def _run(self) -> None:
         while True:
