@@ -43,6 +43,19 @@ left join pg_catalog.pg_roles as r on r.oid = s.setrole
 where s.setdatabase in (0, (select d.oid from pg_catalog.pg_database as d where d.datname = pg_catalog.current_database()))
     and s.setconfig::text like '%session_replication_role=replica%';
 
+-- :: subscribed
+-- Tables that logical replication writes, whose triggers do not fire for that. Its apply fires row
+-- triggers alone, and of these only those that are enabled for replicas.
+select
+    t.tgrelid::regclass::text as "table",
+    pg_catalog.string_agg(distinct s.subname::text, ', ') as subscriptions,
+    pg_catalog.bool_or(t.tgname <> 'rowsignal_hint') as is_logged
+from pg_catalog.pg_subscription_rel as r
+join pg_catalog.pg_subscription as s on s.oid = r.srsubid
+join pg_catalog.pg_trigger as t on t.tgrelid = r.srrelid
+where t.tgname like 'rowsignal\_log\_%' or (t.tgname = 'rowsignal_hint' and t.tgenabled not in ('A', 'R'))
+group by t.tgrelid;
+
 -- :: reordering
 -- Logged tables whose own triggers or deferrable keys can log a row's changes inner-first.
 select

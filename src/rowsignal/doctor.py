@@ -174,6 +174,20 @@ async def _replica_roles(patient: Patient) -> AsyncIterator[Finding]:
         yield Finding(Severity.WARNING, "roles", message, row["cure"])
 
 
+async def _subscriptions(patient: Patient) -> AsyncIterator[Finding]:
+    for row in await patient.ask("subscribed"):
+        table = row["table"]
+        outcome = "is not logged" if row["is_logged"] else "wakes nobody"
+        message = (
+            f"Logical replication writes this table (subscription {row['subscriptions']}), and what"
+            f" it writes {outcome}."
+        )
+        cure = f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER rowsignal_hint;"
+        if row["is_logged"]:
+            cure = f"Follow the log on the publisher, or: rowsignal install {table}; {cure}"
+        yield Finding(Severity.WARNING, table, message, cure)
+
+
 async def _locks(patient: Patient) -> AsyncIterator[Finding]:
     usage = patient.server["lock_table_usage"]
     if usage <= LOCKS_NOTED:
@@ -299,6 +313,7 @@ CHECKS: tuple[Check, ...] = (
     _triggers,
     _rights,
     _replica_roles,
+    _subscriptions,
     _locks,
     _queue,
     _commits,

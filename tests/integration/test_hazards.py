@@ -14,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from ear import connected, database_of, listening
 from rowsignal.dispatcher import Dispatcher
-from rowsignal.doctor import Severity, diagnose
+from rowsignal.doctor import Finding, Severity, diagnose
 from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.exceptions import TriggerInstallError
 from rowsignal.listener import Listener, Timings
@@ -269,6 +269,57 @@ async def test_rows_that_replication_applies_wake_waits_once_the_trigger_is_alwa
         assert (await woken).total == 2
         (status,) = await trigger_status(target, [Order])
         assert status.state == "installed"
+
+
+async def test_the_doctor_says_that_what_replication_applies_is_not_logged_and_how_hints_are(
+    small: EmbeddedPostgres,
+) -> None:
+    async with (
+        shop_on(small) as source,
+        shop_on(small) as target,
+        connected(source) as writer,
+        connected(target) as owner,
+        subscribed(small, source, target),
+    ):
+        await install_triggers(target, [Order], log=True)
+        await pay(writer)
+        await until_paid(owner)
+        assert await owner.fetchval("select count(*) from rowsignal.change") == 0
+        (logged,) = await about(target, "orders")
+        assert (logged.severity, "is not logged" in logged.message) == (Severity.WARNING, True)
+        assert database_of(target) in logged.message, "the subscription"
+
+        await install_triggers(target, [Order])
+        (hinted,) = await about(target, "orders")
+        assert (hinted.severity, "wakes nobody" in hinted.message) == (Severity.WARNING, True)
+        await owner.execute(hinted.cure or "")
+        assert await about(target, "orders") == []
+        assert await about(source, "orders") == []
+
+
+async def test_anybody_may_ask_what_subscriptions_write(small: EmbeddedPostgres) -> None:
+    async with (
+        shop_on(small) as source,
+        shop_on(small) as target,
+        connected(target) as owner,
+        subscribed(small, source, target),
+    ):
+        await install_triggers(target, [Order], log=True)
+        role = f"guest_{database_of(target)}"
+        await owner.execute(f"create role {role} login")
+        guest = create_async_engine(target.url.set(username=role))
+        assert [finding.severity for finding in await about(guest, "orders")] == ["warning"]
+        await guest.dispose()
+
+
+async def about(engine: AsyncEngine, subject: str) -> list[Finding]:
+    return [finding for finding in await diagnose(engine) if finding.subject == subject]
+
+
+async def until_paid(reader: asyncpg.Connection) -> None:
+    async with asyncio.timeout(10):
+        while not await reader.fetchval("select sum(total) from orders"):
+            await asyncio.sleep(0.01)
 
 
 async def test_installing_again_keeps_a_trigger_that_is_always_enabled(engine: AsyncEngine) -> None:
