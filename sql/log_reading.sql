@@ -29,14 +29,16 @@ select p.before::text, p.after::text from rowsignal.stored_position as p where p
 -- What was not visible in the old snapshot ($1: its xmax, $2: its running transactions) and is in
 -- the new one ($3), after an id ($4), of some tables ($5) or all. One OR of both conditions would
 -- be a scan of the whole index. The order of ids is the order of changes of a row. Times and arrays
--- come in the forms that are cheapest to decode: a catch-up may take millions.
+-- come in the forms that are cheapest to decode: a catch-up may take millions. $2 comes as text: for
+-- an array of xid8 asyncpg asks about the type first, and makes our `jit = off` outlast the
+-- transaction, on a connection that may be a pooler's.
 select
     c.id, c.xid, date_part('epoch', c.captured_at) as captured_at, c.relation, c.operation,
     c.key::text, c.changed::text, c.old_row::text, c.new_row::text
 from (
     select * from rowsignal.change where xid >= $1
     union all
-    select * from rowsignal.change where xid = any ($2::xid8[])
+    select * from rowsignal.change where xid = any ($2::text[]::xid8[])
 ) as c
 where pg_catalog.pg_visible_in_snapshot(c.xid, $3::text::pg_snapshot)
     and c.id > $4

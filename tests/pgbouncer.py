@@ -7,14 +7,16 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import asyncpg
 import pytest
 
 from rowsignal.embedded import EmbeddedPostgres
 
+POOL_SIZE = 20
 CONFIGURATION = """
 [databases]
 * = host={socket_dir} port={server_port} user=postgres
@@ -24,7 +26,7 @@ listen_port = {port}
 unix_socket_dir =
 auth_type = any
 pool_mode = transaction
-default_pool_size = 20
+default_pool_size = {pool_size}
 max_client_conn = 200
 ignore_startup_parameters = extra_float_digits
 server_check_query =
@@ -53,7 +55,7 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def pgbouncer(server: EmbeddedPostgres) -> AsyncIterator[int]:
+async def pgbouncer(server: EmbeddedPostgres, *, pool_size: int = POOL_SIZE) -> AsyncIterator[int]:
     """Run PgBouncer for the length of a block; yield its port on 127.0.0.1."""
     command = program()
     place = parse_qs(urlsplit(server.dsn).query)
@@ -63,7 +65,9 @@ async def pgbouncer(server: EmbeddedPostgres) -> AsyncIterator[int]:
         port = free_port()
         file = Path(folder) / "pgbouncer.ini"
         file.write_text(
-            CONFIGURATION.format(socket_dir=socket_dir, server_port=server_port, port=port)
+            CONFIGURATION.format(
+                socket_dir=socket_dir, server_port=server_port, port=port, pool_size=pool_size
+            )
         )
         owner = Path(socket_dir).stat()
         identity = {"user": owner.st_uid, "group": owner.st_gid} if os.geteuid() == 0 else {}
@@ -89,3 +93,17 @@ async def accepting(port: int) -> None:
             else:
                 writer.close()
                 return
+
+
+async def settings_in_pool(port: int, database: str, *names: str) -> set[tuple[str, ...]]:
+    """Return the values of settings that somebody else finds, on each connection of the pool."""
+    wanted = ", ".join(f"current_setting('{name}')" for name in names)
+    url = f"postgresql://postgres@127.0.0.1:{port}/{database}"
+    found = set()
+    async with AsyncExitStack() as stack:
+        for _ in range(POOL_SIZE):  # each holds one connection of the pool until all have looked
+            client = await asyncpg.connect(url, statement_cache_size=0)
+            stack.push_async_callback(client.close)
+            await stack.enter_async_context(client.transaction())
+            found.add(tuple(await client.fetchrow(f"select {wanted}")))
+    return found

@@ -3,9 +3,11 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
+from uuid import uuid4
 
 import asyncpg
+from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -44,6 +46,7 @@ class OwnConnection:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        self.is_pooled = False  # known when work runs: settings must not outlast its transaction
         self._connection: AsyncConnection | None = None
         self._turn = asyncio.Lock()
 
@@ -75,7 +78,8 @@ class OwnConnection:
         if self._connection is None:
             connection = await self._engine.connect()
             self._connection = connection
-            if await is_direct(connection):
+            self.is_pooled = not await is_direct(connection)
+            if not self.is_pooled:
                 await connection.rollback()
                 options = {"isolation_level": "AUTOCOMMIT"}
                 self._connection = await connection.execution_options(**options)
@@ -103,3 +107,25 @@ async def is_direct(connection: AsyncConnection) -> bool:
     return raw.driver_connection is not None and (
         result.scalar_one() == raw.driver_connection.get_server_pid()
     )
+
+
+async def suit_pooler(engine: AsyncEngine) -> None:
+    """Prepare nothing for later on connections that lead through a pooler; call it before others.
+
+    A pooler may run the next transaction on another server connection, where a statement of this
+    name is unknown, or somebody else's. Connects once, to find out.
+    """
+    probe = create_async_engine(engine.url, poolclass=NullPool)
+    event.listen(probe.sync_engine, "do_connect", _prepare_nothing)
+    async with probe.connect() as connection:
+        is_pooled = not await is_direct(connection)
+    if is_pooled:
+        event.listen(engine.sync_engine, "do_connect", _prepare_nothing)
+
+
+def _prepare_nothing(_dialect: Any, _record: Any, _args: Any, options: dict[str, Any]) -> None:
+    options |= {
+        "statement_cache_size": 0,
+        "prepared_statement_cache_size": 0,
+        "prepared_statement_name_func": lambda: f"__{uuid4()}__",
+    }

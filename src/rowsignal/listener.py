@@ -17,7 +17,7 @@ from rowsignal.engines import OwnConnection, beside
 from rowsignal.hooks import Hooks
 from rowsignal.payload import LOCK_CLASS
 from rowsignal.statements import query
-from rowsignal.wire import Wire
+from rowsignal.wire import CanaryError, Wire
 
 logger = logging.getLogger("rowsignal.listener")
 
@@ -148,7 +148,10 @@ class Listener:
         return known[identity]
 
     async def __aenter__(self) -> Self:
-        """Connect, or raise what the first connection raises."""
+        """Connect, or raise what the first connection raises.
+
+        Where PostgreSQL answers, and only notifications do not arrive, it begins by polling.
+        """
         loop = asyncio.get_running_loop()
         _listeners.setdefault(loop, {})[_identity(self.engine)] = self
         self._is_kept_open = True
@@ -236,10 +239,14 @@ class Listener:
                 try:
                     await self._serve(first)
                 except OUTAGES as error:
-                    if first is not None and not first.done():
+                    if first is None or first.done():
+                        self._degrade(_in_one_line(error))
+                    elif isinstance(error, CanaryError):  # for what polls this will do
+                        self._degrade(_in_one_line(error))
+                        first.set_result(None)
+                    else:
                         first.set_exception(error)
                         return
-                    self._degrade(_in_one_line(error))
                 if self.state.epoch != epoch:  # it worked for a while: start over, soon
                     delays = self.timings.delays()
                 await asyncio.sleep(next(delays))

@@ -150,7 +150,8 @@ class LogTransaction:
 
     def _arguments(self, window: Window, relations: Sequence[int] | None) -> tuple[object, ...]:
         seen = window.seen
-        return seen.xmax, seen.running, str(window.upto), window.last_id, relations
+        running = list(map(str, seen.running))
+        return seen.xmax, running, str(window.upto), window.last_id, relations
 
     async def changes(
         self, window: Window, relations: Sequence[int] | None, limit: int

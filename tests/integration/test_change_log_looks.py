@@ -2,13 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from change_log_support import Shop, ids, open_shop
+from pgbouncer import pgbouncer, settings_in_pool
 from rowsignal.change_log import ChangeLog
+from rowsignal.embedded import EmbeddedPostgres
+from rowsignal.engines import is_direct, suit_pooler
 from rowsignal.log_reader import look_statement
+from rowsignal.retention import Retention, get_retention, prune, set_retention
 
 
 @pytest.fixture
@@ -86,3 +91,74 @@ async def test_a_look_after_the_connection_was_lost_opens_another(shop: Shop) ->
             await asyncio.sleep(0.005)
     await shop.insert(1)
     assert ids(await shop.read(position)) == [1]
+
+
+@asynccontextmanager
+async def pooled(shop: Shop, port: int) -> AsyncIterator[AsyncEngine]:
+    """Provide an engine that reaches the shop's database through PgBouncer."""
+    database = shop.engine.url.database
+    engine = create_async_engine(f"postgresql+asyncpg://postgres@127.0.0.1:{port}/{database}")
+    await suit_pooler(engine)
+    yield engine
+    await engine.dispose()
+
+
+async def test_behind_a_transaction_pooler_looks_are_transactions_that_leave_nothing_behind(
+    server: EmbeddedPostgres, shop: Shop
+) -> None:
+    await shop.sql.execute("create table other (id integer primary key)")
+    await shop.capture("public.other")
+    async with pgbouncer(server) as port, pooled(shop, port) as engine, ChangeLog(engine) as log:
+        async with engine.connect() as connection:
+            assert not await is_direct(connection)
+        position = await log.position()
+        for number in range(5):
+            await shop.insert(number)
+            await shop.sql.execute("insert into other values ($1)", number + 10)
+            for names, found in {
+                ("item",): [number],
+                ("other",): [number + 10],
+                ("item", "other"): [number, number + 10],
+                (): [],
+            }.items():
+                tables = [("public", name) for name in names]
+                batch, whole = await asyncio.gather(
+                    log.read(position, tables=tables), log.read(position)
+                )
+                assert ids(batch) == found
+                assert ids(whole) == [number, number + 10]
+            position = whole.position or ""
+        assert await log._quick._open() is None
+        names = ("enable_seqscan", "plan_cache_mode", "jit", "work_mem")
+        names += ("default_transaction_read_only", "max_parallel_workers_per_gather")
+        untouched = tuple([await shop.sql.fetchval(f"show {name}") for name in names])
+        assert await settings_in_pool(port, engine.url.database or "", *names) == {untouched}
+
+
+async def test_a_pooler_with_one_connection_mixes_nothing_up(
+    server: EmbeddedPostgres, shop: Shop
+) -> None:
+    """Whoever's statement took two messages would find somebody else's in between."""
+    kept = Retention(max_age=1000.0)
+    async with (
+        pgbouncer(server, pool_size=1) as port,
+        pooled(shop, port) as engine,
+        ChangeLog(engine) as log,
+    ):
+        await set_retention(engine, kept)
+        start = await log.position()
+        await shop.insert(1)
+        for _ in range(5):
+            found = await asyncio.gather(
+                log.writers(),
+                get_retention(engine),
+                log.read(start),
+                prune(engine),
+                set_retention(engine, kept),
+                log.writers(),
+                get_retention(engine),
+                log.read(start),
+            )
+            assert found[0] == found[5] == frozenset()
+            assert found[1] == found[6] == kept
+            assert ids(found[2]) == ids(found[7]) == [1]

@@ -34,7 +34,7 @@ async def plan(shop: Shop, position: str, prepare: str | None = None) -> str:
     start = positions.decode(position)
     assert isinstance(start, positions.Position)
     statement = query("log_changes")
-    names = ("xid8", "xid8[]", "text", "bigint", "oid[]", "bigint")
+    names = ("xid8", "text[]", "text", "bigint", "oid[]", "bigint")
     async with log_transaction(shop.engine) as transaction:
         driver = transaction.driver
         if prepare is not None:

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
+from rowsignal.engines import suit_pooler
 from rowsignal.exceptions import RowSignalError
 from rowsignal.listener import OUTAGES, Listener
 from rowsignal.metrics import PrometheusHooks
@@ -55,6 +56,7 @@ class Service:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Find the tables, listen, prune; leave nothing behind."""
+        await suit_pooler(self.engine)
         self.exposures.update(await offered_tables(self.engine, self.settings.tables))
         listen_url = self.settings.listen_url
         url = listen_url.get_secret_value() if listen_url is not None else None

@@ -67,8 +67,9 @@ class Values:
         keys = {event.row_key: event.key for event in events if event.key is not None}
 
         async def look(connection: AsyncConnection) -> list[Row | None]:
-            if self._pinned is not connection:
-                await pin_settings(connection, is_local=False)
+            is_pooled = self._own.is_pooled
+            if is_pooled or self._pinned is not connection:
+                await pin_settings(connection, is_local=is_pooled)
                 self._pinned = connection
             wanted = exposure.columns | more
             return await current_rows(connection, exposure, list(keys.values()), wanted)
