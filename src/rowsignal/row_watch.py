@@ -109,6 +109,7 @@ class RowWatch:
         self.intervals: Counter[float] = Counter()
         self._types = tuple(column.type for column in shape.columns.values())
         self._waits: dict[PrimaryKey, list[Subscription]] = {}
+        self._unknown_keys = (None,) * len(shape.tables)
         self._keys: dict[PrimaryKey, tuple[Key | None, ...]] = {}
         self._by_key: dict[tuple[int, Key | None], set[PrimaryKey]] = {}
 
@@ -152,7 +153,7 @@ class RowWatch:
         """Hand a row that was read to its waits; return how many that ended."""
         if primary_key not in self._waits:
             return 0
-        self._index(primary_key, found.keys if found else ())
+        self._index(primary_key, (found.keys or self._unknown_keys) if found else ())
         return sum([wait.offer(found) for wait in self._waits[primary_key]])
 
     def fail(self, primary_keys: Iterable[PrimaryKey], error: BaseException) -> None:
@@ -168,7 +169,7 @@ class RowWatch:
 
     def concerned(self, table: Table, hint: Hint) -> set[PrimaryKey]:
         """Return the keys of the rows that a hint for one of the shape's tables is about."""
-        if hint.key is None or not self._keys:
+        if hint.key is None:
             return set(self._waits)
         place = self.shape.tables.index(table)
         candidates = self._by_key.get((place, hint.key), set())
