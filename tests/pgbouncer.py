@@ -55,7 +55,7 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def pgbouncer(server: EmbeddedPostgres, *, pool_size: int = POOL_SIZE) -> AsyncIterator[int]:
+async def pgbouncer(server: EmbeddedPostgres) -> AsyncIterator[int]:
     """Run PgBouncer for the length of a block; yield its port on 127.0.0.1."""
     command = program()
     place = parse_qs(urlsplit(server.dsn).query)
@@ -66,7 +66,7 @@ async def pgbouncer(server: EmbeddedPostgres, *, pool_size: int = POOL_SIZE) -> 
         file = Path(folder) / "pgbouncer.ini"
         file.write_text(
             CONFIGURATION.format(
-                socket_dir=socket_dir, server_port=server_port, port=port, pool_size=pool_size
+                socket_dir=socket_dir, server_port=server_port, port=port, pool_size=POOL_SIZE
             )
         )
         owner = Path(socket_dir).stat()

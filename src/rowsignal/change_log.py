@@ -260,8 +260,7 @@ class ChangeLog:
                 await driver.execute(query("log_flush"))
 
     async def _ask(self, name: str, *arguments: object) -> Any:
-        # A pooler keeps only a transaction on one connection, and this takes two messages.
-        async with self._driver() as driver, driver.transaction():
+        async with self._driver() as driver:
             return await driver.fetchval(query(name), *arguments)
 
     @asynccontextmanager

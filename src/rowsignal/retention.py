@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -49,7 +48,7 @@ class PruneReport:
 async def get_retention(engine: AsyncEngine, *, url: str | None = None) -> Retention:
     """Return the retention that is stored in the database: three days and 1 GiB at first."""
     async with _driver(engine, url) as driver:
-        return Retention(**await _row(driver, query("log_retention")))
+        return Retention(**await driver.fetchrow(query("log_retention")))
 
 
 async def set_retention(
@@ -59,7 +58,7 @@ async def set_retention(
 
     `url` is the address of the same database's primary where `engine` connects elsewhere.
     """
-    async with _driver(engine, url) as driver, driver.transaction():
+    async with _driver(engine, url) as driver:
         age = timedelta(seconds=retention.max_age)
         await driver.execute(query("log_retain"), age, retention.max_bytes)
 
@@ -109,7 +108,7 @@ async def _prune(
         limits = timedelta(seconds=keep.max_age), keep.max_bytes
     deleted, start = 0, "0"
     while True:
-        done = await _row(driver, statement, *limits, batch_size, start)
+        done = await driver.fetchrow(statement, *limits, batch_size, start)
         if not done["is_ours"]:
             return PruneReport(deleted=deleted, bytes_left=0, is_skipped=not deleted)
         deleted += done["deleted"]
@@ -117,9 +116,3 @@ async def _prune(
             return PruneReport(deleted=deleted, bytes_left=done["bytes"], is_skipped=False)
         start = done["reached"]
         await rest()
-
-
-async def _row(driver: asyncpg.Connection, statement: str, *arguments: object) -> Any:
-    """Return a statement's row, in a transaction: all that a pooler keeps on one connection."""
-    async with driver.transaction():
-        return await driver.fetchrow(statement, *arguments)

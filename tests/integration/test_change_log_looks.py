@@ -13,7 +13,6 @@ from rowsignal.change_log import ChangeLog
 from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.engines import is_direct, suit_pooler
 from rowsignal.log_reader import look_statement
-from rowsignal.retention import Retention, get_retention, prune, set_retention
 
 
 @pytest.fixture
@@ -133,32 +132,3 @@ async def test_behind_a_transaction_pooler_looks_are_transactions_that_leave_not
         names += ("default_transaction_read_only", "max_parallel_workers_per_gather")
         untouched = tuple([await shop.sql.fetchval(f"show {name}") for name in names])
         assert await settings_in_pool(port, engine.url.database or "", *names) == {untouched}
-
-
-async def test_a_pooler_with_one_connection_mixes_nothing_up(
-    server: EmbeddedPostgres, shop: Shop
-) -> None:
-    """Whoever's statement took two messages would find somebody else's in between."""
-    kept = Retention(max_age=1000.0)
-    async with (
-        pgbouncer(server, pool_size=1) as port,
-        pooled(shop, port) as engine,
-        ChangeLog(engine) as log,
-    ):
-        await set_retention(engine, kept)
-        start = await log.position()
-        await shop.insert(1)
-        for _ in range(5):
-            found = await asyncio.gather(
-                log.writers(),
-                get_retention(engine),
-                log.read(start),
-                prune(engine),
-                set_retention(engine, kept),
-                log.writers(),
-                get_retention(engine),
-                log.read(start),
-            )
-            assert found[0] == found[5] == frozenset()
-            assert found[1] == found[6] == kept
-            assert ids(found[2]) == ids(found[7]) == [1]
