@@ -33,6 +33,12 @@ class Proxy:
         """Swallow every byte in both directions, and close nothing: a half-open path."""
         self._flowing.clear()
 
+    def abandon(self) -> None:
+        """Swallow every byte of the open connections, and close none; new ones flow."""
+        self._flowing.clear()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+
     def resume(self) -> None:
         """Let what was held back go on."""
         self._flowing.set()
@@ -64,11 +70,11 @@ class Proxy:
         except OSError:
             writer.transport.abort()  # the client hears at once that nobody is there
             raise
-        budget = self.cut_after
+        budget, flowing = self.cut_after, self._flowing
         try:
             async with asyncio.TaskGroup() as both:
-                up = both.create_task(self._pump(reader, far_writer, None))
-                down = both.create_task(self._pump(far_reader, writer, budget))
+                up = both.create_task(self._pump(reader, far_writer, None, flowing))
+                down = both.create_task(self._pump(far_reader, writer, budget, flowing))
                 await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
                 up.cancel()
                 down.cancel()
@@ -82,10 +88,14 @@ class Proxy:
         return await asyncio.open_connection(*self.target)
 
     async def _pump(
-        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, budget: int | None
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        budget: int | None,
+        flowing: asyncio.Event,
     ) -> None:
         while data := await source.read(65536):
-            await self._flowing.wait()
+            await flowing.wait()
             if budget is not None:
                 data, budget = data[:budget], budget - len(data)
             sink.write(data)

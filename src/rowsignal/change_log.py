@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from rowsignal.changes import Change, Reset
 from rowsignal.engines import beside
 from rowsignal.log_reader import (
+    ANSWER,
     Head,
     IncarnationMissing,
     Look,
@@ -261,7 +262,7 @@ class ChangeLog:
 
     async def _ask(self, name: str, *arguments: object) -> Any:
         async with self._driver() as driver:
-            return await driver.fetchval(query(name), *arguments)
+            return await driver.fetchval(query(name), *arguments, timeout=ANSWER)
 
     @asynccontextmanager
     async def _driver(self) -> AsyncIterator[asyncpg.Connection]:

@@ -21,6 +21,8 @@ from rowsignal.statements import query
 TableName = tuple[str, str]
 Result = TypeVar("Result")
 
+ANSWER = 10.0  # seconds for what takes milliseconds, on a connection that is not dead
+
 _NOT_THERE = (
     asyncpg.InvalidSchemaNameError,
     asyncpg.UndefinedColumnError,
@@ -213,7 +215,7 @@ async def log_transaction(engine: AsyncEngine) -> AsyncIterator[LogTransaction]:
     async with engine.connect() as connection:
         driver = await driver_of(connection)
         try:
-            await driver.execute(query("log_begin"))
+            await _begin(driver)
             yield LogTransaction(driver)
             await driver.execute("commit")
         except (IncarnationMissing, PositionLost):
@@ -225,6 +227,14 @@ async def log_transaction(engine: AsyncEngine) -> AsyncIterator[LogTransaction]:
         except BaseException:
             await asyncio.shield(connection.invalidate())
             raise
+
+
+async def _begin(driver: asyncpg.Connection) -> None:
+    """Begin, which proves that somebody answers: the rest may take as long as it takes."""
+    try:
+        await driver.execute(query("log_begin"), timeout=ANSWER)
+    except TimeoutError as error:
+        raise TimeoutError(f"PostgreSQL did not answer within {ANSWER:g} s.") from error
 
 
 class QuickReader:
@@ -249,7 +259,8 @@ class QuickReader:
     ) -> Look | None:
         """Return the first changes after a position; None where a transaction has to do it.
 
-        That is behind a pooler, or while the connection is in use. Raises as the head does.
+        That is behind a pooler, while the connection is in use, or when nobody answers soon. Raises
+        as the head does.
         """
         if self._is_pooled or self._turn.locked():
             return None
@@ -259,6 +270,9 @@ class QuickReader:
                 return None if driver is None else await self._ask(driver, after, tables, limit)
             except (IncarnationMissing, PositionLost, StandbyError):
                 raise
+            except TimeoutError:
+                await self._discard()
+                return None
             except asyncpg.PostgresError as error:
                 await self._discard()
                 raise explained(error) from error
@@ -333,7 +347,8 @@ async def _look(
     arguments: list[object] = [seen.xmax, seen.running, after.incarnation, limit, origin]
     if tables is not None:
         arguments += [[schema for schema, _ in tables], [name for _, name in tables]]
-    rows = await driver.fetch(look_statement(is_narrowed=tables is not None), *arguments)
+    statement = look_statement(is_narrowed=tables is not None)
+    rows = await driver.fetch(statement, *arguments, timeout=ANSWER)
     head = Head.of(rows[0])
     head.check(after)
     return Look(

@@ -2,16 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from change_log_support import Shop, ids, open_shop
+from proxy import Proxy, proxied
+from rowsignal import change_log, log_reader
 from rowsignal.arming import Pace
+from rowsignal.change_log import ChangeLog
 from rowsignal.changes import Reset
+from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.exceptions import PositionError, SchemaVersionError
-from rowsignal.listener import Listener
+from rowsignal.listener import Listener, Timings
 from rowsignal.log_subscription import LogSubscription
 from rowsignal.log_tail import LogTail
 
@@ -218,3 +222,53 @@ async def test_what_keeps_the_log_from_being_read_is_raised(shop: Shop, tail: Lo
     with pytest.raises(SchemaVersionError):
         async with tail.subscribe([ITEM]):
             pass
+
+
+@asynccontextmanager
+async def impatient(
+    server: EmbeddedPostgres, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Proxy, AsyncEngine]]:
+    """Provide an engine whose network can fail, and a log that soon gives up waiting for it."""
+    for module in (log_reader, change_log):
+        monkeypatch.setattr(module, "ANSWER", 0.5)
+    folder = server.dsn.partition("host=")[2]
+    async with proxied(f"{folder}/.s.PGSQL.5432") as proxy:
+        place = f"127.0.0.1:{proxy.port}/{shop.engine.url.database}"
+        engine = create_async_engine(f"postgresql+asyncpg://postgres@{place}")
+        yield proxy, engine
+        await engine.dispose()
+
+
+async def test_connections_that_died_without_a_word_are_replaced(
+    server: EmbeddedPostgres, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Say, the server's machine is gone: nobody resets a connection, and TCP waits 15 minutes."""
+    timings = Timings(canary=0.3, answer=0.5)
+    async with (
+        impatient(server, shop, monkeypatch) as (proxy, engine),
+        Listener(engine, timings=timings) as listener,
+    ):
+        tail = LogTail(listener, Pace(linger=0.0), safety=0.2)
+        async with tail.subscribe([ITEM]) as changes:
+            await until(lambda: tail.mode == "armed")
+            proxy.abandon()
+            await shop.insert(1)
+            assert await take(changes, 1) == [1]
+            await until(lambda: tail.mode == "armed")
+            await shop.insert(2)
+            assert await take(changes, 1) == [2]
+        await until(lambda: tail.mode == "stopped")
+
+
+async def test_a_question_on_a_dead_connection_is_given_up_and_asked_on_another(
+    server: EmbeddedPostgres, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        impatient(server, shop, monkeypatch) as (proxy, engine),
+        ChangeLog(engine) as log,
+    ):
+        assert await log.writers() == frozenset()
+        proxy.abandon()
+        with pytest.raises(TimeoutError):
+            await log.writers()
+        assert await log.writers() == frozenset()
