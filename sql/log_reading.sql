@@ -63,8 +63,9 @@ select pg_catalog.regexp_replace(rowsignal.log_origin_v1(), '[^:]*$', '')
 -- :: log_look
 -- The head, and what has become visible after a snapshot ($1: its xmax, $2: its running
 -- transactions) of an incarnation ($3), up to a number ($4): log_head and log_changes at once, up to
--- the snapshot of this very statement. Without changes one row comes that has the head alone. Every
--- node of the plan counts: who is woken after a pause runs with cold caches.
+-- the snapshot of this very statement. Without changes one row comes that has the head alone. Where
+-- only some tables are wanted, log_relations says which ($6, $7). Every node of the plan counts: who
+-- is woken after a pause runs with cold caches.
 select
     c.*,
     (
@@ -101,20 +102,6 @@ left join lateral (
     limit $4
 ) as c on true
 order by c.id
-
--- :: log_look_tables
--- In log_look: of some tables only ($6: schemas, $7: names).
-and c.relation in (
-    select t.relation
-    from unnest($6::text[], $7::text[]) as w (schema, name)
-    join pg_catalog.pg_namespace as n on n.nspname = w.schema
-    join pg_catalog.pg_class as c on c.relnamespace = n.oid and c.relname = w.name
-    cross join lateral (
-        select c.oid as relation
-        union
-        select p.relid::oid from pg_catalog.pg_partition_tree(c.oid) as p
-    ) as t
-)
 
 -- :: log_relation_names
 -- A partition goes by its root's name, by which programs know it.

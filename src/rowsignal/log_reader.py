@@ -332,8 +332,9 @@ class QuickReader:
 @cache
 def look_statement(*, is_narrowed: bool) -> str:
     """Return the statement of a look at all tables, or at some of them."""
-    tables = query("log_look_tables") if is_narrowed else ""
-    return query("log_look").replace("{of_tables}", tables)
+    relations = query("log_relations").replace("$1", "$6").replace("$2", "$7")
+    condition = f"and c.relation in ({relations})" if is_narrowed else ""
+    return query("log_look").replace("{of_tables}", condition)
 
 
 async def _look(
