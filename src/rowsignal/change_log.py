@@ -167,7 +167,7 @@ class ChangeLog:
                         batch = maker.make(records, is_rest=len(records) < size)
                         yield batch
             except IncarnationMissing:
-                await self._ask("log_start")
+                await self._start()
             except PositionLost as lost:
                 yield await self._reset(lost)
                 return
@@ -213,7 +213,7 @@ class ChangeLog:
         try:
             return await look()
         except IncarnationMissing:
-            await self._ask("log_start")
+            await self._start()
             return await look()
 
     async def _or_reset(self, look: Callable[[], Awaitable[Result]]) -> Result | Reset:
@@ -259,6 +259,11 @@ class ChangeLog:
         if await self._ask("log_has_unflushed"):
             async with self._driver() as driver:
                 await driver.execute(query("log_flush"))
+
+    async def _start(self) -> None:
+        """Begin the log anew. After a restore it may have to delete millions of rows: no limit."""
+        async with self._driver() as driver:
+            await driver.execute(query("log_start"))
 
     async def _ask(self, name: str, *arguments: object) -> Any:
         async with self._driver() as driver:

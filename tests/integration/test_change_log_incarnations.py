@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from change_log_support import Shop, connect, ids, open_shop
-from rowsignal import positions
+from rowsignal import change_log, positions
 from rowsignal.change_log import ChangeLog
 from rowsignal.changes import Reset
 from rowsignal.embedded import EmbeddedPostgres
@@ -149,6 +149,17 @@ async def test_a_restored_log_starts_over(server: EmbeddedPostgres, shop: Shop) 
         await connection.close()
         await engine.dispose()
         await shop.sql.execute("drop database restored with (force)")
+
+
+async def test_a_log_may_take_long_to_begin(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restored one has much to delete; here somebody else has the turn."""
+    monkeypatch.setattr(change_log, "ANSWER", 0.1)
+    async with shop.sql.transaction():
+        await shop.sql.execute("lock table rowsignal.incarnation in share row exclusive mode")
+        beginning = asyncio.create_task(shop.log.position())
+        done, _ = await asyncio.wait({beginning}, timeout=1.0)
+        assert not done
+    assert positions.decode(await beginning)
 
 
 async def test_a_transaction_that_has_written_can_not_read_positions(shop: Shop) -> None:
