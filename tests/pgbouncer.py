@@ -13,8 +13,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from rowsignal.embedded import EmbeddedPostgres
+from rowsignal.engines import suit_pooler
 
 POOL_SIZE = 20
 CONFIGURATION = """
@@ -27,6 +29,7 @@ unix_socket_dir =
 auth_type = any
 pool_mode = transaction
 default_pool_size = {pool_size}
+server_round_robin = 1
 max_client_conn = 200
 ignore_startup_parameters = extra_float_digits
 server_check_query =
@@ -80,6 +83,16 @@ async def pgbouncer(server: EmbeddedPostgres) -> AsyncIterator[int]:
         finally:
             process.kill()
             process.wait()
+
+
+@asynccontextmanager
+async def pooled(port: int, like: AsyncEngine) -> AsyncIterator[AsyncEngine]:
+    """Provide an engine that reaches the database of another one through PgBouncer."""
+    address = f"postgresql+asyncpg://postgres@127.0.0.1:{port}/{like.url.database}"
+    engine = create_async_engine(address)
+    await suit_pooler(engine)
+    yield engine
+    await engine.dispose()
 
 
 async def accepting(port: int) -> None:

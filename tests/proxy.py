@@ -53,7 +53,9 @@ class Proxy:
     async def close(self) -> None:
         await self.refuse()
         self.resume()
-        await self.cut()
+        await asyncio.sleep(0.01)  # who was accepted just now gets here
+        while self._links:
+            await self.cut()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         link = asyncio.current_task()
@@ -61,15 +63,14 @@ class Proxy:
         self._links.add(link)
         link.add_done_callback(self._links.discard)
         self.connections += 1
-        with suppress(asyncio.CancelledError, OSError):
-            await self._link(reader, writer)
+        try:
+            with suppress(asyncio.CancelledError, OSError):
+                await self._link(reader, writer)
+        finally:
+            writer.transport.abort()
 
     async def _link(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            far_reader, far_writer = await self._connect()
-        except OSError:
-            writer.transport.abort()  # the client hears at once that nobody is there
-            raise
+        far_reader, far_writer = await self._connect()
         budget, flowing = self.cut_after, self._flowing
         try:
             async with asyncio.TaskGroup() as both:
@@ -79,8 +80,7 @@ class Proxy:
                 up.cancel()
                 down.cancel()
         finally:
-            for end in (writer, far_writer):
-                end.transport.abort()
+            far_writer.transport.abort()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if isinstance(self.target, str):

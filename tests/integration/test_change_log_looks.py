@@ -2,16 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from change_log_support import Shop, ids, open_shop
-from pgbouncer import pgbouncer, settings_in_pool
+from pgbouncer import pgbouncer, pooled, settings_in_pool
 from rowsignal.change_log import ChangeLog
 from rowsignal.embedded import EmbeddedPostgres
-from rowsignal.engines import is_direct, suit_pooler
+from rowsignal.engines import is_direct
 from rowsignal.log_reader import look_statement
 
 
@@ -92,22 +91,16 @@ async def test_a_look_after_the_connection_was_lost_opens_another(shop: Shop) ->
     assert ids(await shop.read(position)) == [1]
 
 
-@asynccontextmanager
-async def pooled(shop: Shop, port: int) -> AsyncIterator[AsyncEngine]:
-    """Provide an engine that reaches the shop's database through PgBouncer."""
-    database = shop.engine.url.database
-    engine = create_async_engine(f"postgresql+asyncpg://postgres@127.0.0.1:{port}/{database}")
-    await suit_pooler(engine)
-    yield engine
-    await engine.dispose()
-
-
 async def test_behind_a_transaction_pooler_looks_are_transactions_that_leave_nothing_behind(
     server: EmbeddedPostgres, shop: Shop
 ) -> None:
     await shop.sql.execute("create table other (id integer primary key)")
     await shop.capture("public.other")
-    async with pgbouncer(server) as port, pooled(shop, port) as engine, ChangeLog(engine) as log:
+    async with (
+        pgbouncer(server) as port,
+        pooled(port, shop.engine) as engine,
+        ChangeLog(engine) as log,
+    ):
         async with engine.connect() as connection:
             assert not await is_direct(connection)
         position = await log.position()

@@ -5,12 +5,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from rich.console import Console
+from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from command_line import CommandLine, Ended, connect
+from pgbouncer import pgbouncer, settings_in_pool
 from rowsignal.change_log import ChangeLog
 from rowsignal.changes import Change, Operation, Reset
 from rowsignal.cli.sightings import LiveTable
+from rowsignal.embedded import EmbeddedPostgres
 
 TABLES = """
 create table orders (id int primary key, status text, total numeric);
@@ -126,3 +129,20 @@ def test_bench_measures_both_ways_and_leaves_no_trace(command_line: CommandLine)
         command_line.execute("select nspname from pg_namespace where nspname like 'rowsignal%'")
     )
     assert schemas == []
+
+
+async def test_commands_work_through_a_transaction_pooler(
+    server: EmbeddedPostgres, database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The pooler takes another server connection for each transaction, out of many."""
+    await CommandLine(database_url, capsys).execute(TABLES)
+    name = make_url(database_url).database
+    async with pgbouncer(server) as port:
+        await settings_in_pool(port, str(name), "jit")  # opens them all
+        line = CommandLine(f"postgresql://postgres@127.0.0.1:{port}/{name}", capsys)
+        installed = await asyncio.to_thread(line.on_database, "install", "orders", "--log")
+        seen = await while_somebody_writes(line, "watch", "orders", "--count", "3", "--json")
+        status = await asyncio.to_thread(line.on_database, "status", "--json")
+    assert installed.code == 0
+    assert [json.loads(it)["key"] for it in seen.out.splitlines()] == [{"id": 2}] * 3
+    assert status.code == 0

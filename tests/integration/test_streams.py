@@ -10,7 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from change_log_support import Shop, open_shop
+from pgbouncer import pgbouncer, pooled
 from rowsignal.changes import Change, Operation, Reset
+from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.exceptions import PositionError, TriggerInstallError
 from rowsignal.listener import Listener
 from rowsignal.streams import ChangeStream, watch
@@ -279,3 +281,20 @@ async def test_what_can_not_be_watched_is_refused(shop: Shop) -> None:
         watch(shop.engine, Item, after=position, snapshot=True)
     with pytest.raises(ValueError, match="has no change log"):
         await watch(shop.engine, Hinted, after=position).__aenter__()
+
+
+async def test_a_stream_through_a_transaction_pooler_misses_nothing(
+    server: EmbeddedPostgres, shop: Shop
+) -> None:
+    await shop.insert(1)
+    async with pgbouncer(server) as port, pooled(port, shop.engine) as engine:
+        async with watch(engine, Item, snapshot=True) as stream:
+            assert told(await take(stream)) == [("insert", "item", 1)]
+            for number in range(2, 12):  # on whichever connections the pooler picks
+                await shop.insert(number)
+                assert told(await take(stream)) == [("insert", "item", number)]
+            left_at = stream.position
+        await shop.insert(12)
+        async with watch(engine, Item, after=left_at) as stream:
+            assert told(await take(stream)) == [("insert", "item", 12)]
+        await Listener.of(engine).close()

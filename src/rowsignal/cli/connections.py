@@ -10,6 +10,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from rowsignal.cli.errors import CommandError, reason_of
+from rowsignal.engines import suit_pooler
 from rowsignal.orm.urls import async_url
 
 PATIENCE = 10.0
@@ -45,7 +46,7 @@ def place(url: URL) -> str:
 
 @asynccontextmanager
 async def connected(url: str | None) -> AsyncIterator[AsyncEngine]:
-    """Yield an engine that has connected once; dispose of it afterwards."""
+    """Yield an engine that suits what answers, a pooler or a server; dispose of it afterwards."""
     where = parsed(url)
     engine = create_async_engine(where, hide_parameters=True)
     try:
@@ -57,8 +58,8 @@ async def connected(url: str | None) -> AsyncIterator[AsyncEngine]:
 
 async def _try(engine: AsyncEngine, where: URL) -> None:
     try:
-        async with asyncio.timeout(PATIENCE), engine.connect():
-            pass
+        async with asyncio.timeout(PATIENCE):
+            await suit_pooler(engine)
     except TimeoutError:
         raise CommandError(
             f"No answer from {place(where)} within {PATIENCE:g} s: is the address right, and may"
