@@ -99,7 +99,8 @@ def test(arguments: list[str]) -> int:
     """Run the tests, once for each version that `--pg` names."""
     pytest = [str(PYTHON), "-m", "pytest"]
     if not any(argument.startswith("tests") for argument in arguments):
-        pytest += ["-n", "auto", "--dist", "loadfile"]  # the whole suite: on every core
+        workers = (os.cpu_count() or 1) + 2  # the whole suite: tests wait more than they work
+        pytest += ["-n", str(workers), "--dist", "loadfile"]
     if "--pg" not in arguments:
         return subprocess.call([*pytest, *arguments], cwd=ROOT)
     place = arguments.index("--pg")

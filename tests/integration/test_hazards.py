@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from itertools import count, repeat
 from typing import Any
 
@@ -206,13 +207,25 @@ async def test_any_number_of_armed_tables_takes_128_locks_at_most(engine: AsyncE
     await close_listener(engine)
 
 
+@dataclass(frozen=True)
+class Replicated:
+    """Two shops on one server: what is written to the orders of one is applied to the other's."""
+
+    source: AsyncEngine
+    target: AsyncEngine
+    writer: asyncpg.Connection  # to the source
+    owner: asyncpg.Connection  # of the target
+
+
 @asynccontextmanager
-async def subscribed(
-    server: EmbeddedPostgres, source: AsyncEngine, target: AsyncEngine
-) -> AsyncIterator[None]:
-    """Let the orders of one database be applied to another, of the same server."""
-    name = database_of(target)
-    async with connected(source) as publisher, connected(target) as subscriber:
+async def replicated(server: EmbeddedPostgres) -> AsyncIterator[Replicated]:
+    async with (
+        shop_on(server) as source,
+        shop_on(server) as target,
+        connected(source) as publisher,
+        connected(target) as subscriber,
+    ):
+        name = database_of(target)
         await publisher.execute("create publication shop for table orders")
         # of the same server: making the slot would wait for the subscriber's own transaction
         await publisher.fetchval("select pg_create_logical_replication_slot($1, 'pgoutput')", name)
@@ -223,7 +236,7 @@ async def subscribed(
             f" publication shop with (create_slot = false, copy_data = false)"
         )
         try:
-            yield
+            yield Replicated(source, target, publisher, subscriber)
         finally:
             await subscriber.execute(f"alter subscription {name} disable")
             await subscriber.execute(f"alter subscription {name} set (slot_name = none)")
@@ -245,13 +258,8 @@ async def drop_slot(publisher: asyncpg.Connection, name: str) -> None:
 async def test_rows_that_replication_applies_wake_waits_once_the_trigger_is_always_enabled(
     small: EmbeddedPostgres,
 ) -> None:
-    async with (
-        shop_on(small) as source,
-        shop_on(small) as target,
-        connected(source) as writer,
-        connected(target) as owner,
-        subscribed(small, source, target),
-    ):
+    async with replicated(small) as both:
+        target, writer, owner = both.target, both.writer, both.owner
         await install_triggers(target, [Order])
         Dispatcher.of(target, LOOKED_AT_OFTEN)
         seen = begin_wait(target, Order, 1)
@@ -274,15 +282,10 @@ async def test_rows_that_replication_applies_wake_waits_once_the_trigger_is_alwa
 async def test_the_doctor_says_that_what_replication_applies_is_not_logged_and_how_hints_are(
     small: EmbeddedPostgres,
 ) -> None:
-    async with (
-        shop_on(small) as source,
-        shop_on(small) as target,
-        connected(source) as writer,
-        connected(target) as owner,
-        subscribed(small, source, target),
-    ):
+    async with replicated(small) as both:
+        target, owner = both.target, both.owner
         await install_triggers(target, [Order], log=True)
-        await pay(writer)
+        await pay(both.writer)
         await until_paid(owner)
         assert await owner.fetchval("select count(*) from rowsignal.change") == 0
         (logged,) = await about(target, "orders")
@@ -294,19 +297,15 @@ async def test_the_doctor_says_that_what_replication_applies_is_not_logged_and_h
         assert (hinted.severity, "wakes nobody" in hinted.message) == (Severity.WARNING, True)
         await owner.execute(hinted.cure or "")
         assert await about(target, "orders") == []
-        assert await about(source, "orders") == []
+        assert await about(both.source, "orders") == []
 
 
 async def test_anybody_may_ask_what_subscriptions_write(small: EmbeddedPostgres) -> None:
-    async with (
-        shop_on(small) as source,
-        shop_on(small) as target,
-        connected(target) as owner,
-        subscribed(small, source, target),
-    ):
+    async with replicated(small) as both:
+        target = both.target
         await install_triggers(target, [Order], log=True)
         role = f"guest_{database_of(target)}"
-        await owner.execute(f"create role {role} login")
+        await both.owner.execute(f"create role {role} login")
         guest = create_async_engine(target.url.set(username=role))
         assert [finding.severity for finding in await about(guest, "orders")] == ["warning"]
         await guest.dispose()

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import os
 import signal
 import sys
@@ -49,15 +48,6 @@ def token(key=SECRET, algorithm="HS256", headers=None, **claims):
 
 def bearer(text):
     return {"Authorization": f"Bearer {text}"}
-
-
-@pytest.fixture(autouse=True)
-def own_logging():
-    """Logging as it was before the application configured it."""
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = before
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The service while what it depends on fails: a pooler in between, a crash, a restart, a cut."""
 
 import asyncio
-import logging
 from contextlib import asynccontextmanager
 from itertools import count
 
@@ -24,15 +23,6 @@ ORDERS = "/v1/changes/orders"
 SENTINEL = 999_999
 PATIENCE = 10.0
 numbers = count()
-
-
-@pytest.fixture(autouse=True)
-def own_logging():
-    """Logging as it was before the application configured it."""
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = before
 
 
 @pytest.fixture(scope="module")
