@@ -221,7 +221,7 @@ async def test_a_wait_for_columns_that_triggers_do_not_tell_of_polls(
     narrow = begin_wait(shop, columns=["status"])
     await until_mode(shop, "armed")
     wide = begin_wait(shop, interval=0.05)
-    await until_mode(shop, "armed")  # and the row was seen as it is
+    await until_mode(shop, "polling")
     await pay(writer)
     assert (await wide).total == 1
     assert not narrow.done()
