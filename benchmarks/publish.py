@@ -84,7 +84,8 @@ def fill(file: Path, marker: str, text: str) -> None:
 
 def plot(report: dict[str, Any]) -> None:
     """Draw what triggers cost those who write."""
-    groups = {label: values for label, values in report["figures"].items() if "client" in label}
+    figures = report["figures"].items()
+    groups = {label: values for label, values in figures if label.endswith(("client", "clients"))}
     shown, axes = plt.subplots(figsize=(9, 3.6))
     width = 0.8 / len(VARIANTS)
     for place, (name, label) in enumerate(VARIANTS.items()):

@@ -1,6 +1,7 @@
 """What triggers cost those who write, relative to a table without any.
 
-pgbench drives a server with fsync on. All tables are alike but for their triggers, and take turns:
+pgbench drives a server with fsync on, as fast as its disk is and then as if each flush took a
+millisecond (`commit_delay`). All tables are alike but for their triggers, and take turns:
 
     plain     no trigger: the peer
     hint      hint triggers, and nobody watching
@@ -34,6 +35,7 @@ from rowsignal.triggers import install_triggers
 from rowsignal.waiting import wait_for_row_change
 
 CLIENTS = (1, 8, 32)
+FLUSH = 1000  # microseconds: what a disk takes that is not this fast
 ROUNDS = 5
 SECONDS = 1
 ROWS = 10_000
@@ -196,6 +198,22 @@ async def rates(
     return median(plain), ratios
 
 
+def show(report: Report, label: str, plain: float, ratios: dict[str, float]) -> None:
+    report.figures[label] = {
+        "plain TPS": round(plain),
+        **{name: round(value, 2) for name, value in ratios.items()},
+    }
+
+
+async def slow_flushes(server: EmbeddedPostgres, microseconds: int) -> None:
+    """Let whoever flushes commits wait before, as long as a slower disk takes."""
+    connection = await asyncpg.connect(server.dsn)
+    await connection.execute("alter system set commit_siblings = 0")
+    await connection.execute(f"alter system set commit_delay = {microseconds}")
+    await connection.execute("select pg_reload_conf()")
+    await connection.close()
+
+
 async def bulk(connection: asyncpg.Connection, name: str, kind: str) -> float:
     """Return the seconds of one statement of 100,000 rows."""
     if kind == "update":
@@ -260,11 +278,11 @@ async def run() -> dict[str, object]:
             for statement, script in (("update", UPDATE), ("insert", INSERT)):
                 plain, found = await rates(server, engine, clients, script)
                 ratios.append(found)
-                report.figures[f"{statement}, {clients} client{'s' * (clients > 1)}"] = {
-                    "plain TPS": round(plain),
-                    **{name: round(value, 2) for name, value in found.items()},
-                }
+                show(report, f"{statement}, {clients} client{'s' * (clients > 1)}", plain, found)
             tps[clients] = {name: min(ratio[name] for ratio in ratios) for name in VARIANTS}
+        await slow_flushes(server, FLUSH)
+        slowly = {clients: await rates(server, engine, clients, UPDATE) for clients in CLIENTS[1:]}
+        await slow_flushes(server, 0)
         for kind in ("update", "copy"):
             seconds = await bulk_seconds(server, kind)
             ratio = {name: value / seconds["plain"] for name, value in seconds.items()}
@@ -280,4 +298,9 @@ async def run() -> dict[str, object]:
         await engine.dispose()
     for clients in CLIENTS:
         judge(report, tps, clients)
+    for clients, (plain, found) in slowly.items():
+        show(report, f"update, {clients} clients, each flush {FLUSH} us", plain, found)
+        report.ratio(f"unwatched_tps_{clients}_slow_flush", found["hint"])
+        report.ratio(f"logged_tps_{clients}_slow_flush", found["log"])
+        report.ratio(f"logged_read_tps_{clients}_slow_flush", found["log_read"])
     return report.as_dict()

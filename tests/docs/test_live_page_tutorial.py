@@ -114,7 +114,6 @@ def check(reader: Reader, section: list[Block]) -> None:
             assert agrees(block.text, printed), f"{block}\n{printed}"
 
 
-@pytest.mark.timeout(60)  # half a dozen programs start one after the other
 def test_the_page_can_be_followed_word_for_word(reader: Reader):
     parts = sections()
     check(reader, parts["1"] + parts["2"])
@@ -123,7 +122,6 @@ def test_the_page_can_be_followed_word_for_word(reader: Reader):
         check(reader, parts["7"])
 
 
-@pytest.mark.timeout(60)  # as above
 @pytest.mark.asyncio(loop_scope="module")
 async def test_the_page_in_a_browser_shows_what_the_tutorial_says(reader: Reader, page: Page):
     parts = sections()

@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 PAGE = Path(__file__).parents[2] / "docs" / "tutorials" / "migrations.md"
 BLOCK = re.compile(r"(?P<before>[^\n]*)\n\n```(?P<kind>\w+)\n(?P<text>.*?)```", re.DOTALL)
 FILE = re.compile(r"`([\w.]+)`[\w ]*:$")
@@ -33,7 +31,6 @@ def run(commands: str, folder: Path, url: str) -> str:
     return outcome.stdout
 
 
-@pytest.mark.timeout(90)  # a dozen programs start one after the other
 def test_the_page_can_be_followed_word_for_word(tmp_path: Path, database_url: str):
     url = database_url.replace("+asyncpg", "")
     printed, ran = "", []

@@ -134,7 +134,6 @@ async def test_every_change_comes_once_and_rows_in_order(shop: Shop) -> None:
             assert history == list(range(history[0], final[key] + 1)), "in the order of the row"
 
 
-@pytest.mark.timeout(60)
 async def test_nothing_is_missing_that_pruning_did_not_say(shop: Shop) -> None:
     """Readers of a log that is being pruned hard get all changes, or a reset for what went."""
     await shop.insert(*range(ROWS))

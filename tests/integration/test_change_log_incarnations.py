@@ -54,7 +54,6 @@ async def reconnected(engine: AsyncEngine) -> asyncpg.Connection:
                 await asyncio.sleep(0.02)
 
 
-@pytest.mark.timeout(90)  # starts a server three times
 async def test_a_restart_is_no_reset_but_a_crash_that_reuses_transaction_ids_is() -> None:
     with EmbeddedPostgres() as server:
         engine = create_async_engine(server.url)
@@ -87,7 +86,6 @@ async def test_a_restart_is_no_reset_but_a_crash_that_reuses_transaction_ids_is(
         await engine.dispose()
 
 
-@pytest.mark.timeout(90)  # copies a server and starts two
 async def test_a_standby_is_refused_and_its_promotion_is_a_reset() -> None:
     with EmbeddedPostgres() as server:
         engine = create_async_engine(server.url)

@@ -48,7 +48,6 @@ class SilentStage:
         assert view.waiting >= 0
 
 
-@pytest.mark.timeout(90)
 def test_the_demonstration_ends_well_in_a_process_of_its_own() -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "rowsignal", "demo", "--once", "--json"],
@@ -66,7 +65,6 @@ def test_the_demonstration_ends_well_in_a_process_of_its_own() -> None:
     assert "Traceback" not in ended.stderr
 
 
-@pytest.mark.timeout(60)
 async def test_every_wait_of_the_story_is_told_and_none_is_left_behind() -> None:
     stage, before = SilentStage(), asyncio.all_tasks()
 

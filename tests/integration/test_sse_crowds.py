@@ -1,6 +1,7 @@
 """Readers that are slow, stalled, many or hostile, and what the others notice of it: nothing."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from fastapi import FastAPI
@@ -20,9 +21,11 @@ BIG = "repeat(md5(g::text), 30)"  # about a kilobyte
 
 
 @pytest.fixture
-async def outlet(engine):
+async def outlet(engine, request):
+    """Provide an outlet with small buffers; its parameter is how long a write may take."""
     await make_tables(engine)
-    limits = Limits(heartbeat=0.5, tick=0.005, buffer=64 * 1024, stall=1.0, readers_each=CROWD)
+    limits = Limits(heartbeat=0.5, tick=0.005, buffer=64 * 1024, readers_each=CROWD)
+    limits = replace(limits, stall=getattr(request, "param", limits.stall))
     return Outlet(engine, exposures_of([Order]), limits)
 
 
@@ -59,6 +62,7 @@ async def test_a_reader_that_falls_behind_starts_again_and_nobody_else_notices(
         assert told == list(range(4800))
 
 
+@pytest.mark.parametrize("outlet", [1.0], indirect=True)
 async def test_a_stalled_reader_loses_its_place(site, outlet, engine):
     async with reading(site.port, "/v1/changes/orders", buffer=4096) as stalled:
         await stalled.until(lambda event: event.id != "")

@@ -22,8 +22,6 @@ from waits import NEVER, NOTIFIED_ONLY, begin_wait, close_listener, until_listen
 
 QUICK = Timings(canary=0.3, answer=2.0, linger=0.2, delays=lambda: repeat(0.05))
 
-pytestmark = pytest.mark.timeout(60)  # the first test copies a server and starts two
-
 
 @pytest.fixture(scope="module")
 def primary() -> Iterator[EmbeddedPostgres]:

@@ -194,7 +194,7 @@ async def test_nan_is_no_change(shop: AsyncEngine) -> None:
 async def test_a_last_look_is_taken_before_giving_up(
     shop: AsyncEngine, session: AsyncSession
 ) -> None:
-    waiting = asyncio.create_task(wait_for_row_change(shop, Line, (1, 2), interval=60, timeout=0.6))
+    waiting = asyncio.create_task(wait_for_row_change(shop, Line, (1, 2), interval=60, timeout=2))
     await until_watched(shop)
     await commit(shop, update(Line).values(quantity=9))
     assert (await waiting).quantity == 9

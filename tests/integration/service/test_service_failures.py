@@ -190,7 +190,6 @@ async def test_without_a_listen_url_it_says_so_and_logged_streams_stay_exact(
             assert await shown_by_the_end(stream, writer) == await rows_of(writer)
 
 
-@pytest.mark.timeout(60)  # a server recovers from a crash
 async def test_a_crash_is_a_reset_and_a_snapshot_goes_on(fragile, fragile_engine, tmp_path):
     url = fragile_engine.url.render_as_string(hide_password=False)
     async with service(url, tmp_path) as site:
@@ -216,7 +215,6 @@ async def test_a_crash_is_a_reset_and_a_snapshot_goes_on(fragile, fragile_engine
         await until_ready(site, status=200)
 
 
-@pytest.mark.timeout(60)  # a server restarts
 async def test_a_restart_is_no_reset_and_loses_nothing(fragile, fragile_engine, tmp_path):
     url = fragile_engine.url.render_as_string(hide_password=False)
     async with service(url, tmp_path) as site, reading(site.port, ORDERS) as stream:
