@@ -68,7 +68,7 @@ class Ear:
         mark = f"mark {next(numbers)}"
         self._marks[mark] = asyncio.Event()
         await self.speaker.execute(f"NOTIFY {CHANNEL}, '{mark}'")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await self._marks[mark].wait()
 
     async def hints(self) -> list[dict[str, Any]]:

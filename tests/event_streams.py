@@ -15,7 +15,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from rowsignal.sse import FrameParser
 from rowsignal.triggers import install_triggers
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 
 class Base(DeclarativeBase):

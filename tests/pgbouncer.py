@@ -97,7 +97,7 @@ async def pooled(port: int, like: AsyncEngine) -> AsyncIterator[AsyncEngine]:
 
 async def accepting(port: int) -> None:
     """Return when a port takes connections."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -20,13 +20,13 @@ def begin_wait(
     engine: AsyncEngine, model: type[Model], key: Any, **options: Any
 ) -> asyncio.Task[Model]:
     """Wait for a row in a task, by default without polling in between."""
-    options = {"interval": NEVER, "timeout": 15} | options
+    options = {"interval": NEVER, "timeout": 60} | options
     return asyncio.create_task(wait_for_row_change(engine, model, key, **options))
 
 
 async def until_mode(engine: AsyncEngine, *modes: str, table: str = "orders") -> TableWatch:
     """Return when all waits have seen their rows and the table is watched in one of the modes."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         while True:
             await asyncio.sleep(0.005)
             waits = [wait for rows in Dispatcher.of(engine).rows for wait in rows]
@@ -38,7 +38,7 @@ async def until_mode(engine: AsyncEngine, *modes: str, table: str = "orders") ->
 
 async def until_listening(engine: AsyncEngine, mode: str) -> None:
     """Return when the engine's listener is in a mode: `listening` or `polling`."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         while Dispatcher.of(engine).listener.state.mode != mode:
             await asyncio.sleep(0.005)
 

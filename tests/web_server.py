@@ -10,7 +10,7 @@ from typing import Any, Literal
 import httpx
 import uvicorn
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 
 class Server(uvicorn.Server):

@@ -186,7 +186,8 @@ class ChangeLog:
             reading = await connection.execution_options(
                 isolation_level="REPEATABLE READ", postgresql_readonly=True
             )
-            answer = await reading.exec_driver_sql(query("log_head"))
+            async with asyncio.timeout(ANSWER):
+                answer = await reading.exec_driver_sql(query("log_head"))
             position = await self._position_at(Head.of(answer.mappings().one()))
             yield LogSnapshot(position, reading)
 

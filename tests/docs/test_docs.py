@@ -37,7 +37,7 @@ def test_a_program_on_a_page_runs(block: Block, tmp_path: Path, database_url: st
         env={**os.environ, "DATABASE_URL": database_url},
         capture_output=True,
         text=True,
-        timeout=18,
+        timeout=60,
         check=False,
     )
     assert outcome.returncode == 0, f"{block}\n{outcome.stdout}\n{outcome.stderr}"

@@ -25,7 +25,7 @@ WRITTEN = {
     "worker.py": ["transfer 1: approved"],
 }
 SERVED = {"web_app.py"}
-PATIENCE = 15.0
+PATIENCE = 30.0
 
 
 def test_every_example_is_tried_here() -> None:

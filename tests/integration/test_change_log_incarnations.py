@@ -39,14 +39,14 @@ async def read_unchecked(engine: AsyncEngine, position: str) -> list[int]:
 
 async def ended(connection: asyncpg.Connection) -> None:
     """Return when the server has taken notice of a crash, and ended everybody's connection."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         while not connection.is_closed():
             await asyncio.sleep(0.01)
 
 
 async def reconnected(engine: AsyncEngine) -> asyncpg.Connection:
     """Connect as soon as the server is there again."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         while True:
             try:
                 return await connect(engine)

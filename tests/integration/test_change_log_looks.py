@@ -84,7 +84,7 @@ async def test_a_look_after_the_connection_was_lost_opens_another(shop: Shop) ->
     driver = await shop.log._quick._open()
     assert driver is not None
     await shop.sql.execute("select pg_terminate_backend($1)", driver.get_server_pid())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not driver.is_closed():
             await asyncio.sleep(0.005)
     await shop.insert(1)

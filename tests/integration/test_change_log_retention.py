@@ -137,7 +137,7 @@ async def test_whoever_follows_the_log_keeps_it_pruned(
     await set_retention(shop.engine, EVERYTHING)
     async with LogTail.of(shop.engine).subscribe([("public", "item")]):
         await shop.insert(1, 2)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while await logged(shop):
                 await asyncio.sleep(0.02)
 
@@ -149,7 +149,7 @@ async def test_pruning_goes_on_after_an_outage(
     await shop.insert(1)
     await shop.sql.execute("alter function rowsignal.prune_v2 rename to gone")
     task = asyncio.create_task(keep_pruned(shop.engine, interval=0.02))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while "could not be pruned" not in caplog.text:
             await asyncio.sleep(0.02)
         await shop.sql.execute("alter function rowsignal.gone rename to prune_v2")
@@ -166,7 +166,7 @@ async def test_a_role_that_may_not_prune_leaves_it_to_others(
     engine = create_async_engine(shop.engine.url.set(username="no_pruner"))
     caplog.set_level(logging.INFO)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await keep_pruned(engine, interval=0.02)
     finally:
         await engine.dispose()

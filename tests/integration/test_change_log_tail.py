@@ -37,7 +37,7 @@ async def tail(shop: Shop) -> AsyncIterator[LogTail]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -45,7 +45,7 @@ async def until(condition: Callable[[], bool]) -> None:
 async def take(changes: LogSubscription, count: int) -> list[int | None]:
     """Return the keys of the next `count` changes."""
     seen: list[int | None] = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while len(seen) < count:
             seen += ids(await anext(changes))
     return seen
@@ -76,7 +76,7 @@ async def test_a_log_that_is_busy_is_looked_at_instead(shop: Shop, tail: LogTail
     async with tail.subscribe([ITEM]) as changes:
         await until(lambda: tail.mode == "armed")
         count = 0
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while tail.mode != "busy":
                 await shop.insert(count)
                 count += 1
@@ -141,7 +141,7 @@ async def test_the_position_advances_though_nothing_changes(shop: Shop, tail: Lo
     async with tail.subscribe([ITEM]) as changes:
         before = changes.position
         await shop.sql.execute("insert into unlogged_one values (1)")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             batch = await anext(changes)
         assert ids(batch) == []
         assert changes.position == batch.position != before
@@ -170,7 +170,7 @@ async def test_a_gap_is_said(shop: Shop, tail: LogTail) -> None:
     async with tail.subscribe([ITEM]) as changes:
         await shop.sql.execute("delete from rowsignal.incarnation")
         await tail.look()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert isinstance(await anext(changes), Reset)
         await shop.insert(1)
         assert await take(changes, 1) == [1]
@@ -183,7 +183,7 @@ async def test_a_gap_that_a_slow_subscriber_falls_into_is_said(shop: Shop, tail:
         assert changes.is_behind
         await shop.sql.execute("delete from rowsignal.change")
         await shop.sql.execute("update rowsignal.horizon set snapshot = pg_current_snapshot()")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert isinstance(await anext(changes), Reset)
         await shop.insert(3)
         assert await take(changes, 1) == [3]

@@ -122,7 +122,7 @@ async def test_restarts_after_its_first_process_was_killed(shared: EmbeddedPostg
     assert not is_alive(pid)
     with pytest.raises(EmbeddedPostgresError, match="restart"):
         _ = shared.pid
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await gone.wait()
     shared.restart()
     assert await fetch(shared.dsn, "select to_regclass('before_the_kill') is not null") is True

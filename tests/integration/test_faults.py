@@ -81,7 +81,7 @@ async def watching(
 
 def begin_waits(engine: AsyncEngine, keys: range = range(1, 21)) -> list[asyncio.Task[Order]]:
     return [
-        asyncio.create_task(wait_for_row_change(engine, Order, key, interval=0.1, timeout=18))
+        asyncio.create_task(wait_for_row_change(engine, Order, key, interval=0.1, timeout=60))
         for key in keys
     ]
 
@@ -89,7 +89,7 @@ def begin_waits(engine: AsyncEngine, keys: range = range(1, 21)) -> list[asyncio
 async def until(engine: AsyncEngine, *modes: str, waits: int = 20) -> None:
     """Return when the waits have had their look and the table is watched in one of the modes."""
     dispatcher = Dispatcher.of(engine)
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         while True:
             seen = sum(wait.baseline is not None for rows in dispatcher.rows for wait in rows)
             if seen == waits and {t.watch.mode for t in dispatcher.tables.values()} <= set(modes):
@@ -159,7 +159,7 @@ async def test_a_half_open_connection_is_found_out(
         await until(engine, "armed")
         proxy.stall()
         await pay(fragile, database)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while Dispatcher.of(engine).listener.state.mode != "polling":
                 await asyncio.sleep(0.02)
         assert not any(wait.done() for wait in waits)
@@ -188,7 +188,7 @@ async def test_a_transaction_pooler_degrades_to_polling_and_says_why(
         waits = begin_waits(engine)
         listener = Dispatcher.of(engine).listener
         await until(engine, "polling")
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             while not (listener.state.reason and "pooler" in listener.state.reason):
                 await asyncio.sleep(0.05)
         await pay(fragile, database)
@@ -218,7 +218,7 @@ async def test_a_listen_url_leads_past_the_pooler(fragile: EmbeddedPostgres, dat
 async def gone(server: EmbeddedPostgres, database: str) -> None:
     """Return when the pooler's own connections have ended, too."""
     statement = f"select pid from pg_stat_activity where datname = '{database}'"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while await execute(server, "postgres", statement):
             await asyncio.sleep(0.02)
 
@@ -316,7 +316,7 @@ def test_a_loop_that_ends_in_the_middle_leaves_no_connection(fragile: EmbeddedPo
         return len(rows)
 
     async def none_left() -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while await count_sessions():
                 await asyncio.sleep(0.02)
 

@@ -245,7 +245,7 @@ async def replicated(server: EmbeddedPostgres) -> AsyncIterator[Replicated]:
 
 
 async def drop_slot(publisher: asyncpg.Connection, name: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             try:
                 await publisher.fetchval("select pg_drop_replication_slot($1)", name)
@@ -316,7 +316,7 @@ async def about(engine: AsyncEngine, subject: str) -> list[Finding]:
 
 
 async def until_paid(reader: asyncpg.Connection) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not await reader.fetchval("select sum(total) from orders"):
             await asyncio.sleep(0.01)
 

@@ -66,7 +66,7 @@ async def pay(writer: asyncpg.Connection, key: int = 1) -> None:
 
 
 async def until_in_mode(engine: AsyncEngine, mode: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             await asyncio.sleep(0.005)
             table = Dispatcher.of(engine).tables.get(ORDERS)
@@ -75,7 +75,7 @@ async def until_in_mode(engine: AsyncEngine, mode: str) -> None:
 
 
 async def following(stream: ChangeStream) -> Change | Reset:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         return await anext(stream)
 
 

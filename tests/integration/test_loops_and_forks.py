@@ -21,7 +21,7 @@ from shop import Base, Order
 from waits import NOTIFIED_ONLY, begin_wait, close_listener, until_mode
 
 TESTS = Path(__file__).resolve().parents[1]
-PATIENCE = 15
+PATIENCE = 30.0
 
 
 @pytest.fixture

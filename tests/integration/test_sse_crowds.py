@@ -1,39 +1,51 @@
 """Readers that are slow, stalled, many or hostile, and what the others notice of it: nothing."""
 
 import asyncio
-from dataclasses import replace
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from fastapi import FastAPI
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from event_streams import Order, execute, make_tables, reading
+from event_streams import EventReader, Order, execute, make_tables, reading
+from proxy import proxied
+from rowsignal import change_log, log_reader
 from rowsignal.listener import Listener
 from rowsignal.sse import Limits, Outlet
 from rowsignal.sse.exposures import exposures_of
 from rowsignal.sse.frames import heartbeat, reset
 from rowsignal.sse.grants import grant_everything
+from rowsignal.sse.outlet import SNAPSHOTS
 from rowsignal.sse.readers import ConflatingReader, Reader
 from rowsignal.sse.router import router_of
-from web_server import serving
+from web_server import Site, serving
 
 CROWD = 200
+ROWS = "/v1/changes/orders?snapshot=true"
 BIG = "repeat(md5(g::text), 30)"  # about a kilobyte
 
 
 @pytest.fixture
 async def outlet(engine, request):
-    """Provide an outlet with small buffers; its parameter is how long a write may take."""
+    """Provide an outlet with small buffers; its parameter has the other limits."""
     await make_tables(engine)
-    limits = Limits(heartbeat=0.5, tick=0.005, buffer=64 * 1024, readers_each=CROWD)
-    limits = replace(limits, stall=getattr(request, "param", limits.stall))
+    others = getattr(request, "param", {})
+    limits = Limits(heartbeat=0.5, tick=0.005, buffer=64 * 1024, readers_each=CROWD, **others)
     return Outlet(engine, exposures_of([Order]), limits)
+
+
+@asynccontextmanager
+async def open_site(engine: AsyncEngine, outlet: Outlet) -> AsyncIterator[Site]:
+    app = FastAPI()
+    app.include_router(router_of(outlet, grant_everything), prefix="/v1")
+    async with Listener(engine), serving(app) as site:
+        yield site
 
 
 @pytest.fixture
 async def site(engine, outlet):
-    app = FastAPI()
-    app.include_router(router_of(outlet, grant_everything), prefix="/v1")
-    async with Listener(engine), serving(app) as site:
+    async with open_site(engine, outlet) as site:
         yield site
 
 
@@ -62,7 +74,7 @@ async def test_a_reader_that_falls_behind_starts_again_and_nobody_else_notices(
         assert told == list(range(4800))
 
 
-@pytest.mark.parametrize("outlet", [1.0], indirect=True)
+@pytest.mark.parametrize("outlet", [{"stall": 1.0}], indirect=True)
 async def test_a_stalled_reader_loses_its_place(site, outlet, engine):
     async with reading(site.port, "/v1/changes/orders", buffer=4096) as stalled:
         await stalled.until(lambda event: event.id != "")
@@ -75,6 +87,61 @@ async def test_a_stalled_reader_loses_its_place(site, outlet, engine):
                 batch += 1
                 await other.until("heartbeat")
         assert batch < 20
+
+
+@asynccontextmanager
+async def reading_rows_slowly(port: int) -> AsyncIterator[list[EventReader]]:
+    """Open as many snapshots as may be read at once, and take a little of each."""
+    async with AsyncExitStack() as stack:
+        slow = [
+            await stack.enter_async_context(reading(port, ROWS, buffer=4096))
+            for _ in range(SNAPSHOTS)
+        ]
+        for reader in slow:
+            await reader.until("snapshot")
+        yield slow
+
+
+async def test_readers_who_resume_do_not_wait_for_those_who_take_rows_slowly(site, engine):
+    async with reading(site.port, "/v1/changes/orders") as first:
+        await first.until(lambda event: event.id != "")
+        place = {"Last-Event-ID": first.last_id}
+    await fill(engine, 1, 10_000)
+    async with reading_rows_slowly(site.port):
+        await execute(engine, "delete from orders where id < 10000")
+        async with reading(site.port, "/v1/changes/orders", headers=place) as resumed:
+            await resumed.until(lambda event: (event.name, event.key) == ("delete", 1))
+
+
+@pytest.mark.parametrize("outlet", [{"snapshot": 1.0}], indirect=True)
+async def test_who_takes_rows_too_slowly_makes_room_and_hears_why(site, engine):
+    await fill(engine, 1, 10_000)
+    async with reading_rows_slowly(site.port) as slow:
+        await asyncio.sleep(1)
+        ends = [(await reader.rest())[-1] for reader in slow]
+        assert {(end.name, "fewer" in end.data["reason"]) for end in ends} == {("reset", True)}
+        async with reading(site.port, f"{ROWS}&where=id.lte.10") as quick:
+            assert (await quick.until("snapshot-end")).data["rows"] == 10
+
+
+async def test_a_snapshot_whose_connection_dies_without_a_word_is_given_up(
+    server, engine, monkeypatch
+):
+    for module in (log_reader, change_log):
+        monkeypatch.setattr(module, "ANSWER", 0.5)
+    await make_tables(engine)
+    await fill(engine, 1, 10_000)
+    folder = server.dsn.partition("host=")[2]
+    async with proxied(f"{folder}/.s.PGSQL.5432") as proxy:
+        place = f"127.0.0.1:{proxy.port}/{engine.url.database}"
+        far = create_async_engine(f"postgresql+asyncpg://postgres@{place}")
+        outlet = Outlet(far, exposures_of([Order]), Limits(heartbeat=0.5, snapshot=2.0))
+        async with open_site(far, outlet) as site, reading(site.port, ROWS, buffer=4096) as cut:
+            await cut.until("snapshot")
+            proxy.abandon()
+            assert (await cut.rest())[-1].name == "reset"
+            await proxy.cut()
+        await far.dispose()
 
 
 async def test_conflation_keeps_the_newest_of_each_row(site, outlet, engine):

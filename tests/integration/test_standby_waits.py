@@ -83,7 +83,7 @@ async def test_the_doctor_asks_for_the_address_of_the_primary(
 
 async def pause_replay(standby: asyncpg.Connection) -> None:
     await standby.execute("select pg_wal_replay_pause()")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while await standby.fetchval("select pg_get_wal_replay_pause_state()") != "paused":
             await asyncio.sleep(0.01)
 

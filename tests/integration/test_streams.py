@@ -65,7 +65,7 @@ async def take(stream: ChangeStream, count: int = 1) -> list[Change]:
 
 
 async def following(stream: ChangeStream) -> Change | Reset:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         return await anext(stream)
 
 
@@ -127,7 +127,7 @@ async def test_the_position_passes_what_filters_leave_out(shop: Shop) -> None:
         start = changes.position
         await shop.insert(1)
         waiting = asyncio.ensure_future(anext(changes))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while changes.position == start:
                 await asyncio.sleep(0.01)
         waiting.cancel()

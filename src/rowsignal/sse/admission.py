@@ -1,7 +1,8 @@
 """Ways in: what a reader is shown first, and how it then joins those who are up to date."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -10,13 +11,15 @@ from rowsignal.change_log import Batch
 from rowsignal.changes import Reset
 from rowsignal.sse import frames
 from rowsignal.sse.audiences import Audience
+from rowsignal.sse.exposures import Row
 from rowsignal.sse.fanout import UNKNOWN, FanOut
 from rowsignal.sse.readers import Reader
 from rowsignal.sse.rows import all_rows, pin_settings
 from rowsignal.sse.sources import Sources
-from rowsignal.sse.views import TableView, UnknownHistoryError
+from rowsignal.sse.views import UnknownHistoryError
 
 NOT_RESUMABLE = "Without a change log there is no place to continue from."
+TOO_SLOW = "The rows were not read within {:g} s: ask for fewer of them, with `pk` or `where`."
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +35,17 @@ FROM_NOW = Beginning()
 
 @dataclass(frozen=True, slots=True)
 class Entrance:
-    """What all ways in need; `turns` bounds how many are catching up at once."""
+    """What all ways in need; the bounds are on how many do something at once.
+
+    A turn ends when the database has answered. A snapshot lasts as long as its reader needs, so
+    who only catches up does not queue behind it.
+    """
 
     engine: AsyncEngine
     fanout: FanOut
     sources: Sources
     turns: asyncio.Semaphore
+    snapshots: asyncio.Semaphore
 
 
 async def enter_live(
@@ -50,9 +58,9 @@ async def enter_live(
         return
     entrance.fanout.attach(entrance.fanout.hold(reader, audience))
     if beginning.snapshot:
-        async with entrance.turns, entrance.engine.connect() as plain:
+        async with entrance.snapshots, entrance.engine.connect() as plain:
             connection = await plain.execution_options(isolation_level="REPEATABLE READ")
-            async for chunk in _snapshot(connection, audience, None):
+            async for chunk in _snapshot(entrance, connection, audience, None):
                 yield chunk
 
 
@@ -63,20 +71,17 @@ async def enter_by_log(
     yield _greeting(entrance)
     after, log = beginning.after, entrance.sources.log.log
     if after is None and beginning.snapshot:
-        async with entrance.turns, log.snapshot() as snapshot:
-            async for chunk in _snapshot(snapshot.connection, audience, snapshot.position):
+        async with entrance.snapshots, log.snapshot() as seen:
+            async for chunk in _snapshot(entrance, seen.connection, audience, seen.position):
                 yield chunk
-            after = snapshot.position
+            after = seen.position
     if after is None:
         place = await entrance.sources.log.settle()
         entrance.fanout.attach(entrance.fanout.hold(reader, audience))
         yield frames.heartbeat(entrance.fanout.limits.heartbeat, place)
         return
-    try:
-        async for chunk in _catch_up(entrance, reader, audience, after):
-            yield chunk
-    except GapError as gap:
-        reader.close(frames.reset(str(gap)))
+    async for chunk in _catch_up(entrance, reader, audience, after):
+        yield chunk
 
 
 def _greeting(entrance: Entrance) -> bytes:
@@ -85,7 +90,7 @@ def _greeting(entrance: Entrance) -> bytes:
 
 
 class GapError(Exception):
-    """What lies behind can not be told."""
+    """What lies behind can not be told: the reader has to start again."""
 
 
 async def _catch_up(
@@ -136,14 +141,29 @@ async def _show(entrance: Entrance, audience: Audience, batch: Batch) -> bytes:
 
 
 async def _snapshot(
-    connection: AsyncConnection, audience: Audience, position: str | None
+    entrance: Entrance, connection: AsyncConnection, audience: Audience, position: str | None
 ) -> AsyncGenerator[bytes, None]:
-    await pin_settings(connection, is_local=True)
-    rows = 0
-    views: Iterable[TableView] = audience.key.views
-    for view in views:
-        lens = audience.lenses[view.name]
-        async for page in all_rows(connection, lens.exposure, view):
-            rows += len(page)
-            yield b"".join(lens.snapshot(page))
+    """Yield the current rows; raise `GapError` when that takes too long, whoever is slow.
+
+    Until it is over, others wait for their snapshots, and vacuum for the transaction.
+    """
+    patience = entrance.fanout.limits.snapshot
+    ends_at = asyncio.get_running_loop().time() + patience
+    views, rows = audience.key.views, 0
+    try:
+        async with asyncio.timeout_at(ends_at):
+            await pin_settings(connection, is_local=True)
+        for view in views:
+            lens = audience.lenses[view.name]
+            async with aclosing(all_rows(connection, lens.exposure, view)) as pages:
+                while page := await _next_page(pages, ends_at):
+                    rows += len(page)
+                    yield b"".join(lens.snapshot(page))
+    except TimeoutError:
+        raise GapError(TOO_SLOW.format(patience)) from None
     yield frames.snapshot_end([view.name for view in views], rows, position)
+
+
+async def _next_page(pages: AsyncGenerator[list[Row], None], ends_at: float) -> list[Row] | None:
+    async with asyncio.timeout_at(ends_at):
+        return await anext(pages, None)

@@ -14,7 +14,14 @@ from rowsignal.exceptions import NotWatchedError
 from rowsignal.hooks import Hooks
 from rowsignal.listener import OUTAGES
 from rowsignal.sse import frames
-from rowsignal.sse.admission import FROM_NOW, Beginning, Entrance, enter_by_log, enter_live
+from rowsignal.sse.admission import (
+    FROM_NOW,
+    Beginning,
+    Entrance,
+    GapError,
+    enter_by_log,
+    enter_live,
+)
 from rowsignal.sse.audiences import Audience, AudienceKey
 from rowsignal.sse.exposures import Exposure
 from rowsignal.sse.fanout import FanOut
@@ -29,6 +36,7 @@ logger = logging.getLogger("rowsignal.sse")
 PULSE = 0.25
 LINGER = 30.0
 CATCHING_UP = 4
+SNAPSHOTS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +67,8 @@ class Outlet:
         self.sources = Sources(engine, exposures, self.fanout)
         self._open: set[Reader] = set()
         self._pulse: asyncio.Task[None] | None = None
-        turns = asyncio.Semaphore(CATCHING_UP)
-        self._entrance = Entrance(engine, self.fanout, self.sources, turns)
+        turns, snapshots = asyncio.Semaphore(CATCHING_UP), asyncio.Semaphore(SNAPSHOTS)
+        self._entrance = Entrance(engine, self.fanout, self.sources, turns, snapshots)
 
     def close_streams(self) -> None:
         """Say goodbye to all readers: call it when a shutdown begins, not when it has ended.
@@ -113,12 +121,14 @@ class Outlet:
     async def _opening(
         self, order: Order, reader: Reader, audience: Audience
     ) -> AsyncGenerator[bytes, None]:
-        """Yield what the reader gets first; when the database is away, ask it to come back."""
+        """Yield what the reader gets first; where that can not be, say whether to come back."""
         enter = enter_by_log if audience.key.with_id else enter_live
         try:
             async with aclosing(enter(self._entrance, order.beginning, reader, audience)) as chunks:
                 async for chunk in chunks:
                     yield chunk
+        except GapError as gap:
+            reader.close(frames.reset(str(gap)))
         except (*OUTAGES, NotWatchedError) as error:
             logger.warning("a stream could not begin: %s", error)
             reader.close(frames.bye("database", self.limits.retry))

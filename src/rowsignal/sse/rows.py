@@ -1,7 +1,7 @@
 """Rows as PostgreSQL writes them in JSON: current ones by key, and all of a table in a snapshot."""
 
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -80,7 +80,7 @@ async def current_rows(
 
 async def all_rows(
     connection: AsyncConnection, exposure: Exposure, view: TableView
-) -> AsyncIterator[list[Row]]:
+) -> AsyncGenerator[list[Row], None]:
     """Yield the current rows of a view in pages, in bounded memory."""
     table = exposure.table
     wanted = sorted({*exposure.key, *exposure.columns, *view.filter_columns})

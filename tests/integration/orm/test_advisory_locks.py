@@ -48,7 +48,7 @@ async def until_waiting(maker: Maker) -> None:
         "select exists (select from pg_locks where locktype = 'advisory' and not granted"
         " and database = (select oid from pg_database where datname = current_database()))"
     )
-    async with asyncio.timeout(10), maker() as session:
+    async with asyncio.timeout(30), maker() as session:
         while not await session.scalar(query):
             await session.rollback()
 

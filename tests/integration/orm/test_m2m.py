@@ -188,7 +188,7 @@ async def test_of_two_sets_at_once_the_last_to_commit_decides(maker: Maker) -> N
         await m2m_set(first, posts[0], Post.tags, tags[0], tags[1])
         waiting = asyncio.create_task(m2m_set(second, posts[1], Post.tags, tags[2], tags[3]))
         query = text("select exists (select from pg_locks where not granted)")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not await watcher.scalar(query):
                 await watcher.rollback()
         await first.commit()

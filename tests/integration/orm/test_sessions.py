@@ -170,7 +170,7 @@ async def test_a_task_that_still_uses_the_session_is_never_a_2xx(
         await session.flush()
         tasks.append(asyncio.create_task(session.execute(select(func.pg_sleep(60)))))
         asleep = text("select exists (select from pg_stat_activity where wait_event = 'PgSleep')")
-        async with asyncio.timeout(10), engine.connect() as other:
+        async with asyncio.timeout(30), engine.connect() as other:
             while not await other.scalar(asleep):
                 await other.rollback()
 

@@ -259,7 +259,7 @@ async def test_opposite_orders_do_not_deadlock(maker: Maker) -> None:
 
 async def until_waiting(maker: Maker, number: int) -> None:
     query = text("select count(*) from pg_locks where locktype = 'relation' and not granted")
-    async with asyncio.timeout(10), maker() as session:
+    async with asyncio.timeout(30), maker() as session:
         while await session.scalar(query) != number:
             await session.rollback()
 

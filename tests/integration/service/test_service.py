@@ -95,7 +95,7 @@ async def test_health_metrics_and_status_tell_how_it_is(open_site, engine):
 async def test_a_retention_that_is_set_here_is_stored_for_all(engine, database_url, tmp_path):
     await make_tables(engine)
     settings = settings_of(database_url, tmp_path, retention_age=7200.0)
-    async with serving(create_app(settings)) as site, asyncio.timeout(10):
+    async with serving(create_app(settings)) as site, asyncio.timeout(30):
         while await get_retention(engine) != Retention(max_age=7200.0):
             await asyncio.sleep(0.02)
         log = (await site.client.get("/v1/status")).json()["log"]
@@ -335,7 +335,7 @@ async def test_several_workers_share_tickets_and_stop_on_sigterm(engine, databas
             assert answers == {200}
             process.send_signal(signal.SIGTERM)
             assert (await stream.until("bye")).data["reason"] == "shutdown"
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             await process.communicate()  # to the end of both pipes, which closes them
     finally:
         if process.returncode is None:

@@ -21,7 +21,7 @@ from web_server import serving
 
 ORDERS = "/v1/changes/orders"
 SENTINEL = 999_999
-PATIENCE = 10.0
+PATIENCE = 30.0
 numbers = count()
 
 
