@@ -113,11 +113,21 @@ async def test_readers_who_resume_do_not_wait_for_those_who_take_rows_slowly(sit
             await resumed.until(lambda event: (event.name, event.key) == ("delete", 1))
 
 
-@pytest.mark.parametrize("outlet", [{"snapshot": 1.0}], indirect=True)
+async def test_who_waits_for_a_turn_to_take_rows_hears_heartbeats(site, engine):
+    await fill(engine, 1, 10_000)
+    async with reading_rows_slowly(site.port) as slow, reading(site.port, ROWS) as patient:
+        for _ in range(3):  # the first is the greeting
+            await patient.until("heartbeat")
+        assert {event.name for event in patient.events} == {"heartbeat"}
+        slow[0].cut()
+        assert (await patient.until("snapshot-end")).data["rows"] == 10_000
+
+
+@pytest.mark.parametrize("outlet", [{"snapshot": 3.0}], indirect=True)
 async def test_who_takes_rows_too_slowly_makes_room_and_hears_why(site, engine):
     await fill(engine, 1, 10_000)
     async with reading_rows_slowly(site.port) as slow:
-        await asyncio.sleep(1)
+        await asyncio.sleep(3)
         ends = [(await reader.rest())[-1] for reader in slow]
         assert {(end.name, "fewer" in end.data["reason"]) for end in ends} == {("reset", True)}
         async with reading(site.port, f"{ROWS}&where=id.lte.10") as quick:

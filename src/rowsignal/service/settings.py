@@ -91,7 +91,7 @@ class Settings(BaseSettings):
     tick: float = Field(0.02, ge=0, description="Shortest time between two writes to a reader.")
     buffer: int = Field(256 * 1024, ge=1024, description="Bytes that may wait for one reader.")
     stall: float = Field(30.0, gt=0, description="Seconds that one write may take.")
-    snapshot: float = Field(60.0, gt=0, description="Seconds one reader may take over a snapshot.")
+    snapshot: float = Field(120.0, gt=0, description="Seconds one reader may take over a snapshot.")
     readers: int = Field(2000, ge=1, description="Streams of one process.")
     readers_each: int = Field(100, ge=1, description="Streams of one principal in one process.")
     retention_age: float | None = Field(

@@ -58,10 +58,15 @@ async def enter_live(
         return
     entrance.fanout.attach(entrance.fanout.hold(reader, audience))
     if beginning.snapshot:
-        async with entrance.snapshots, entrance.engine.connect() as plain:
-            connection = await plain.execution_options(isolation_level="REPEATABLE READ")
-            async for chunk in _snapshot(entrance, connection, audience, None):
-                yield chunk
+        async for beat in _queue(entrance):
+            yield beat
+        try:
+            async with entrance.engine.connect() as plain:
+                connection = await plain.execution_options(isolation_level="REPEATABLE READ")
+                async for chunk in _snapshot(entrance, connection, audience, None):
+                    yield chunk
+        finally:
+            entrance.snapshots.release()
 
 
 async def enter_by_log(
@@ -71,10 +76,15 @@ async def enter_by_log(
     yield _greeting(entrance)
     after, log = beginning.after, entrance.sources.log.log
     if after is None and beginning.snapshot:
-        async with entrance.snapshots, log.snapshot() as seen:
-            async for chunk in _snapshot(entrance, seen.connection, audience, seen.position):
-                yield chunk
-            after = seen.position
+        async for beat in _queue(entrance):
+            yield beat
+        try:
+            async with log.snapshot() as seen:
+                async for chunk in _snapshot(entrance, seen.connection, audience, seen.position):
+                    yield chunk
+                after = seen.position
+        finally:
+            entrance.snapshots.release()
     if after is None:
         place = await entrance.sources.log.settle()
         entrance.fanout.attach(entrance.fanout.hold(reader, audience))
@@ -87,6 +97,19 @@ async def enter_by_log(
 def _greeting(entrance: Entrance) -> bytes:
     limits = entrance.fanout.limits
     return frames.retry(limits.retry) + frames.heartbeat(limits.heartbeat)
+
+
+async def _queue(entrance: Entrance) -> AsyncGenerator[bytes, None]:
+    """Yield heartbeats until a snapshot may begin; its end has to be said to `snapshots`."""
+    heartbeat = entrance.fanout.limits.heartbeat
+    while True:
+        try:
+            async with asyncio.timeout(heartbeat):
+                await entrance.snapshots.acquire()
+        except TimeoutError:
+            yield frames.heartbeat(heartbeat)
+        else:
+            return
 
 
 class GapError(Exception):

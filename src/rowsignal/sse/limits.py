@@ -17,7 +17,7 @@ class Limits:
     tick: float = 0.02
     heartbeat: float = 15.0
     stall: float = 30.0
-    snapshot: float = 60.0
+    snapshot: float = 120.0
     retry: float = 2.0
     buffer: int = 256 * 1024
     readers: int = 2000
