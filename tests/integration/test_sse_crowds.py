@@ -12,7 +12,7 @@ from event_streams import EventReader, Order, execute, make_tables, reading
 from proxy import proxied
 from rowsignal import change_log, log_reader
 from rowsignal.listener import Listener
-from rowsignal.sse import Limits, Outlet
+from rowsignal.sse import Limits, Outlet, polls
 from rowsignal.sse.exposures import exposures_of
 from rowsignal.sse.frames import heartbeat, reset
 from rowsignal.sse.grants import grant_everything
@@ -134,10 +134,10 @@ async def test_who_takes_rows_too_slowly_makes_room_and_hears_why(site, engine):
             assert (await quick.until("snapshot-end")).data["rows"] == 10
 
 
-async def test_a_snapshot_whose_connection_dies_without_a_word_is_given_up(
-    server, engine, monkeypatch
-):
-    for module in (log_reader, change_log):
+@pytest.fixture
+async def far_site(server, engine, monkeypatch):
+    """Provide a site whose way to the database can be cut, and the way."""
+    for module in (log_reader, change_log, polls):
         monkeypatch.setattr(module, "ANSWER", 0.5)
     await make_tables(engine)
     await fill(engine, 1, 10_000)
@@ -146,12 +146,26 @@ async def test_a_snapshot_whose_connection_dies_without_a_word_is_given_up(
         place = f"127.0.0.1:{proxy.port}/{engine.url.database}"
         far = create_async_engine(f"postgresql+asyncpg://postgres@{place}")
         outlet = Outlet(far, exposures_of([Order]), Limits(heartbeat=0.5, snapshot=2.0))
-        async with open_site(far, outlet) as site, reading(site.port, ROWS, buffer=4096) as cut:
-            await cut.until("snapshot")
-            proxy.abandon()
-            assert (await cut.rest())[-1].name == "reset"
+        async with open_site(far, outlet) as site:
+            yield site, proxy
             await proxy.cut()
         await far.dispose()
+
+
+async def test_a_snapshot_whose_connection_dies_without_a_word_is_given_up(far_site):
+    site, proxy = far_site
+    async with reading(site.port, ROWS, buffer=4096) as cut:
+        await cut.until("snapshot")
+        proxy.abandon()
+        assert (await cut.rest())[-1].name == "reset"
+
+
+async def test_a_long_poll_whose_connection_has_died_without_a_word_is_answered(far_site):
+    site, proxy = far_site
+    assert (await site.client.get("/v1/wait/orders/1?timeout=0.05")).status_code == 204
+    proxy.abandon()
+    answers = [await site.client.get("/v1/wait/orders/1?timeout=0.05") for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [503, 204]
 
 
 async def test_conflation_keeps_the_newest_of_each_row(site, outlet, engine):

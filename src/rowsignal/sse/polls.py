@@ -1,5 +1,6 @@
 """Long polls: one row, awaited by a client that can only ask."""
 
+import asyncio
 import hashlib
 from collections.abc import Iterable
 from contextlib import suppress
@@ -17,6 +18,8 @@ from rowsignal.sse.rows import current_rows, having_keys, pin_settings
 from rowsignal.sse.views import RowKey, TableView
 from rowsignal.sse.where import all_hold
 from rowsignal.waiting import wait_for_row_change
+
+ANSWER = 10.0  # seconds for what takes milliseconds, on a connection that is not dead
 
 
 class LongPoll:
@@ -70,7 +73,8 @@ class LongPoll:
         return str(mapper.get_property_by_column(mapper.local_table.c[column]).key)
 
     async def _load(self, model: type[Any], exposure: Exposure, key: RowKey) -> Any:
-        async with AsyncSession(self._engine, expire_on_commit=False) as session:
+        session = AsyncSession(self._engine, expire_on_commit=False)
+        async with asyncio.timeout(ANSWER), session:
             found = await session.scalar(having_keys(sa.select(model), exposure, [key]))
             if found is None:
                 raise _absent(exposure)
@@ -82,7 +86,7 @@ class LongPoll:
     ) -> tuple[dict[str, Any], str]:
         wanted = exposure.columns | view.filter_columns
         given = dict(zip(exposure.key, key, strict=True))
-        async with self._engine.connect() as connection:
+        async with asyncio.timeout(ANSWER), self._engine.connect() as connection:
             await pin_settings(connection, is_local=True)
             (row,) = await current_rows(connection, exposure, [given], wanted)
         if row is None or not all_hold(view.conditions, row):
