@@ -12,14 +12,13 @@ from sqlalchemy.orm import registry
 
 from rowsignal.changes import browser_safe
 from rowsignal.exceptions import NotFoundError, WaitTimeoutError
+from rowsignal.log_reader import ANSWER
 from rowsignal.sse.exposures import Exposure, Row
 from rowsignal.sse.frames import compact
 from rowsignal.sse.rows import current_rows, having_keys, pin_settings
 from rowsignal.sse.views import RowKey, TableView
 from rowsignal.sse.where import all_hold
 from rowsignal.waiting import wait_for_row_change
-
-ANSWER = 10.0  # seconds for what takes milliseconds, on a connection that is not dead
 
 
 class LongPoll:
