@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from rowsignal.embedded import EmbeddedPostgres
-from rowsignal.engines import suit_pooler
+from rowsignal.postgres.connections import suit_pooler
 
 POOL_SIZE = 20
 CONFIGURATION = """

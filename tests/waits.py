@@ -5,8 +5,9 @@ from typing import Any, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from rowsignal.arming import Pace, TableWatch
 from rowsignal.dispatcher import Dispatcher
+from rowsignal.dispatcher.table_watch import TableWatch
+from rowsignal.listener.pacing import Pace
 from rowsignal.waiting import wait_for_row_change
 
 Model = TypeVar("Model")

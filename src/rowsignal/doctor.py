@@ -11,14 +11,14 @@ from sqlalchemy import RowMapping, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from rowsignal.engines import OwnConnection, beside
 from rowsignal.listener import OUTAGES
+from rowsignal.listener.connection import Wire
 from rowsignal.payload import LOCK_CLASS, LOG_BUCKET
-from rowsignal.schema import schema_status
-from rowsignal.statements import query
-from rowsignal.trigger_catalog import TableFacts, read_facts
+from rowsignal.postgres.connections import OwnConnection, beside
+from rowsignal.postgres.schema import schema_status
+from rowsignal.postgres.statements import query
 from rowsignal.triggers import TriggerState, trigger_status
-from rowsignal.wire import Wire
+from rowsignal.triggers.catalog import TableFacts, read_facts
 
 OLDEST_SERVER, LISTEN_BUG = 140000, range(170000, 170007)
 LOCKS_NOTED, LOCKS_FULL = 0.5, 0.8

@@ -22,9 +22,9 @@ from proxy import Proxy
 from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.listener import Listener
 from rowsignal.sse import Limits, Outlet
-from rowsignal.sse.exposures import exposures_of
-from rowsignal.sse.grants import grant_everything
-from rowsignal.sse.router import router_of
+from rowsignal.sse.access.exposures import exposures_of
+from rowsignal.sse.access.grants import grant_everything
+from rowsignal.sse.http.router import router_of
 from web_server import serving
 
 SECONDS = 60.0 if os.environ.get("ROWSIGNAL_STRESS") == "minutes" else 4.0

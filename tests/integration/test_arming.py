@@ -12,9 +12,10 @@ from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 import waits
-from rowsignal.arming import Pace, TableWatch
 from rowsignal.dispatcher import Dispatcher
+from rowsignal.dispatcher.table_watch import TableWatch
 from rowsignal.embedded import EmbeddedPostgres
+from rowsignal.listener.pacing import Pace
 from rowsignal.payload import LOCK_CLASS
 from rowsignal.triggers import install_triggers
 from shop import Base, Line, Order

@@ -10,12 +10,12 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from change_log_support import Shop, connect, ids, open_shop
-from rowsignal import change_log, positions
-from rowsignal.change_log import ChangeLog
+from rowsignal.change_log import ChangeLog, positions
+from rowsignal.change_log import log as change_log
+from rowsignal.change_log.reader import LogTransaction, Window, log_transaction
 from rowsignal.changes import Reset
 from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.exceptions import PendingChangesError, StandbyError
-from rowsignal.log_reader import LogTransaction, Window, log_transaction
 from standby import base_backup
 
 

@@ -9,9 +9,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from change_log_support import Shop, ids, open_shop
 from pgbouncer import pgbouncer, pooled, settings_in_pool
 from rowsignal.change_log import ChangeLog
+from rowsignal.change_log.reader import look_statement
 from rowsignal.embedded import EmbeddedPostgres
-from rowsignal.engines import is_direct
-from rowsignal.log_reader import look_statement
+from rowsignal.postgres.connections import is_direct
 
 
 @pytest.fixture

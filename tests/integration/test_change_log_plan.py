@@ -6,9 +6,9 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from change_log_support import Shop, ids, open_shop
-from rowsignal import positions
-from rowsignal.log_reader import log_transaction, look_statement
-from rowsignal.statements import query
+from rowsignal.change_log import positions
+from rowsignal.change_log.reader import log_transaction, look_statement
+from rowsignal.postgres.statements import query
 
 ROWS = 400_000
 FILL = """

@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from change_log_support import Shop, ids, open_shop
-from rowsignal import change_log, positions
-from rowsignal.change_log import ChangeLog
+from rowsignal.change_log import ChangeLog, positions
+from rowsignal.change_log import log as change_log
 from rowsignal.changes import Change, Operation, Reset
 from rowsignal.exceptions import PositionError, SchemaVersionError
 

@@ -9,11 +9,11 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from change_log_support import Shop, connect, ids, open_shop
-from rowsignal import log_tail
+from rowsignal.change_log import tail
+from rowsignal.change_log.pruning import keep_pruned
+from rowsignal.change_log.tail import LogTail
 from rowsignal.changes import Reset
 from rowsignal.exceptions import SchemaVersionError
-from rowsignal.log_tail import LogTail
-from rowsignal.pruning import keep_pruned
 from rowsignal.retention import Retention, get_retention, prune, set_retention
 
 EVERYTHING = Retention(max_age=0.0)
@@ -133,7 +133,7 @@ async def test_a_stored_retention_holds_for_whoever_names_none(shop: Shop) -> No
 async def test_whoever_follows_the_log_keeps_it_pruned(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_tail, "keep_pruned", partial(keep_pruned, interval=0.05))
+    monkeypatch.setattr(tail, "keep_pruned", partial(keep_pruned, interval=0.05))
     await set_retention(shop.engine, EVERYTHING)
     async with LogTail.of(shop.engine).subscribe([("public", "item")]):
         await shop.insert(1, 2)

@@ -9,15 +9,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from change_log_support import Shop, ids, open_shop
 from proxy import Proxy, proxied
-from rowsignal import change_log, log_reader
-from rowsignal.arming import Pace
 from rowsignal.change_log import ChangeLog
+from rowsignal.change_log import log as change_log
+from rowsignal.change_log import reader as log_reader
+from rowsignal.change_log.subscription import LogSubscription
+from rowsignal.change_log.tail import LogTail
 from rowsignal.changes import Reset
 from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.exceptions import PositionError, SchemaVersionError
 from rowsignal.listener import Listener, Timings
-from rowsignal.log_subscription import LogSubscription
-from rowsignal.log_tail import LogTail
+from rowsignal.listener.pacing import Pace
 
 ITEM = ("public", "item")
 

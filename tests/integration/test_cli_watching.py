@@ -12,7 +12,7 @@ from command_line import CommandLine, Ended, connect
 from pgbouncer import pgbouncer, settings_in_pool
 from rowsignal.change_log import ChangeLog
 from rowsignal.changes import Change, Operation, Reset
-from rowsignal.cli.sightings import LiveTable
+from rowsignal.cli.change_output import LiveTable
 from rowsignal.embedded import EmbeddedPostgres
 
 TABLES = """

@@ -15,10 +15,10 @@ from sqlalchemy.pool import NullPool
 
 from pgbouncer import pgbouncer
 from proxy import Proxy, proxied
-from rowsignal.arming import Pace
 from rowsignal.dispatcher import Dispatcher
 from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.listener import Listener, Timings
+from rowsignal.listener.pacing import Pace
 from rowsignal.triggers import install_triggers
 from rowsignal.waiting import wait_for_row_change
 from shop import Base, Order

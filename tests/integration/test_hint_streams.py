@@ -11,13 +11,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from change_log_support import connect
-from rowsignal import dispatcher as dispatching
-from rowsignal import stream_sources
-from rowsignal.arming import Pace
 from rowsignal.changes import Change, Reset
 from rowsignal.dispatcher import Dispatcher
+from rowsignal.dispatcher import dispatcher as dispatching
+from rowsignal.listener.pacing import Pace
 from rowsignal.payload import LOCK_CLASS
 from rowsignal.streams import ChangeStream, watch
+from rowsignal.streams import sources as stream_sources
 from rowsignal.triggers import install_triggers
 from shop import Base, Line, Order
 from waits import NEVER, begin_wait

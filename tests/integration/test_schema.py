@@ -7,8 +7,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from ear import connected
-from rowsignal import schema
 from rowsignal.exceptions import SchemaVersionError
+from rowsignal.postgres import schema
 
 
 async def apply(engine: AsyncEngine) -> list[str]:

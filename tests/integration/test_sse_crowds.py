@@ -10,15 +10,17 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from event_streams import EventReader, Order, execute, make_tables, reading
 from proxy import proxied
-from rowsignal import change_log, log_reader
+from rowsignal.change_log import log as change_log
+from rowsignal.change_log import reader as log_reader
 from rowsignal.listener import Listener
-from rowsignal.sse import Limits, Outlet, polls
-from rowsignal.sse.exposures import exposures_of
+from rowsignal.sse import Limits, Outlet
+from rowsignal.sse.access.exposures import exposures_of
+from rowsignal.sse.access.grants import grant_everything
+from rowsignal.sse.delivery.buffers import ConflatingReader, Reader
+from rowsignal.sse.delivery.outlet import SNAPSHOTS
 from rowsignal.sse.frames import heartbeat, reset
-from rowsignal.sse.grants import grant_everything
-from rowsignal.sse.outlet import SNAPSHOTS
-from rowsignal.sse.readers import ConflatingReader, Reader
-from rowsignal.sse.router import router_of
+from rowsignal.sse.http import long_poll
+from rowsignal.sse.http.router import router_of
 from web_server import Site, serving
 
 CROWD = 200
@@ -137,7 +139,7 @@ async def test_who_takes_rows_too_slowly_makes_room_and_hears_why(site, engine):
 @pytest.fixture
 async def far_site(server, engine, monkeypatch):
     """Provide a site whose way to the database can be cut, and the way."""
-    for module in (log_reader, change_log, polls):
+    for module in (log_reader, change_log, long_poll):
         monkeypatch.setattr(module, "ANSWER", 0.5)
     await make_tables(engine)
     await fill(engine, 1, 10_000)

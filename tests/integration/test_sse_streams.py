@@ -252,7 +252,7 @@ async def test_hint_tables_can_not_be_resumed(hint_site, site_position):
 def site_position():
     from uuid import UUID
 
-    from rowsignal.positions import Position, Snapshot
+    from rowsignal.change_log.positions import Position, Snapshot
 
     return Position(UUID(int=1), Snapshot(1000)).encode()
 

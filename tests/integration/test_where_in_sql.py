@@ -7,10 +7,10 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from rowsignal.sse.exposures import exposures_of
-from rowsignal.sse.rows import all_rows, pin_settings
-from rowsignal.sse.views import TableView
-from rowsignal.sse.where import all_hold, parse_where
+from rowsignal.sse.access.exposures import exposures_of
+from rowsignal.sse.access.filters import all_hold, parse_where
+from rowsignal.sse.access.views import TableView
+from rowsignal.sse.delivery.rows import all_rows, pin_settings
 
 metadata = sa.MetaData()
 values = sa.Table(

@@ -351,7 +351,7 @@ async def test_a_partitioned_table_and_its_later_partitions_are_compared_as_one(
 
 def test_a_plain_table_can_be_named_like_a_keyword_or_worse():
     from rowsignal.alembic_plugin.operations import InstallRowTriggersOp
-    from rowsignal.trigger_settings import TriggerSettings
+    from rowsignal.triggers.settings import TriggerSettings
 
     table = Table('select "x"; --', MetaData())
     operation = InstallRowTriggersOp(table.name, None, TriggerSettings(), 1)

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ear import connected, plain_url
-from rowsignal import schema
+from rowsignal.postgres import schema
 from rowsignal.triggers import install_triggers
 
 OBJECTS = """

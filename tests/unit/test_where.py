@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sqlalchemy.dialects import postgresql
 
 from rowsignal.exceptions import FilterError
-from rowsignal.sse.where import all_hold, parse_condition, parse_where, where_clause
+from rowsignal.sse.access.filters import all_hold, parse_condition, parse_where, where_clause
 
 TABLE = sa.Table(
     "orders",

@@ -13,7 +13,7 @@ from event_streams import Item, Order, execute, make_tables, reading
 from pgbouncer import pgbouncer, settings_in_pool
 from proxy import proxied
 from rowsignal.embedded import EmbeddedPostgres
-from rowsignal.engines import suit_pooler
+from rowsignal.postgres.connections import suit_pooler
 from rowsignal.service.app import create_app
 from rowsignal.service.settings import Settings
 from rowsignal.triggers import install_triggers
