@@ -17,7 +17,7 @@ from rowsignal.sse.access.exposures import exposures_of
 from rowsignal.sse.access.grants import grant_everything
 from rowsignal.sse.http.router import router_of
 from rowsignal.triggers import install_triggers
-from web_server import serving
+from support.web_server import serving
 
 CLIENT = Path(rowsignal.service.__file__).parent / "dashboard" / "client.js"
 
