@@ -1,4 +1,4 @@
-"""A listener for tests: arms tables as the product does, and hears what triggers say."""
+"""A listener for tests: arms tables as the product does, and receives the hints."""
 
 import asyncio
 import json
@@ -32,13 +32,13 @@ async def connected(engine: AsyncEngine, **options: Any) -> AsyncIterator[asyncp
         await connection.close()
 
 
-class Ear:
-    """Hears the hints of the armed tables, in commit order."""
+class HintListener:
+    """Receives the hints of the armed tables, in commit order."""
 
     def __init__(self, connection: asyncpg.Connection, speaker: asyncpg.Connection) -> None:
         self.connection = connection
         self.speaker = speaker
-        self.heard: list[dict[str, Any]] = []
+        self.received: list[dict[str, Any]] = []
         self.wakes = 0
         self._marks: dict[str, asyncio.Event] = {}
 
@@ -48,7 +48,7 @@ class Ear:
             self._marks[payload].set()
         else:
             assert len(payload.encode()) < 8000
-            self.heard.append(json.loads(payload, parse_float=str))
+            self.received.append(json.loads(payload, parse_float=str))
 
     def _on_wake(self, *_: Any) -> None:
         self.wakes += 1
@@ -64,7 +64,7 @@ class Ear:
         await self.connection.execute(f"SELECT pg_advisory_unlock_shared({LOCK_CLASS}, {bucket})")
 
     async def settle(self) -> None:
-        """Return when everything committed before this call has been heard."""
+        """Return when everything committed before this call has been received."""
         mark = f"mark {next(numbers)}"
         self._marks[mark] = asyncio.Event()
         await self.speaker.execute(f"NOTIFY {CHANNEL}, '{mark}'")
@@ -74,8 +74,8 @@ class Ear:
     async def hints(self) -> list[dict[str, Any]]:
         """Return the hints since the last call, without token and transaction."""
         await self.settle()
-        heard, self.heard = self.heard, []
-        return heard
+        received, self.received = self.received, []
+        return received
 
     async def said(self) -> list[tuple[Any, ...]]:
         """Return (operation, key, changed) of the hints since the last call."""
@@ -83,19 +83,19 @@ class Ear:
 
 
 @asynccontextmanager
-async def listening(engine: AsyncEngine, *tables: str) -> AsyncIterator[Ear]:
-    """Hear the hints of tables, as "name" or "schema.name"."""
+async def listening(engine: AsyncEngine, *tables: str) -> AsyncIterator[HintListener]:
+    """Receive the hints of tables, as "name" or "schema.name"."""
     async with connected(engine) as connection, connected(engine) as speaker:
-        ear = Ear(connection, speaker)
-        await ear.start()
+        hint_listener = HintListener(connection, speaker)
+        await hint_listener.start()
         async with engine.connect() as asking:
             names = [
                 (table.rpartition(".")[0] or None, table.rpartition(".")[2]) for table in tables
             ]
             found = await captures(asking, names)
         for bucket in {bucket for capture in found for _, bucket in capture.channels}:
-            await ear.arm(bucket)
-        yield ear
+            await hint_listener.arm(bucket)
+        yield hint_listener
 
 
 def database_of(engine: AsyncEngine) -> str:

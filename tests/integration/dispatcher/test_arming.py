@@ -58,23 +58,23 @@ async def pay(writer: asyncpg.Connection, key: int = 1) -> None:
 async def test_nobody_notifies_while_nobody_waits(
     shop: AsyncEngine, writer: asyncpg.Connection
 ) -> None:
-    heard: list[str] = []
-    await writer.add_listener("rowsignal", lambda *arguments: heard.append(arguments[3]))
+    received: list[str] = []
+    await writer.add_listener("rowsignal", lambda *arguments: received.append(arguments[3]))
     await pay(writer)
     assert await writer.fetchval("select 1") == 1
-    assert heard == []
+    assert received == []
     Dispatcher.of(shop, Pace(safety=NEVER, linger=0.1))
     wait = begin_wait(shop)
     await until_mode(shop, "armed")
     await pay(writer)
     await wait
-    assert len(heard) == 1
+    assert len(received) == 1
     async with asyncio.timeout(30):
         while await locks(writer):
             await asyncio.sleep(0.01)
     await pay(writer)
     assert await writer.fetchval("select 1") == 1
-    assert len(heard) == 1
+    assert len(received) == 1
 
 
 async def test_a_writer_from_before_the_arming_is_settled_over(

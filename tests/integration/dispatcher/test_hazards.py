@@ -97,12 +97,12 @@ async def test_above_half_a_queue_triggers_go_quiet_and_waits_poll_until_it_is_r
         await install_triggers(engine, [Order])
         wait = begin_wait(engine, Order, 1, interval=0.05)
         await until_mode(engine, "armed")
-        async with listening(engine, "orders") as ear:
+        async with listening(engine, "orders") as hint_listener:
             await stuck.execute("listen filler")
             await stuck.execute("begin; select 1")
             assert await fill_queue(writer) > 0.5
             await pay(writer, 2)
-            assert await ear.said() == []
+            assert await hint_listener.said() == []
             await until_listening(engine, "polling")
             assert "queue is 6" in (listener.state.reason or "")
             await pay(writer)
@@ -148,8 +148,8 @@ async def test_two_phase_commits_of_a_log_that_never_notifies_always_work(
 ) -> None:
     async with shop_on(small) as engine, connected(engine) as writer:
         await install_triggers(engine, [Order], log=True)
-        async with listening(engine) as ear:
-            await ear.arm()
+        async with listening(engine) as hint_listener:
+            await hint_listener.arm()
             with pytest.raises(asyncpg.FeatureNotSupportedError, match="NOTIFY"):
                 await prepare(writer)
             await install_triggers(engine, [Order], log=True, notify=False)

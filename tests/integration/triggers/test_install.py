@@ -298,6 +298,6 @@ async def test_schemas_are_translated(engine: AsyncEngine) -> None:
     translated = engine.execution_options(schema_translate_map={None: "tenant"})
     await install_triggers(translated, Order)
     assert await states(engine, "tenant.orders") == {"orders": "installed"}
-    async with listening(engine, "tenant.orders") as ear, connected(engine) as writer:
+    async with listening(engine, "tenant.orders") as hint_listener, connected(engine) as writer:
         await writer.execute("INSERT INTO tenant.orders VALUES (1)")
-        assert await ear.said() == [("insert", [1], None)]
+        assert await hint_listener.said() == [("insert", [1], None)]

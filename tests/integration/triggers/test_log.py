@@ -111,35 +111,39 @@ async def test_only_columns_that_count_are_logged(engine: AsyncEngine) -> None:
 
 async def test_readers_are_woken_only_while_they_sleep(engine: AsyncEngine) -> None:
     await install(engine)
-    async with listening(engine) as ear, connected(engine) as writer:
+    async with listening(engine) as hint_listener, connected(engine) as writer:
         for is_asleep in (False, True, False):
             if is_asleep:
-                await ear.arm()
+                await hint_listener.arm()
             await writer.execute("INSERT INTO orders VALUES (9)")
             await writer.execute("UPDATE orders SET amount = 1 WHERE id = 99")  # wakes nobody
             await writer.execute("TRUNCATE orders")
-            await ear.settle()
+            await hint_listener.settle()
             if is_asleep:
-                await ear.disarm()
-        assert ear.wakes == 2
+                await hint_listener.disarm()
+        assert hint_listener.wakes == 2
 
 
 async def test_a_writer_that_probes_is_no_reader(engine: AsyncEngine) -> None:
     await install(engine)
-    async with listening(engine) as ear, connected(engine) as writer, connected(engine) as other:
+    async with (
+        listening(engine) as hint_listener,
+        connected(engine) as writer,
+        connected(engine) as other,
+    ):
         await other.execute(f"SELECT pg_advisory_lock({LOCK_CLASS}, {LOG_BUCKET})")
         await writer.execute("UPDATE orders SET amount = amount + 1; DELETE FROM orders")
-        await ear.settle()
-        assert ear.wakes == 0
+        await hint_listener.settle()
+        assert hint_listener.wakes == 0
 
 
 async def test_without_notify_nothing_is_sent(engine: AsyncEngine) -> None:
     await install(engine, notify=False)
-    async with listening(engine) as ear, connected(engine) as writer:
-        await ear.arm()
+    async with listening(engine) as hint_listener, connected(engine) as writer:
+        await hint_listener.arm()
         await writer.execute("UPDATE orders SET amount = 2; TRUNCATE orders")
-        await ear.settle()
-        assert ear.wakes == 0
+        await hint_listener.settle()
+        assert hint_listener.wakes == 0
 
 
 async def test_statements_take_no_transaction_ids_of_their_own(engine: AsyncEngine) -> None:

@@ -34,9 +34,9 @@ async def test_hints_come_from_the_root_and_from_partitions(engine: AsyncEngine)
         await writer.execute(PARTITIONED)
         await install_triggers(engine, "m")
         await writer.execute("CREATE TABLE m3 PARTITION OF m FOR VALUES FROM (20) TO (30)")
-        async with listening(engine, "m") as ear:
+        async with listening(engine, "m") as hint_listener:
             await writer.execute(f"{WRITES}; INSERT INTO m VALUES (9, 21)")
-            hints = await ear.hints()
+            hints = await hint_listener.hints()
             told = [(hint["n"], hint["o"], hint["k"], hint.get("c")) for hint in hints]
             assert told == [
                 ("m1a", "insert", [1, 1], None),
@@ -51,7 +51,7 @@ async def test_hints_come_from_the_root_and_from_partitions(engine: AsyncEngine)
             ]
             assert len({hint["t"] for hint in hints}) == 1
             await writer.execute("TRUNCATE m1a")
-            assert [hint["n"] for hint in await ear.hints()] == ["m1a"]
+            assert [hint["n"] for hint in await hint_listener.hints()] == ["m1a"]
 
 
 async def test_the_log_sees_the_root_and_partitions_once(engine: AsyncEngine) -> None:
@@ -119,8 +119,8 @@ async def test_inheritance_children_are_installed_with_their_parent(engine: Asyn
             (capture,) = await captures(connection, [(None, "parent")])
         assert (len(capture.channels), len(capture.relations)) == (2, 2)
         assert capture.is_notifying
-        async with listening(engine, "parent") as ear:
+        async with listening(engine, "parent") as hint_listener:
             await writer.execute("INSERT INTO child VALUES (1, 'a'); UPDATE parent SET v = 'b'")
-            assert await ear.said() == [("insert", [1], None), ("update", [1], ["v"])]
+            assert await hint_listener.said() == [("insert", [1], None), ("update", [1], ["v"])]
         await uninstall_triggers(engine, "parent")
         assert await writer.fetchval("SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal") == 0

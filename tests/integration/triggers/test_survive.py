@@ -44,16 +44,16 @@ async def test_writes_go_on_after_alter_table(engine: AsyncEngine, case: str, lo
     async with connected(engine) as writer:
         await writer.execute(TABLE)
         await install_triggers(engine, "orders", log=log)
-        async with listening(engine, "orders") as ear:
+        async with listening(engine, "orders") as hint_listener:
             for statement in WRITES:  # plans are cached before the table changes
                 await writer.execute(statement.format(key="id"))
-            await ear.said()
+            await hint_listener.said()
             if log:
                 await writer.execute("TRUNCATE rowsignal.change")
             await writer.execute(f"ALTER TABLE orders {alteration}")
             for statement in WRITES:
                 await writer.execute(statement.format(key=key))
-            said = await ear.said()
+            said = await hint_listener.said()
         (status,) = await trigger_status(engine, "orders", log=log)
         assert status.state is (TriggerState.DRIFTED if log else state), status.problem
         if log:
@@ -98,17 +98,17 @@ async def test_a_role_with_rights_on_the_table_only_can_write(
         await owner.execute(f"CREATE ROLE {role} LOGIN; GRANT ALL ON orders TO {role}")
         await owner.execute("REVOKE ALL ON SCHEMA rowsignal FROM PUBLIC")
         try:
-            async with listening(engine, "orders") as ear, connected(engine) as clerk:
-                await ear.arm()
+            async with listening(engine, "orders") as hint_listener, connected(engine) as clerk:
+                await hint_listener.arm()
                 await clerk.execute(f"SET SESSION AUTHORIZATION {role}")
                 for statement in (*WRITES, "TRUNCATE orders"):
                     await clerk.execute(statement.format(key="id"))
                 with pytest.raises(asyncpg.InsufficientPrivilegeError):
                     await clerk.execute("SELECT * FROM rowsignal.change")
-                said = await ear.said()
+                said = await hint_listener.said()
             logged = await owner.fetchval("SELECT count(*) FROM rowsignal.change")
             assert (len(said), logged) == ((0, 11) if log else (11, 0))
-            assert (ear.wakes > 0) is log
+            assert (hint_listener.wakes > 0) is log
         finally:
             await owner.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
@@ -131,12 +131,12 @@ async def test_writes_go_on_when_our_objects_are_broken(engine: AsyncEngine, cas
         warnings: list[str] = []
         writer.add_log_listener(lambda _, message: warnings.append(message.message))
         await writer.execute(BREAKAGES[case])
-        async with listening(engine, "orders") as ear:
-            await ear.arm()
+        async with listening(engine, "orders") as hint_listener:
+            await hint_listener.arm()
             for statement in (*WRITES, "TRUNCATE orders"):
                 await writer.execute(statement.format(key="id"))
                 await writer.execute(statement.format(key="id").replace("orders", "logged"))
-            said = await ear.said()
+            said = await hint_listener.said()
     assert {operation for operation, _, _ in said} >= {"insert", "update", "delete", "truncate"}
     assert warnings
     assert all("rowsignal" in warning for warning in warnings)
