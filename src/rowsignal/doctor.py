@@ -25,7 +25,7 @@ LOCKS_NOTED, LOCKS_FULL = 0.5, 0.8
 QUEUE_POLLED, QUEUE_QUIET = 0.4, 0.5  # listeners stop counting on it; triggers stop notifying
 SECOND_LOOK = 0.05
 ANSWER = 3.0
-NO_TABLE = "There is no such table."  # as trigger_health says it
+NO_TABLE = "There is no such table."  # as triggers.health says it
 
 
 class Severity(StrEnum):
