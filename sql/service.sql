@@ -12,6 +12,10 @@ JOIN pg_namespace AS n ON n.oid = r.relnamespace
 WHERE NOT t.tgisinternal
 ORDER BY 1, 2
 
+-- :: service_check
+-- A sign of life, and how far transactions have come.
+SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+
 -- :: service_database
 SELECT current_database()::text AS name, current_setting('server_version') AS server_version,
     pg_notification_queue_usage() AS queue_usage

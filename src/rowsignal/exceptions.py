@@ -110,6 +110,10 @@ class AccessDeniedError(RowSignalError, PermissionError):
     """A token or ticket is missing, spent, expired or not meant for this."""
 
 
+class NotPermittedError(AccessDeniedError):
+    """A valid token or ticket does not include this right."""
+
+
 class ReaderLimitError(RowSignalError, RuntimeError):
     """There are as many open streams as there may be; `is_own` says that they are the caller's."""
 

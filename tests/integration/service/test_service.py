@@ -222,7 +222,7 @@ async def test_a_cookie_counts_for_our_own_pages_only(guarded_site):
 
 async def test_status_needs_a_token_that_says_so(guarded_site):
     get = guarded_site.client.get
-    assert (await get("/v1/status", headers=bearer(token()))).status_code == 401
+    assert (await get("/v1/status", headers=bearer(token()))).status_code == 403
     allowed = bearer(token(rowsignal={**GRANT, "status": True}))
     assert (await get("/v1/status", headers=allowed)).json()["auth"] is True
 
