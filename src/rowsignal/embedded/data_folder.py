@@ -4,12 +4,14 @@ import errno
 import os
 import stat
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 
 from rowsignal.embedded.programs import Account, Programs, can_enter
 from rowsignal.exceptions import EmbeddedPostgresError
 
 MODES = {os.O_RDONLY: "r", os.O_WRONLY: "a", os.O_RDWR: "r+"}
+# Windows has neither, and no root that opens files for another user.
+GUARDS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 READY_STATES = ("ready", "standby")
 
 
@@ -115,7 +117,7 @@ def open_plain(path: Path, flags: int = os.O_RDONLY) -> TextIO:
     Root opens it in a folder of another user: a link would lead root to any file of the system.
     """
     try:
-        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        handle = os.open(path, flags | GUARDS, 0o600)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise EmbeddedPostgresError(f"{path} is a link, which is not followed.") from error
@@ -124,7 +126,8 @@ def open_plain(path: Path, flags: int = os.O_RDONLY) -> TextIO:
     if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
         os.close(handle)
         raise EmbeddedPostgresError(f"{path} is not a plain file with one name.")
-    return os.fdopen(handle, MODES[flags & os.O_ACCMODE], errors="replace")
+    mode = MODES[flags & os.O_ACCMODE]
+    return cast("TextIO", os.fdopen(handle, mode, errors="replace"))
 
 
 def _works_in(pid: int, folder: Path) -> bool:

@@ -3,10 +3,10 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
-from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
 from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.datastructures import QueryParams
 from starlette.routing import Match
 from starlette.types import Scope
 
@@ -38,8 +38,8 @@ class TicketRoute(ProblemRoute):
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Match the path of requests whose query has a ticket."""
-        query = parse_qs(scope.get("query_string", b""), keep_blank_values=True)
-        return super().matches(scope) if b"ticket" in query else (Match.NONE, {})
+        query = QueryParams(scope.get("query_string", b""))
+        return super().matches(scope) if "ticket" in query else (Match.NONE, {})
 
 
 def create_sse_router(
