@@ -61,7 +61,7 @@ class Service:
         )
         self.exposures: dict[str, Exposure] = {}
         self.outlet = Outlet(self.engine, self.exposures, settings.limits, self.hooks)
-        self.probe = Probe(self.engine, self.outlet)
+        self.probe = Probe(self.engine, self.outlet, self._find_tables)
         self.status = StatusReport(settings, self.engine, self.outlet, self.probe)
         self.gate = Gate(settings)
         register_process(self.registry)
@@ -74,9 +74,7 @@ class Service:
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self.engine.dispose)
             await suit_pooler(self.engine)
-            secret = hashlib.sha256(b"row keys" + self._key_secret()).digest()
-            found = await offered_tables(self.engine, self.settings.tables, key_secret=secret)
-            self.exposures.update(found)
+            await self._find_tables()
             url = self._listen_url()
             await stack.enter_async_context(Listener(self.engine, listen_url=url, hooks=self.hooks))
             stack.push_async_callback(self.outlet.aclose)
@@ -86,6 +84,13 @@ class Service:
             await stack.enter_async_context(self._task("pruning", partial(self._prune, url)))
             log.info("ready", tables=sorted(self.exposures))
             yield
+
+    async def _find_tables(self) -> None:
+        """Find what to offer, as long as that is nothing."""
+        if not self.exposures:
+            secret = hashlib.sha256(b"row keys" + self._key_secret()).digest()
+            found = await offered_tables(self.engine, self.settings.tables, key_secret=secret)
+            self.exposures.update(found)
 
     @contextlib.asynccontextmanager
     async def _task(self, name: str, work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
@@ -100,6 +105,7 @@ class Service:
 
     def _delivered(self, events: Sequence[Event]) -> None:
         self.status.latency.note(events)
+        self.status.recent.note(events)
         now = time.time()
         for event in events[:SAMPLES_A_FLUSH]:
             if event.captured_at is not None:

@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
+import shlex
 import time
 from collections import deque
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -35,8 +36,11 @@ class Probe:
     `facts` are those of the last successful look at tables, triggers and the log.
     """
 
-    def __init__(self, engine: AsyncEngine, outlet: Outlet) -> None:
+    def __init__(
+        self, engine: AsyncEngine, outlet: Outlet, find_tables: Callable[[], Awaitable[None]]
+    ) -> None:
         self._outlet = outlet
+        self._find_tables = find_tables
         self._checks = OwnConnection(beside(engine))
         self._looks = OwnConnection(beside(engine))
         self._error: str | None = "The database has not been asked yet."
@@ -102,6 +106,7 @@ class Probe:
 
     async def _refresh(self) -> None:
         try:
+            await self._find_tables()
             await self._outlet.sources.look()
             self.facts = await self._looks.run(self._read, timeout=FACTS_TIMEOUT)
         except (*OUTAGES, RowSignalError) as error:
@@ -123,6 +128,9 @@ class Probe:
         kinds = {capture.kind for capture in self._outlet.sources.captures.values()}
         if "log" in kinds:
             facts["log"] = await _log_facts(connection)
+        if not names:
+            candidates = await connection.execute(sa.text(query("service_candidates")))
+            facts["candidates"] = [_candidate(f"{schema}.{name}") for schema, name in candidates]
         return facts
 
 
@@ -153,6 +161,10 @@ def _xmax(position: str | None) -> int | None:
     if not isinstance(found, Position):  # not followed, or kept on the server
         return None
     return (found.upto or found.seen).xmax
+
+
+def _candidate(name: str) -> dict[str, str]:
+    return {"name": name, "command": shlex.quote(name)}
 
 
 async def _log_facts(connection: AsyncConnection) -> Mapping[str, Any]:

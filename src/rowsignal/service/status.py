@@ -13,9 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.listener import Listener
 from rowsignal.service.probe import Probe
+from rowsignal.service.recent import Recent
 from rowsignal.service.settings import Settings
 from rowsignal.sse import Grant, Outlet, TableGrant
 from rowsignal.sse.access.exposures import Exposure
+from rowsignal.sse.access.grants import EVERY_TABLE
 from rowsignal.sse.access.views import Event
 from rowsignal.triggers import TableStatus
 
@@ -62,6 +64,7 @@ class StatusReport:
         self._started_at = datetime.now(UTC)
         self._state: tuple[str, datetime] = ("stopped", self._started_at)
         self.latency = Latency()
+        self.recent = Recent()
 
     def readiness(self) -> str | None:
         """Return why the service is not ready, or None; answers at once."""
@@ -74,6 +77,7 @@ class StatusReport:
         fanout = self._outlet.fanout
         counts = fanout.counts
         tables = [(it, grant.for_table(it.name)) for it in self._outlet.exposures.values()]
+        recent = self.recent.by_table()
         return {
             "version": version,
             "pid": os.getpid(),
@@ -96,6 +100,12 @@ class StatusReport:
                 "bytes": counts.bytes,
             },
             "tables": [self._table(it, held, facts) for it, held in tables if held is not None],
+            "recent": {
+                it.name: recent[it.name]
+                for it, held in tables
+                if held is not None and not held.where and it.name in recent
+            },
+            "candidates": facts.get("candidates", []) if EVERY_TABLE in grant.tables else [],
         }
 
     def _listener(self, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import time
 
 import pytest
@@ -20,11 +21,8 @@ ALL = {"*": {}}
 ORDERS = "/v1/changes/orders"
 
 
-@pytest.fixture
-async def site(engine, database_url, tmp_path):
-    await make_tables(engine, filter_columns=["customer"])
-    await execute(engine, ROWS)
-    settings = Settings(
+def settings_of(database_url, tmp_path):
+    return Settings(
         database_url=database_url,
         ticket_dir=tmp_path / "tickets",
         token_secret=SECRET,
@@ -33,7 +31,13 @@ async def site(engine, database_url, tmp_path):
         tick=0.005,
         cors_origins=("https://app.example",),
     )
-    app = create_app(settings)
+
+
+@pytest.fixture
+async def site(engine, database_url, tmp_path):
+    await make_tables(engine, filter_columns=["customer"])
+    await execute(engine, ROWS)
+    app = create_app(settings_of(database_url, tmp_path))
     async with serving(app) as found:
         found.service = app.state.service
         yield found
@@ -268,20 +272,23 @@ async def test_what_is_malformed_is_unprocessable_and_never_an_error_of_ours(sit
         assert answer.json()["status"] == 422
 
 
-async def test_logs_hold_no_values_of_filters_keys_or_rows(site, engine, capsys):
-    await execute(engine, "alter table orders rename column status to gone")
+async def test_logs_hold_no_values_of_filters_keys_or_rows(capsys, engine, database_url, tmp_path):
+    await make_tables(engine)
     secret = "s3cr3t-filter-value"
-    path = f"{ORDERS}?snapshot=true&where=status.eq.{secret}"
-    async with reading(site.port, path, headers=bearer(ALL)) as stream:
-        await stream.until(lambda event: event.name in {"bye", "reset"})
-    answer = await site.client.get(f"/v1/wait/items/%5B1,%22{secret}%22%5D", headers=bearer(ALL))
-    assert answer.status_code == 404
-    await execute(engine, "drop table items")
-    assert (
-        await site.client.get(f"/v1/wait/items/%5B1,%22{secret}%22%5D", headers=bearer(ALL))
-    ).status_code == 503
+    poll = f"/v1/wait/items/%5B1,%22{secret}%22%5D"
+    async with serving(create_app(settings_of(database_url, tmp_path))) as site:
+        await execute(engine, "alter table orders rename column status to gone")
+        path = f"{ORDERS}?snapshot=true&where=status.eq.{secret}"
+        async with reading(site.port, path, headers=bearer(ALL)) as stream:
+            await stream.until(lambda event: event.name in {"bye", "reset"})
+        assert (await site.client.get(poll, headers=bearer(ALL))).status_code == 404
+        await execute(engine, "drop table items")
+        assert (await site.client.get(poll, headers=bearer(ALL))).status_code == 503
+        logging.getLogger("anything").error("it failed", exc_info=ValueError(secret))
+        logging.getLogger("anything").error("it failed: %s", ValueError(secret))
     lines = capsys.readouterr().err.splitlines()
-    written = "\n".join(it for it in lines if '"logger": "httpx"' not in it)
-    assert written
+    found = [json.loads(it) for it in lines]
+    written = "\n".join(str(it) for it in found if it["logger"] != "httpx")
+    assert "42703" in written
+    assert "ValueError" in written
     assert secret not in written
-    assert [json.loads(line) for line in written.splitlines() if line.startswith("{")]

@@ -47,9 +47,10 @@ class Endpoints:
         """Answer when a row has changed, or time is up: at the latest when the token ends."""
         asked = self._row_request(name, pk, grant, options.ask)
         timeout = min(options.timeout, _time_left(grant))
+        known = None if options.if_none_match is None else KnownTags(options.if_none_match)
         self.outlet.fanout.admit(grant.principal)
         try:
-            found = await self.poll.wait(asked, timeout, KnownTags(options.if_none_match))
+            found = await self.poll.wait(asked, timeout, known)
         finally:
             self.outlet.fanout.dismiss(grant.principal)
             _time_left(grant)

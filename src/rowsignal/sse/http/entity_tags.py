@@ -15,9 +15,6 @@ class KnownTags:
         self.is_any = text.strip() == ANY
         self._tags = frozenset(() if self.is_any else _tags(text))
 
-    def __bool__(self) -> bool:
-        return self.is_any or bool(self._tags)
-
     def __contains__(self, tag: str) -> bool:
         return self.is_any or tag in self._tags
 

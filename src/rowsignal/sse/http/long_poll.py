@@ -75,7 +75,7 @@ class LongPoll:
         first = await self._look(asked)
         if first is None:
             raise _absent(asked.exposure)
-        if known and first.tag not in known and asked.tells(Operation.UPDATE):
+        if known is not None and first.tag not in known and asked.tells(Operation.UPDATE):
             return first.body, first.tag
         try:
             async with asyncio.timeout_at(deadline):
