@@ -1,18 +1,14 @@
--- The schema that holds everything of rowsignal. Idempotent, but meant to run once: what is there is
--- brought up to date by migrations/.
+-- The schema that holds all objects of rowsignal, and the list of the migrations behind its version.
+-- The owner is whichever role installs it; the installer refuses a schema of a role it does not trust.
 
 -- :: schema
-CREATE SCHEMA IF NOT EXISTS rowsignal;
-COMMENT ON SCHEMA rowsignal IS 'Row changes for waiting programs and streams (rowsignal).';
-
--- Row readers call key_v1 in the role of the application, so everybody may look inside;
--- each function and table says for itself who may use it.
-GRANT USAGE ON SCHEMA rowsignal TO PUBLIC;
+create schema if not exists rowsignal;
+comment on schema rowsignal is 'Row changes for waiting programs and streams (rowsignal).';
 
 -- :: migrations applied
-CREATE TABLE IF NOT EXISTS rowsignal.migration (
-    version integer PRIMARY KEY CHECK (version > 0),
-    name text NOT NULL,
-    applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+-- Installing and uninstalling lock this table: a role without rights on it cannot take that lock.
+create table if not exists rowsignal.migration (
+    version integer primary key check (version > 0),
+    name text not null,
+    applied_at timestamptz not null default pg_catalog.clock_timestamp()
 );
-GRANT SELECT ON rowsignal.migration TO PUBLIC;
