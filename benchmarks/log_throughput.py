@@ -16,9 +16,9 @@ import asyncpg
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from benchmarks.report import Report
-from rowsignal import schema
 from rowsignal.change_log import Batch, ChangeLog
 from rowsignal.embedded import EmbeddedPostgres
+from rowsignal.postgres import schema
 
 DRAINED = 200_000
 CAUGHT_UP = 1_000_000

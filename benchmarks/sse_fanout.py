@@ -31,8 +31,8 @@ from benchmarks.report import Report, spread
 from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.listener import Listener
 from rowsignal.sse import Grant, Limits, Outlet, TableGrant
-from rowsignal.sse.exposures import exposures_of
-from rowsignal.sse.router import router_of
+from rowsignal.sse.access.exposures import exposures_of
+from rowsignal.sse.http.router import router_of
 from rowsignal.triggers import install_triggers
 
 READERS = 1000

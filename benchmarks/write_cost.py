@@ -29,7 +29,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from benchmarks.report import Report
 from rowsignal.dispatcher import Dispatcher
 from rowsignal.embedded import EmbeddedPostgres
-from rowsignal.statements import split
+from rowsignal.postgres.statements import split
 from rowsignal.streams import watch
 from rowsignal.triggers import install_triggers
 from rowsignal.waiting import wait_for_row_change

@@ -1,6 +1,13 @@
 """Wait for PostgreSQL row changes, stream them to browsers, and keep async sessions in order."""
 
 from rowsignal.change_log import Batch, ChangeLog
+from rowsignal.change_log.retention import (
+    PruneReport,
+    Retention,
+    get_retention,
+    prune,
+    set_retention,
+)
 from rowsignal.changes import (
     Change,
     ChangeFilter,
@@ -78,16 +85,8 @@ from rowsignal.orm import (
     transaction,
     update_or_create,
 )
-from rowsignal.retention import (
-    PruneReport,
-    Retention,
-    get_retention,
-    prune,
-    set_retention,
-)
-from rowsignal.schema import SchemaStatus, schema_status
+from rowsignal.postgres.schema import SchemaStatus, schema_status
 from rowsignal.streams import ChangeStream, watch
-from rowsignal.trigger_health import TableStatus, TriggerState
 from rowsignal.triggers import (
     TableAction,
     install_on_create,
@@ -97,6 +96,7 @@ from rowsignal.triggers import (
     uninstall_triggers,
     watched,
 )
+from rowsignal.triggers.health import TableStatus, TriggerState
 from rowsignal.waiting import wait_for_row_change
 
 __all__ = [

@@ -11,21 +11,21 @@ from sqlalchemy import RowMapping, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from rowsignal.engines import OwnConnection, beside
 from rowsignal.listener import OUTAGES
+from rowsignal.listener.connection import Wire
 from rowsignal.payload import LOCK_CLASS, LOG_BUCKET
-from rowsignal.schema import schema_status
-from rowsignal.statements import query
-from rowsignal.trigger_catalog import TableFacts, read_facts
+from rowsignal.postgres.connections import OwnConnection, beside
+from rowsignal.postgres.schema import schema_status
+from rowsignal.postgres.statements import query
 from rowsignal.triggers import TriggerState, trigger_status
-from rowsignal.wire import Wire
+from rowsignal.triggers.catalog import TableFacts, read_facts
 
 OLDEST_SERVER, LISTEN_BUG = 140000, range(170000, 170007)
 LOCKS_NOTED, LOCKS_FULL = 0.5, 0.8
 QUEUE_POLLED, QUEUE_QUIET = 0.4, 0.5  # listeners stop counting on it; triggers stop notifying
 SECOND_LOOK = 0.05
 ANSWER = 3.0
-NO_TABLE = "There is no such table."  # as trigger_health says it
+NO_TABLE = "There is no such table."  # as triggers.health says it
 
 
 class Severity(StrEnum):

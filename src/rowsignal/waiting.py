@@ -11,11 +11,13 @@ from sqlalchemy.orm import InstrumentedAttribute, undefer
 from sqlalchemy.orm.attributes import set_committed_value
 
 from rowsignal.dispatcher import Dispatcher
+from rowsignal.dispatcher.row_reader import Found
+from rowsignal.dispatcher.row_waits import Subscription
 from rowsignal.exceptions import NotFoundError, PendingChangesError, WaitTimeoutError
 from rowsignal.listener import OUTAGES
-from rowsignal.row_reader import Found, PrimaryKey, RowShape
-from rowsignal.row_watch import Subscription
-from rowsignal.targets import (
+from rowsignal.mapping import (
+    PrimaryKey,
+    RowShape,
     Source,
     Target,
     attributes_of,

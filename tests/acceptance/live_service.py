@@ -13,11 +13,11 @@ import rowsignal.service
 from rowsignal.demo.shop import create_shop
 from rowsignal.demo.shop_tables import Base, Customer, Item, Order
 from rowsignal.sse import Limits, Outlet
-from rowsignal.sse.exposures import exposures_of
-from rowsignal.sse.grants import grant_everything
-from rowsignal.sse.router import router_of
+from rowsignal.sse.access.exposures import exposures_of
+from rowsignal.sse.access.grants import grant_everything
+from rowsignal.sse.http.router import router_of
 from rowsignal.triggers import install_triggers
-from web_server import serving
+from support.web_server import serving
 
 CLIENT = Path(rowsignal.service.__file__).parent / "dashboard" / "client.js"
 

@@ -18,7 +18,7 @@ from starlette.responses import (
 from starlette.routing import Route
 
 import rowsignal.service
-import web_server
+from support import web_server
 
 CLIENT = Path(rowsignal.service.__file__).parent / "dashboard" / "client.js"
 Row = dict[str, object]

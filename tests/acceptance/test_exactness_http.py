@@ -17,15 +17,15 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from event_streams import EventReader, Order, make_tables, reading
-from proxy import Proxy
 from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.listener import Listener
 from rowsignal.sse import Limits, Outlet
-from rowsignal.sse.exposures import exposures_of
-from rowsignal.sse.grants import grant_everything
-from rowsignal.sse.router import router_of
-from web_server import serving
+from rowsignal.sse.access.exposures import exposures_of
+from rowsignal.sse.access.grants import grant_everything
+from rowsignal.sse.http.router import router_of
+from support.event_streams import EventReader, Order, make_tables, reading
+from support.proxy import Proxy
+from support.web_server import serving
 
 SECONDS = 60.0 if os.environ.get("ROWSIGNAL_STRESS") == "minutes" else 4.0
 SILENCE = 3.0  # longer than some heartbeats: the connection is dead

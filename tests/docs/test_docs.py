@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 
 import rowsignal
-from doc_pages import ROOT, Block, blocks, is_broken, links, name_of, pages, programs
+from support.doc_pages import ROOT, Block, blocks, is_broken, links, name_of, pages, programs
 
 # Where SQLModel is installed its session class is used, and that deprecates SQLAlchemy's methods.
 WARNINGS = ("-W", "error", "-W", "ignore::DeprecationWarning:sqlalchemy.ext.asyncio.session")

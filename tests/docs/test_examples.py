@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from command_line import connect
-from doc_pages import ROOT
+from support.command_line import connect
+from support.doc_pages import ROOT
 
 EXAMPLES = {path.name: path for path in sorted((ROOT / "examples").glob("*.py"))}
 WRITTEN = {

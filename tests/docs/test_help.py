@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import typer.main
 
-from doc_pages import ROOT
 from rowsignal.cli.app import app
+from support.doc_pages import ROOT
 
 PAGE = (ROOT / "docs" / "reference" / "cli.md").read_text()
 HEADING = re.compile(r"^## (?P<name>rowsignal .+)$", re.MULTILINE)

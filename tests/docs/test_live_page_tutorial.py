@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Page, expect
 
-from doc_pages import ROOT, Block, blocks
+from support.doc_pages import ROOT, Block, blocks
 
 pytest_plugins = ["acceptance.browser"]
 

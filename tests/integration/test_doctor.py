@@ -7,12 +7,12 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from command_line import CommandLine, connect
-from pgbouncer import pgbouncer
 from rowsignal.doctor import Finding, Severity, diagnose
 from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.payload import LOCK_CLASS
 from rowsignal.triggers import install_triggers
+from support.command_line import CommandLine, connect
+from support.pgbouncer import pgbouncer
 
 TABLES = "create table orders (id int primary key, status text);"
 

@@ -19,7 +19,7 @@ from rowsignal.dispatcher import Dispatcher
 from rowsignal.exceptions import NotFoundError, PendingChangesError, WaitTimeoutError
 from rowsignal.triggers import install_triggers
 from rowsignal.waiting import wait_for_row_change
-from shop import Base, Customer, Line, Order
+from support.shop import Base, Customer, Line, Order
 
 
 @pytest.fixture(params=["triggers", "polling"])

@@ -12,9 +12,9 @@ from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, tex
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import DeclarativeBase
 
-from migration_projects import Project
 from rowsignal.orm.manager import AsyncDatabaseManager
 from rowsignal.triggers import install_triggers, trigger_status, watched
+from support.migration_projects import Project
 
 PLUGINS = ["alembic.autogenerate.*", "rowsignal"]
 DEFINITIONS = """
@@ -351,7 +351,7 @@ async def test_a_partitioned_table_and_its_later_partitions_are_compared_as_one(
 
 def test_a_plain_table_can_be_named_like_a_keyword_or_worse():
     from rowsignal.alembic_plugin.operations import InstallRowTriggersOp
-    from rowsignal.trigger_settings import TriggerSettings
+    from rowsignal.triggers.settings import TriggerSettings
 
     table = Table('select "x"; --', MetaData())
     operation = InstallRowTriggersOp(table.name, None, TriggerSettings(), 1)

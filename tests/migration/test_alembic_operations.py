@@ -18,8 +18,6 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from migration_projects import Project
-from rowsignal import statements
 from rowsignal.alembic_plugin.operations import (
     VERSION,
     InstallRowTriggersOp,
@@ -28,7 +26,9 @@ from rowsignal.alembic_plugin.operations import (
 from rowsignal.embedded.programs import find_bin_dir
 from rowsignal.exceptions import LockTimeoutError, TriggerInstallError
 from rowsignal.orm.manager import AsyncDatabaseManager
-from rowsignal.trigger_settings import TriggerSettings
+from rowsignal.postgres import statements
+from rowsignal.triggers.settings import TriggerSettings
+from support.migration_projects import Project
 
 TRIGGERS = """
 select t.tgrelid::regclass::text, t.tgname, pg_get_triggerdef(t.oid)

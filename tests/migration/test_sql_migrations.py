@@ -7,9 +7,9 @@ from importlib.resources import files
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from ear import connected, plain_url
-from rowsignal import schema
+from rowsignal.postgres import schema
 from rowsignal.triggers import install_triggers
+from support.hint_listener import connected, plain_url
 
 OBJECTS = """
     SELECT pg_describe_object(classid, objid, objsubid), md5(concat(

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rowsignal.exceptions import PositionError
-from rowsignal.positions import (
+from rowsignal.change_log.positions import (
     MAX_LENGTH,
     MAX_XID,
     Position,
@@ -16,6 +15,7 @@ from rowsignal.positions import (
     decode,
     window_prefix,
 )
+from rowsignal.exceptions import PositionError
 
 LOG = UUID("6c0f64a5-6cd6-4a9c-9f2e-1d2f1a1d7e11")
 ids = st.integers(0, 2**63 - 1)

@@ -7,9 +7,9 @@ import sqlalchemy as sa
 from pydantic import BaseModel
 
 from rowsignal.changes import Operation
-from rowsignal.sse.exposures import exposures_of
-from rowsignal.sse.views import Event, Lens, Seen, TableView, UnknownHistoryError
-from rowsignal.sse.where import parse_where
+from rowsignal.sse.access.exposures import exposures_of
+from rowsignal.sse.access.filters import parse_where
+from rowsignal.sse.access.views import Event, Lens, Seen, TableView, UnknownHistoryError
 
 TABLE = sa.Table(
     "orders",

@@ -16,9 +16,9 @@ from rowsignal.alembic_plugin.operations import (
     UninstallRowTriggersOp,
 )
 from rowsignal.exceptions import MigrationError
-from rowsignal.trigger_catalog import TableFacts, read_facts
-from rowsignal.trigger_health import TriggerState, judge
-from rowsignal.trigger_settings import INFO, TableName, TriggerSettings, targets_of
+from rowsignal.triggers.catalog import TableFacts, read_facts
+from rowsignal.triggers.health import TriggerState, judge
+from rowsignal.triggers.settings import INFO, TableName, TriggerSettings, targets_of
 
 OURS = "rowsignal"
 Value = TypeVar("Value")

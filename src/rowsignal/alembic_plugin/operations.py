@@ -7,13 +7,13 @@ from weakref import WeakSet
 from alembic.autogenerate.render import renderers
 from alembic.operations import MigrateOperation, Operations
 
-from rowsignal import schema as schema_of_ours
-from rowsignal.binds import Statement
 from rowsignal.identifiers import literal, qualify
-from rowsignal.trigger_catalog import read_facts
-from rowsignal.trigger_health import has_altered_function
-from rowsignal.trigger_settings import TriggerSettings, settings_of
-from rowsignal.triggers import _guarded
+from rowsignal.postgres import schema as schema_of_ours
+from rowsignal.postgres.binds import Statement
+from rowsignal.triggers.catalog import read_facts
+from rowsignal.triggers.health import has_altered_function
+from rowsignal.triggers.installation import _guarded
+from rowsignal.triggers.settings import TriggerSettings, settings_of
 
 if TYPE_CHECKING:
     from alembic.runtime.migration import MigrationContext

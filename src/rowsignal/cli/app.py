@@ -7,11 +7,11 @@ import typer
 
 from rowsignal.cli.bench import bench
 from rowsignal.cli.config import config
-from rowsignal.cli.database import init
 from rowsignal.cli.demo import demo
 from rowsignal.cli.doctor import doctor
 from rowsignal.cli.errors import explain
-from rowsignal.cli.log import prune
+from rowsignal.cli.migrations import init
+from rowsignal.cli.prune import prune
 from rowsignal.cli.serve import serve
 from rowsignal.cli.triggers import install, status, uninstall
 from rowsignal.cli.watch import watch

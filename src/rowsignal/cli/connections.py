@@ -10,8 +10,8 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from rowsignal.cli.errors import CommandError, reason_of
-from rowsignal.engines import suit_pooler
 from rowsignal.orm.urls import async_url
+from rowsignal.postgres.connections import suit_pooler
 
 PATIENCE = 10.0
 REFUSALS = (OSError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError)

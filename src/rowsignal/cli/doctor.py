@@ -10,7 +10,7 @@ from rich.text import Text
 from rowsignal.cli.connections import connected
 from rowsignal.cli.options import Json, Models, MoreTables, Tables, Url
 from rowsignal.cli.output import console, progress, write, write_json, write_table
-from rowsignal.cli.subjects import find_subjects
+from rowsignal.cli.table_arguments import find_subjects
 from rowsignal.doctor import Finding, Severity, diagnose
 
 STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "bold red"}

@@ -15,9 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import registry
 from sqlalchemy.schema import CreateSchema, DropSchema
 
-from rowsignal import schema
 from rowsignal.hooks import Hooks
 from rowsignal.listener import Listener
+from rowsignal.postgres import schema
 from rowsignal.triggers import install_triggers, trigger_status
 from rowsignal.waiting import wait_for_row_change
 

@@ -9,8 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import registry
 
 from rowsignal.cli.errors import FAILED, CommandError
-from rowsignal.trigger_settings import TableName, targets_of
 from rowsignal.triggers import trigger_status
+from rowsignal.triggers.settings import TableName, targets_of
 
 
 async def models_of(engine: AsyncEngine, subjects: Any) -> list[type[Any]]:

@@ -12,8 +12,8 @@ from rowsignal.cli.connections import connected
 from rowsignal.cli.errors import CommandError
 from rowsignal.cli.options import Json, LockTimeout, Models, MoreTables, Tables, Url
 from rowsignal.cli.output import progress, write, write_json, write_raw, write_table
-from rowsignal.cli.subjects import find_subjects
-from rowsignal.schema import SchemaStatus, schema_status
+from rowsignal.cli.table_arguments import find_subjects
+from rowsignal.postgres.schema import SchemaStatus, schema_status
 from rowsignal.triggers import (
     TableAction,
     TableStatus,

@@ -9,13 +9,13 @@ import typer
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.changes import Change, Operation
+from rowsignal.cli.change_output import JsonLines, Lines, LiveTable, Sightings
 from rowsignal.cli.connections import connected
 from rowsignal.cli.errors import reason_of
 from rowsignal.cli.options import Json, Models, MoreTables, Tables, Url
 from rowsignal.cli.output import console, errors
 from rowsignal.cli.reflection import models_of
-from rowsignal.cli.sightings import JsonLines, Lines, LiveTable, Sightings
-from rowsignal.cli.subjects import find_subjects
+from rowsignal.cli.table_arguments import find_subjects
 from rowsignal.listener import OUTAGES, Listener
 from rowsignal.streams import watch as watch_changes
 

@@ -15,12 +15,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from rowsignal.engines import suit_pooler
+from rowsignal.change_log.pruning import INTERVAL, keep_pruned
+from rowsignal.change_log.retention import get_retention, set_retention
 from rowsignal.exceptions import RowSignalError
 from rowsignal.listener import OUTAGES, Listener
 from rowsignal.metrics import PrometheusHooks
-from rowsignal.pruning import INTERVAL, keep_pruned
-from rowsignal.retention import get_retention, set_retention
+from rowsignal.postgres.connections import suit_pooler
 from rowsignal.service.catalog import offered_tables
 from rowsignal.service.gate import Gate
 from rowsignal.service.hosts import LocalHosts
@@ -29,8 +29,8 @@ from rowsignal.service.pages import pages_router
 from rowsignal.service.settings import Settings
 from rowsignal.service.status import StatusReport
 from rowsignal.sse import Outlet
-from rowsignal.sse.exposures import Exposure
-from rowsignal.sse.router import ProblemRoute, router_of
+from rowsignal.sse.access.exposures import Exposure
+from rowsignal.sse.http.router import ProblemRoute, router_of
 
 VERSION = version("rowsignal")
 

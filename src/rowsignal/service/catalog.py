@@ -6,8 +6,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from rowsignal.exceptions import NotFoundError
-from rowsignal.sse.exposures import Exposure, exposures_of
-from rowsignal.statements import query
+from rowsignal.postgres.statements import query
+from rowsignal.sse.access.exposures import Exposure, exposures_of
 
 
 async def offered_tables(

@@ -9,7 +9,7 @@ from rowsignal.service.auth import Authenticator, grant_of
 from rowsignal.service.settings import Settings
 from rowsignal.service.tickets import TicketOffice
 from rowsignal.sse import Grant
-from rowsignal.sse.grants import grant_everything
+from rowsignal.sse.access.grants import grant_everything
 
 BEARER = "bearer "
 

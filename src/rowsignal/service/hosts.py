@@ -4,7 +4,7 @@ from http import HTTPStatus
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from rowsignal.sse.problems import Problem
+from rowsignal.sse.http.problems import Problem
 
 LOCAL = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
 

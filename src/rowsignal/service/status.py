@@ -10,14 +10,14 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from rowsignal.engines import OwnConnection, beside
 from rowsignal.exceptions import RowSignalError
 from rowsignal.listener import OUTAGES, Listener
+from rowsignal.postgres.connections import OwnConnection, beside
+from rowsignal.postgres.statements import query
 from rowsignal.service.settings import Settings
 from rowsignal.sse import Outlet
-from rowsignal.sse.exposures import Exposure
-from rowsignal.sse.views import Event
-from rowsignal.statements import query
+from rowsignal.sse.access.exposures import Exposure
+from rowsignal.sse.access.views import Event
 from rowsignal.triggers import trigger_status
 
 WINDOW = 30.0

@@ -13,10 +13,10 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from typer.testing import CliRunner
 
-from migration_projects import Project
 from rowsignal.orm.configuration import create_sync_command, manager_from_config, syncdb
 from rowsignal.orm.managed_sessions import make_db_session
 from rowsignal.orm.manager import AsyncDatabaseManager
+from support.migration_projects import Project
 
 URL = "postgresql://ann:s3cret@db.example/shop"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from migration_projects import Project
 from rowsignal.exceptions import MigrationError, MissingExtraError
 from rowsignal.orm.environment import create_migration_environment
 from rowsignal.orm.manager import AsyncDatabaseManager, DatabaseStatus
+from support.migration_projects import Project
 
 MODELS = """
 from sqlalchemy import MetaData

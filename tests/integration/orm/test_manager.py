@@ -12,9 +12,9 @@ from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from migration_projects import Project
 from rowsignal.exceptions import MigrationError
 from rowsignal.orm.manager import AsyncDatabaseManager, DatabaseStatus, SyncResult
+from support.migration_projects import Project
 
 
 class Base(DeclarativeBase):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import asyncpg
 
-from migration_projects import Project
 from rowsignal.orm.manager import LOCK
+from support.migration_projects import Project
 
 PROCESSES = 4
 

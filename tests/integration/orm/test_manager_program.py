@@ -8,7 +8,7 @@ from types import ModuleType
 import httpx
 import pytest
 
-from migration_projects import Project
+from support.migration_projects import Project
 
 FILES = {
     "config.py": """

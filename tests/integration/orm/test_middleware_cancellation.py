@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 
 from rowsignal.orm.middleware import create_middleware_and_session_proxy
 from rowsignal.orm.proxy import SessionProxy
-from session_apps import create_tables, entries, is_free
+from support.session_apps import create_tables, entries, is_free
 
 INSERT = text("insert into entry values (:id)")
 

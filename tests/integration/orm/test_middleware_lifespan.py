@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from rowsignal.orm.middleware import SQLAlchemyMiddleware, create_middleware_and_session_proxy
 from rowsignal.orm.proxy import SessionProxy
-from web_server import served
+from support.web_server import served
 
 PLAIN = {"class_": AsyncSession}
 Pair = tuple[type[SQLAlchemyMiddleware], SessionProxy]

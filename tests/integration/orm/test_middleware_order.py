@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from session_apps import Ledger, create_tables, entries, is_free
-from web_server import served
+from support.session_apps import Ledger, create_tables, entries, is_free
+from support.web_server import served
 
 FAILED = {"works": None, "deferred": 409, "lost": 503}
 ENDINGS = list(FAILED)

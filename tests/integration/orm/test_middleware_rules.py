@@ -15,8 +15,8 @@ from starlette.middleware.gzip import GZipMiddleware
 from websockets.asyncio.client import connect
 
 from rowsignal.exceptions import MissingSessionError
-from session_apps import Ledger, answer_with, create_tables, entries, is_free
-from web_server import served
+from support.session_apps import Ledger, answer_with, create_tables, entries, is_free
+from support.web_server import served
 
 
 @pytest.fixture

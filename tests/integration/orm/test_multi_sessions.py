@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 
 from rowsignal.exceptions import MissingSessionError, PoolTimeoutError, RolledBackError
 from rowsignal.orm.proxy import SessionProxy
-from session_apps import create_tables, entries, is_free, kill_backend
+from support.session_apps import create_tables, entries, is_free, kill_backend
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from rowsignal.exceptions import (
 )
 from rowsignal.orm.middleware import SQLAlchemyMiddleware, create_middleware_and_session_proxy
 from rowsignal.orm.proxy import SessionProxy
-from session_apps import create_tables, entries, is_free
-from web_server import served
+from support.session_apps import create_tables, entries, is_free
+from support.web_server import served
 
 PLAIN = {"class_": AsyncSession}
 

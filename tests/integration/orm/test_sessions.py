@@ -26,7 +26,7 @@ from rowsignal.exceptions import (
     SessionInUseError,
 )
 from rowsignal.orm.sessions import SessionDependency, create_db_context, create_db_dependency
-from web_server import served
+from support.web_server import served
 
 
 class Base(DeclarativeBase):

@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pydantic import ValidationError
 
-from event_streams import execute, make_tables, reading
 from rowsignal.retention import Retention, get_retention
 from rowsignal.service.app import create_app
 from rowsignal.service.settings import Settings, TokenKey
-from web_server import serving
+from support.event_streams import execute, make_tables, reading
+from support.web_server import serving
 
 SECRET = "a secret that is long enough to sign with, whichever digest is used for it"
 OTHER = "another secret that is long enough to sign with, whichever digest is used"

@@ -9,15 +9,15 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from event_streams import Item, Order, execute, make_tables, reading
-from pgbouncer import pgbouncer, settings_in_pool
-from proxy import proxied
 from rowsignal.embedded import EmbeddedPostgres
-from rowsignal.engines import suit_pooler
+from rowsignal.postgres.connections import suit_pooler
 from rowsignal.service.app import create_app
 from rowsignal.service.settings import Settings
 from rowsignal.triggers import install_triggers
-from web_server import serving
+from support.event_streams import Item, Order, execute, make_tables, reading
+from support.pgbouncer import pgbouncer, settings_in_pool
+from support.proxy import proxied
+from support.web_server import serving
 
 ORDERS = "/v1/changes/orders"
 SENTINEL = 999_999

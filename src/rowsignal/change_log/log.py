@@ -1,0 +1,316 @@
+"""The change log: every committed change of every logged table, exactly once between positions."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any, Self, TypeVar
+from uuid import UUID
+
+import asyncpg
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from rowsignal.change_log.positions import (
+    MAX_LENGTH,
+    AnyPosition,
+    Position,
+    Snapshot,
+    StoredPosition,
+    decode,
+    stored_prefix,
+    window_prefix,
+)
+from rowsignal.change_log.reader import (
+    ANSWER,
+    Head,
+    IncarnationMissing,
+    Look,
+    PositionLost,
+    QuickReader,
+    TableName,
+    Window,
+    driver_of,
+    explained,
+    log_transaction,
+)
+from rowsignal.change_log.records import (
+    ID,
+    OLD_ROW,
+    RELATION,
+    Record,
+    Values,
+    decode_changes,
+    decode_values,
+)
+from rowsignal.changes import Change, Reset
+from rowsignal.postgres.connections import beside
+from rowsignal.postgres.statements import query
+
+PAGE = 1000
+ID_DIGITS = 19
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Some changes, in order, and the position to resume after all of them.
+
+    `before` has the values before each change where the table logs any, else it is None.
+    `is_complete` is false when more is waiting: read on from `position` at once.
+    """
+
+    changes: list[Change]
+    position: str
+    before: Sequence[Values | None] | None = None
+    is_complete: bool = True
+
+
+class ChangeLog:
+    """The change log of one database, read through connections of its own.
+
+    Every committed change lies between exactly two positions, and changes of a row come in their
+    order; long transactions delay nobody but themselves. A position stays good until retention
+    passes it, or a crash, a promotion or a restore begins another log.
+    """
+
+    def __init__(self, engine: AsyncEngine, url: str | None = None) -> None:
+        """Read the log of an engine's database, or of the same at another address (`url`)."""
+        self._engine = beside(engine, url)
+        # Not from the same pool: with room for one connection only, the two would lock each other.
+        self._quick = QuickReader(beside(engine, url))
+        self._last: tuple[str, AnyPosition] | None = None  # most reads begin where one has ended
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the log's connections."""
+        await self._quick.close()
+        await self._engine.dispose()
+
+    async def position(self) -> str:
+        """Return the position of now: everything that is not yet visible comes after it."""
+        return await self._position_at(await self._started(self._head))
+
+    async def writers(self) -> frozenset[str]:
+        """Return who has written to the log and is not over yet, as virtual transaction ids.
+
+        Who has gone to sleep looks on until those are gone that were at work before: they did not
+        know of the sleeper. Prepared transactions are among them.
+        """
+        return frozenset(await self._ask("log_writers") or ())
+
+    async def read(
+        self,
+        after: str,
+        *,
+        until: str | None = None,
+        tables: Sequence[TableName] | None = None,
+        limit: int = PAGE,
+        is_durable: bool = False,
+    ) -> Batch | Reset:
+        """Return up to `limit` of the changes after a position, in order, or `Reset` for a gap.
+
+        `until`, the position of a whole batch, ends the reading there instead of now. `tables`
+        names (schema, table) pairs; changes of others are passed over, as are those of tables that
+        have been dropped. With `is_durable` nothing is returned that a crash of the server could
+        take back (commits with `synchronous_commit = off`).
+        Raises `PositionError` for text that is no position, `StandbyError` on a standby.
+        """
+        start, end = self._decoded(after), None if until is None else decode(until)
+
+        async def first_page() -> Batch:
+            look = None
+            if end is None and limit <= PAGE and isinstance(start, Position) and not start.upto:
+                look = await self._quick.look(start, tables, limit + 1)
+            if look is None:
+                look = await self._look(start, end, tables, limit + 1)
+            has_inner = len(look.records) > 1
+            texts = await self._texts(look.window, has_inner=has_inner)
+            maker = _BatchMaker(look.window, texts, look.names)
+            return maker.make(look.records[:limit], is_rest=len(look.records) <= limit)
+
+        batch = await self._or_reset(first_page)
+        if is_durable and isinstance(batch, Batch) and batch.changes:
+            await self._flush()
+        return batch
+
+    async def pages(
+        self,
+        after: str,
+        *,
+        tables: Sequence[TableName] | None = None,
+        size: int = PAGE,
+        is_durable: bool = False,
+    ) -> AsyncGenerator[Batch | Reset, None]:
+        """Yield the changes between a position and now, for catching up with a huge gap.
+
+        Holds one transaction open as long as it takes, so that the server sorts only once; memory
+        holds two pages of `size` changes. Ends when it has come to the snapshot it began with.
+        A `Reset` is the last thing it yields. Otherwise as `read`.
+        """
+        is_last = False
+        while not is_last:
+            try:
+                async with log_transaction(self._engine) as transaction:
+                    window = await transaction.window(decode(after))
+                    relations = None if tables is None else await transaction.relations(tables)
+                    maker = _BatchMaker(window, await self._texts(window), transaction.names)
+                    if is_durable:
+                        await self._flush()
+                    async for records in transaction.pages(window, relations, size):
+                        batch = maker.make(records, is_rest=len(records) < size)
+                        yield batch
+            except IncarnationMissing:
+                await self._start()
+            except PositionLost as lost:
+                yield await self._reset(lost)
+                return
+            else:
+                after, is_last = batch.position, window.is_last
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator["LogSnapshot"]:
+        """Open a REPEATABLE READ, READ ONLY transaction and name the position of what it sees.
+
+        Rows read through its connection and every change after its position make up all there is,
+        without gap or duplicate. Close it soon: it keeps vacuum from cleaning up.
+        """
+        await self.position()  # begins the log where it has not begun, and says what is wrong
+        async with self._engine.connect() as connection:
+            reading = await connection.execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            )
+            async with asyncio.timeout(ANSWER):
+                answer = await reading.exec_driver_sql(query("log_head"))
+            position = await self._position_at(Head.of(answer.mappings().one()))
+            yield LogSnapshot(position, reading)
+
+    async def _look(
+        self,
+        start: AnyPosition,
+        end: AnyPosition | None,
+        tables: Sequence[TableName] | None,
+        limit: int,
+    ) -> Look:
+        async with log_transaction(self._engine) as transaction:
+            window = await transaction.window(start, end)
+            relations = None if tables is None else await transaction.relations(tables)
+            records: Sequence[Record] = ()
+            if not window.is_empty:
+                records = await transaction.changes(window, relations, limit)
+        return Look(window, records, transaction.names)
+
+    async def _head(self) -> Head:
+        async with log_transaction(self._engine) as transaction:
+            return await transaction.head()
+
+    async def _started(self, look: Callable[[], Awaitable[Result]]) -> Result:
+        try:
+            return await look()
+        except IncarnationMissing:
+            await self._start()
+            return await look()
+
+    async def _or_reset(self, look: Callable[[], Awaitable[Result]]) -> Result | Reset:
+        try:
+            return await self._started(look)
+        except PositionLost as lost:
+            return await self._reset(lost)
+
+    async def _reset(self, lost: PositionLost) -> Reset:
+        return Reset(reason=f"Changes may be missing: {lost}.", position=await self.position())
+
+    def _decoded(self, text: str) -> AnyPosition:
+        return self._last[1] if self._last is not None and self._last[0] == text else decode(text)
+
+    async def _position_at(self, head: Head) -> str:
+        text = Position(head.incarnation, head.now).encode()
+        return text if len(text) <= MAX_LENGTH else await self._store(head.incarnation, head.now)
+
+    async def _texts(self, window: Window, *, has_inner: bool = True) -> "_Texts":
+        """Return how positions in a window are written, stored on the server if too long.
+
+        Without inner positions, before its last change, the prefix is empty.
+        """
+        log, seen, upto = window.incarnation, window.seen, window.upto
+        position = Position(log, upto)
+        whole = position.encode()
+        self._last = whole, position
+        if len(whole) > MAX_LENGTH:
+            whole = await self._store(log, upto)
+        if not has_inner:
+            return _Texts("", whole)
+        prefix = window_prefix(log, seen, upto)
+        if len(prefix) + ID_DIGITS > MAX_LENGTH:
+            key = await self._ask("log_store_position", str(seen), str(upto))
+            prefix = stored_prefix(log, key)
+        return _Texts(prefix, whole)
+
+    async def _store(self, incarnation: UUID, snapshot: Snapshot) -> str:
+        key = await self._ask("log_store_position", str(snapshot), None)
+        return StoredPosition(incarnation, key).encode()
+
+    async def _flush(self) -> None:
+        if await self._ask("log_has_unflushed"):
+            async with self._driver() as driver:
+                await driver.execute(query("log_flush"))
+
+    async def _start(self) -> None:
+        """Begin the log anew. After a restore it may have to delete millions of rows: no limit."""
+        async with self._driver() as driver:
+            await driver.execute(query("log_start"))
+
+    async def _ask(self, name: str, *arguments: object) -> Any:
+        async with self._driver() as driver:
+            return await driver.fetchval(query(name), *arguments, timeout=ANSWER)
+
+    @asynccontextmanager
+    async def _driver(self) -> AsyncIterator[asyncpg.Connection]:
+        async with self._engine.connect() as connection:
+            try:
+                yield await driver_of(connection)
+            except asyncpg.PostgresError as error:
+                raise explained(error) from error
+            except BaseException:
+                await asyncio.shield(connection.invalidate())
+                raise
+
+
+@dataclass(frozen=True, slots=True)
+class LogSnapshot:
+    """What a connection sees, and the position from which its changes continue."""
+
+    position: str
+    connection: AsyncConnection
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    prefix: str
+    whole: str
+
+
+@dataclass(frozen=True, slots=True)
+class _BatchMaker:
+    window: Window
+    texts: _Texts
+    names: Mapping[int, TableName]
+
+    def make(self, records: Sequence[Record], *, is_rest: bool) -> Batch:
+        """Return the batch of some records; `is_rest` when the window ends with them."""
+        last = self.texts.whole if is_rest else f"{self.texts.prefix}{records[-1][ID]}"
+        known = records
+        if not self.names.keys() >= set(map(itemgetter(RELATION), records)):
+            known = [record for record in records if record[RELATION] in self.names]
+        return Batch(
+            changes=decode_changes(known, self.names, self.texts.prefix, last),
+            position=last,
+            before=decode_values([record[OLD_ROW] for record in known]),
+            is_complete=is_rest and self.window.is_last,
+        )

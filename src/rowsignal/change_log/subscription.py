@@ -1,0 +1,139 @@
+"""One reader of the change log: carried along by the tail, or catching up by itself."""
+
+import asyncio
+from collections import deque
+from dataclasses import replace
+from itertools import compress
+from typing import Protocol, Self
+
+from rowsignal.change_log.log import Batch, ChangeLog
+from rowsignal.change_log.positions import decode
+from rowsignal.change_log.reader import TableName
+from rowsignal.changes import Reset
+from rowsignal.listener import OUTAGES, reconnect_delays
+
+
+class Tail(Protocol):
+    """What carries subscriptions along."""
+
+    log: ChangeLog
+
+    async def attach(self, subscription: "LogSubscription") -> str:
+        """Push every batch after the position that is returned."""
+
+    def detach(self, subscription: "LogSubscription") -> None:
+        """Push nothing any more."""
+
+
+class LogSubscription:
+    """An endless iterator over `Batch | Reset`; `position` is where its last item ended.
+
+    What the tail pushes is kept up to a number of changes. Beyond that it is dropped, and read from
+    the log again when it is asked for: exact, and at the expense of nobody but the slow reader.
+    """
+
+    def __init__(
+        self, tail: Tail, tables: tuple[TableName, ...], after: str | None, limit: int
+    ) -> None:
+        if after is not None:
+            decode(after)  # raises for what is no position
+        self.tables = tables
+        self.position = after or ""
+        self._tail = tail
+        self._limit = limit
+        self._wanted = frozenset(tables)
+        self._buffer: deque[Batch | Reset] = deque()
+        self._buffered = 0
+        self._pushed = asyncio.Event()
+        self._is_behind = after is not None
+        self._error: BaseException | None = None
+        self._joint: str | None = None  # where the pushed batches begin, while still behind
+
+    async def begin(self) -> None:
+        """Get going: at once for who reads from now on."""
+        if not self._is_behind:
+            self.position = await self._tail.attach(self)
+            self._joint = None
+
+    @property
+    def is_behind(self) -> bool:
+        """Tell whether the log is being read for this reader alone."""
+        return self._is_behind
+
+    def attached(self, position: str) -> None:
+        """Take note that batches after `position` will be pushed."""
+        self._clear()
+        self._joint = position
+
+    def push(self, item: Batch | Reset) -> None:
+        """Take a batch from the tail, or begin to lag behind."""
+        if isinstance(item, Batch):
+            item = self._narrowed(item)
+            self._buffered += len(item.changes)
+            if self._buffered > self._limit:
+                self._tail.detach(self)
+                self._clear()
+                self._is_behind, self._joint = True, None
+            elif not item.changes and self._buffer and isinstance(self._buffer[-1], Batch):
+                self._buffer[-1] = replace(self._buffer[-1], position=item.position)
+            else:
+                self._buffer.append(item)
+        else:
+            self._buffer.append(item)
+        self._pushed.set()
+
+    def fail(self, error: BaseException) -> None:
+        """Raise an error where the next item is asked for."""
+        self._error = error
+        self._pushed.set()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Batch | Reset:
+        while True:
+            if self._is_behind:
+                item = await self._read_on()
+            elif self._buffer:
+                item = self._buffer.popleft()
+                self._buffered -= len(item.changes) if isinstance(item, Batch) else 0
+            elif self._error is not None:
+                raise self._error
+            else:
+                self._pushed.clear()
+                await self._pushed.wait()
+                continue
+            self.position = item.position or self.position
+            return item
+
+    async def _read_on(self) -> Batch | Reset:
+        """Read from the log up to now; then up to where the tail takes over."""
+        delays = reconnect_delays()
+        while True:
+            try:
+                item = await self._tail.log.read(
+                    self.position, until=self._joint, tables=self.tables, limit=self._limit
+                )
+                if isinstance(item, Reset):
+                    self._tail.detach(self)
+                    self._joint = None
+                elif item.is_complete and self._joint is not None:
+                    self._is_behind, self._joint = False, None
+                elif item.is_complete:
+                    await self._tail.attach(self)
+            except OUTAGES:
+                await asyncio.sleep(next(delays))
+            else:
+                return item
+
+    def _clear(self) -> None:
+        self._buffer.clear()
+        self._buffered = 0
+
+    def _narrowed(self, batch: Batch) -> Batch:
+        """Leave out the tables that only others read."""
+        wanted = [(change.schema, change.table) in self._wanted for change in batch.changes]
+        if all(wanted):
+            return batch
+        before = batch.before and list(compress(batch.before, wanted))
+        return replace(batch, changes=list(compress(batch.changes, wanted)), before=before)

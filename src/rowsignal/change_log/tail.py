@@ -1,0 +1,299 @@
+"""One reader of the change log for a whole process: what it reads goes to all subscribers.
+
+It sleeps until a notification while the log is quiet, and looks in intervals while it is busy: a
+busy log would be woken for anyway, and its writers then need not notify. Who reads the log also
+keeps it within its retention.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import aclosing, asynccontextmanager, suppress
+from weakref import WeakKeyDictionary
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from rowsignal.change_log.log import Batch, ChangeLog
+from rowsignal.change_log.pruning import keep_pruned
+from rowsignal.change_log.reader import TableName
+from rowsignal.change_log.subscription import LogSubscription
+from rowsignal.changes import Reset
+from rowsignal.exceptions import RowSignalError
+from rowsignal.listener import OUTAGES, Lease, Listener, reconnect_delays
+from rowsignal.listener.pacing import Pace, Rate
+from rowsignal.payload import LOG_BUCKET, LOG_CHANNEL
+
+logger = logging.getLogger("rowsignal.log_tail")
+
+SLOWEST_POLL = 0.5
+LONGEST_PAUSE = 0.1  # between looks: a slow one says that the machine is busy, or the log
+EMPTY_PACE = 1.0  # how often subscribers hear that nothing has happened
+
+_tails: WeakKeyDictionary[Listener, "LogTail"] = WeakKeyDictionary()
+
+
+class LogTail:
+    """Follows the change log of one database for all who read it in this event loop.
+
+    `mode` is `stopped`, `polling` (notifications do not come), `busy` (looking in intervals because
+    there is much to read), `settling` (armed, writers from before are still at work) or `armed`.
+    """
+
+    def __init__(
+        self, listener: Listener, pace: Pace | None = None, *, safety: float = 5.0
+    ) -> None:
+        """Follow through a listener; an armed log is read every `safety` seconds, too."""
+        self.mode = "stopped"
+        self.position = ""
+        self.log = ChangeLog(listener.engine, listener.listen_url)
+        self._listener = listener
+        self._pace = pace or Pace()
+        self._safety = safety
+        self._rate = Rate(self._pace.busy_rate)
+        self._stay = 0.0  # nothing is known yet: sleep at once
+        self._subscribers: set[LogSubscription] = set()
+        self._tables: Counter[TableName] = Counter()
+        self._lookers: list[tuple[asyncio.Future[str], LogSubscription | None]] = []
+        self._woken = asyncio.Event()
+        self._starting = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+        self._retirement: asyncio.TimerHandle | None = None
+        self._lease: Lease | None = None
+        self._told_at = 0.0
+
+    @classmethod
+    def of(cls, engine: AsyncEngine) -> "LogTail":
+        """Return the running event loop's tail for an engine."""
+        listener = Listener.of(engine)
+        if listener not in _tails:
+            _tails[listener] = cls(listener)
+        return _tails[listener]
+
+    @property
+    def subscribers(self) -> int:
+        """Return how many read."""
+        return len(self._subscribers)
+
+    @asynccontextmanager
+    async def subscribe(
+        self, tables: Iterable[TableName], *, after: str | None = None, limit: int = 10_000
+    ) -> AsyncIterator[LogSubscription]:
+        """Read the changes of (schema, table) pairs, from a position on or from now.
+
+        The subscription yields `Batch | Reset`, with an empty batch now and then. It holds up to
+        `limit` changes; who is slower reads on from the log itself, exactly, until it has caught
+        up. Raises `PositionError` for a malformed position, and what keeps the log from being read.
+        """
+        subscription = LogSubscription(self, tuple(tables), after, limit)
+        self._tables.update(subscription.tables)
+        try:
+            await self._start()
+            await subscription.begin()
+            yield subscription
+        finally:
+            self.detach(subscription)
+            self._tables.subtract(subscription.tables)
+            self._tables += Counter()  # drops what nobody reads any more
+            self._retire_soon()
+
+    async def look(self) -> str:
+        """Read the log once more, beginning after this call; return the position reached."""
+        return await self._ask(None)
+
+    async def attach(self, subscription: LogSubscription) -> str:
+        """Hand over every batch after the position that is returned."""
+        return await self._ask(subscription)
+
+    def detach(self, subscription: LogSubscription) -> None:
+        """Hand over nothing any more."""
+        self._subscribers.discard(subscription)
+
+    def connected(self) -> None:
+        """Hear that notifications arrive, so that sleeping is possible."""
+        self._woken.set()
+
+    def degraded(self) -> None:
+        """Hear that notifications no longer arrive."""
+        self._lease = None
+        self._woken.set()
+
+    def received(self, channel: str, payload: str) -> None:  # noqa: ARG002 -- it is a mere wake-up
+        """Wake up."""
+        if channel == LOG_CHANNEL:
+            self._rate.add(1)
+            self._woken.set()
+
+    async def stopped(self) -> None:
+        """Go on by polling while somebody reads, else end now."""
+        if not self._tables:
+            await self.aclose()
+
+    async def _ask(self, subscription: LogSubscription | None) -> str:
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._lookers.append((future, subscription))
+        self._woken.set()
+        return await future
+
+    async def _start(self) -> None:
+        async with self._starting:
+            if self._retirement is not None:
+                self._retirement.cancel()
+                self._retirement = None
+            if self._task is not None and self._task.cancelling():
+                await asyncio.wait([self._task])
+            if self._task is None or self._task.done():
+                self.position = await self.log.position()
+                self._listener.attach(self)
+                self._task = asyncio.create_task(self._run(), name="rowsignal log tail")
+                self._task.add_done_callback(self._ended)
+
+    def _retire_soon(self) -> None:
+        if not self._tables and self._retirement is None:
+            loop = asyncio.get_running_loop()
+            self._retirement = loop.call_later(self._pace.linger, self._retire)
+
+    def _retire(self) -> None:
+        self._retirement = None
+        if self._task is not None:
+            self._task.cancel()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Leave nobody waiting for a task that is no more."""
+        failure = None if task.cancelled() else task.exception()
+        if failure is not None:
+            logger.error("the log tail has failed", exc_info=failure)
+        error = failure or RuntimeError("The change log is no longer followed: it was closed.")
+        for subscription in tuple(self._subscribers):
+            subscription.fail(error)
+        lookers, self._lookers = self._lookers, []
+        for future, _ in lookers:
+            if not future.done():
+                future.set_exception(error)
+
+    async def aclose(self) -> None:
+        """Stop following; whoever still reads gets an error."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        delays = reconnect_delays()
+        pruning = asyncio.create_task(
+            keep_pruned(self._listener.engine, self._listener.listen_url), name="rowsignal pruning"
+        )
+        try:
+            while True:
+                reached = self.position
+                try:
+                    await self._stay_awake()
+                    await self._sleep()
+                except (*OUTAGES, RowSignalError) as error:
+                    logger.warning("the change log can not be read just now: %s", error)
+                    self._enter("polling")
+                    if self.position != reached:  # it worked for a while: start over, soon
+                        delays = reconnect_delays()
+                    await self._woken_within(next(delays))
+                finally:
+                    await self._disarm()
+        finally:
+            self._enter("stopped")
+            self._listener.detach(self)
+            pruning.cancel()
+            await asyncio.gather(pruning, return_exceptions=True)
+            await asyncio.shield(self.log.aclose())
+
+    async def _stay_awake(self) -> None:
+        """Look in intervals until nothing has changed for a while and the log can be armed."""
+        delay, quiet_since = self._pace.busy_look, time.monotonic()
+        while True:
+            can_sleep = self._listener.state.mode == "listening"
+            self._enter("busy" if can_sleep else "polling")
+            began = time.monotonic()
+            has_changed = await self._read()
+            now = time.monotonic()
+            if has_changed:
+                delay, quiet_since = self._pace.busy_look, now
+            if can_sleep and now - quiet_since >= self._stay and await self._arm():
+                return
+            cost = min((now - began) / self._pace.share_of_time, LONGEST_PAUSE)
+            await self._woken_within(max(delay, cost))
+            if not can_sleep:
+                delay = min(delay * 1.5, SLOWEST_POLL)
+
+    async def _sleep(self) -> None:
+        """Read when woken, until notifications come too often or no longer."""
+        armed_at, lease, delay = time.monotonic(), self._lease, self._pace.settle
+        # Their triggers may have run before the log was armed, and will not wake us.
+        writers = await self.log.writers()
+        while self._lease is lease:
+            await self._read()
+            if self._rate.is_high:
+                is_relapse = time.monotonic() - armed_at < 1.0 + self._pace.quiet
+                longer = min(self._stay * 2, self._pace.longest_stay)
+                self._stay = max(longer, self._pace.quiet) if is_relapse else self._pace.quiet
+                return
+            self._enter("settling" if writers else "armed")
+            await self._woken_within(delay if writers else self._safety)
+            if writers:  # asked before the read: who is gone has committed
+                writers &= await self.log.writers()
+                delay = min(delay * 1.5, SLOWEST_POLL)
+
+    async def _arm(self) -> bool:
+        self._rate.clear()
+        self._lease = await self._listener.arm(LOG_BUCKET)
+        return self._lease is not None
+
+    async def _disarm(self) -> None:
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            with suppress(*OUTAGES):  # the lock has gone with its connection
+                await lease.release()
+
+    async def _read(self) -> bool:
+        """Read up to now and hand it out; tell whether there was anything."""
+        lookers, self._lookers = self._lookers, []
+        try:
+            has_changed = await self._read_all()
+        except BaseException:
+            self._lookers += lookers
+            raise
+        for future, subscription in lookers:
+            if not future.done():
+                future.set_result(self.position)
+                if subscription is not None:
+                    self._subscribers.add(subscription)
+                    subscription.attached(self.position)
+        return has_changed
+
+    async def _read_all(self) -> bool:
+        tables = list(self._tables)
+        first = await self.log.read(self.position, tables=tables)
+        has_changed = self._publish(first)
+        if isinstance(first, Batch) and not first.is_complete:
+            async with aclosing(self.log.pages(self.position, tables=tables)) as pages:
+                async for item in pages:
+                    self._publish(item)
+        return has_changed
+
+    def _publish(self, item: Batch | Reset) -> bool:
+        self.position = item.position or self.position
+        has_changed = isinstance(item, Reset) or bool(item.changes)
+        now = time.monotonic()
+        if has_changed or now - self._told_at >= EMPTY_PACE:
+            self._told_at = now
+            for subscription in tuple(self._subscribers):
+                subscription.push(item)
+        return has_changed
+
+    def _enter(self, mode: str) -> None:
+        if mode != self.mode:
+            self.mode = mode
+            self._listener.hooks.mode_changed(table="rowsignal.change", mode=mode)
+
+    async def _woken_within(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+        self._woken.clear()

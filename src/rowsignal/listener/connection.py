@@ -1,0 +1,128 @@
+"""One connection that LISTENs, from its opening to the first sign that it is dead."""
+
+import asyncio
+import secrets
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import asyncpg
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from rowsignal.payload import CHANNEL, LOG_CHANNEL
+from rowsignal.postgres.connections import OwnConnection
+from rowsignal.postgres.statements import query
+
+Receive = Callable[[str, str], None]
+
+
+class CanaryError(ConnectionError):
+    """A notification that we sent to ourselves did not come back."""
+
+
+class Wire:
+    """A connection that LISTENs; `lost` is set as soon as it is known to be dead.
+
+    Nothing is ever written on it: a session does not see its own shared advisory locks.
+    """
+
+    def __init__(
+        self, connection: AsyncConnection, driver: asyncpg.Connection, receive: Receive
+    ) -> None:
+        self.lost = asyncio.Event()
+        self._connection = connection
+        self._driver = driver
+        self._receive = receive
+        self._turn = asyncio.Lock()
+        self._canary_channel = f"{CHANNEL}_{secrets.token_hex(8)}"
+        self._canary = asyncio.Event()
+
+    @classmethod
+    async def open(cls, engine: AsyncEngine, receive: Receive, *, timeout: float) -> "Wire":
+        """Connect and LISTEN; raise what the server or the network has to say."""
+        async with asyncio.timeout(timeout):
+            connection = await engine.connect()
+            try:
+                raw = await connection.get_raw_connection()
+                wire = cls(connection, raw.driver_connection, receive)
+                await wire._listen()
+            except BaseException:
+                await asyncio.shield(_abandon(connection))
+                raise
+            return wire
+
+    async def settle_in(self) -> None:
+        """Switch off what would end an idle session.
+
+        After the canary has come back: through a transaction pooler these settings would stay on
+        somebody else's connection.
+        """
+        await self.ask(query("listener_settings"), timeout=5.0)
+        transport = getattr(self._driver, "_transport", None)  # asyncpg has no keepalive option
+        peer = transport and transport.get_extra_info("socket")
+        if peer is not None and peer.family in {socket.AF_INET, socket.AF_INET6}:
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    async def prove(self, own: OwnConnection, *, timeout: float) -> None:
+        """Send a notification from another connection and see it arrive; else `CanaryError`.
+
+        From another connection, because a pooler passes on what arrives within one's own
+        statement, and drops the same from a connection that is idle.
+        """
+        self._canary.clear()
+        await own.run(self._send_canary, timeout=timeout)
+        try:
+            async with asyncio.timeout(timeout):
+                await self._canary.wait()
+        except TimeoutError as error:
+            raise CanaryError(self._explain()) from error
+
+    async def ask(self, statement: str, *arguments: object, timeout: float) -> Any:
+        """Return the first value that a statement gives; a wire that does not answer is lost."""
+        async with self._turn:
+            try:
+                async with asyncio.timeout(timeout):
+                    return await self._driver.fetchval(statement, *arguments)
+            except (TimeoutError, OSError, asyncpg.InterfaceError, asyncpg.PostgresError):
+                self.lost.set()
+                raise
+            except asyncio.CancelledError:
+                self.lost.set()  # the statement may have run: what is armed is no longer known
+                raise
+
+    async def close(self) -> None:
+        """Drop the connection without waiting for the server."""
+        self.lost.set()
+        await asyncio.shield(_abandon(self._connection, self._driver))
+
+    async def _listen(self) -> None:
+        self._driver.add_termination_listener(lambda _connection: self.lost.set())
+        for channel in (CHANNEL, LOG_CHANNEL, self._canary_channel):
+            await self._driver.add_listener(channel, self._notified)
+
+    def _notified(self, _driver: object, _pid: int, channel: str, payload: str) -> None:
+        if channel == self._canary_channel:
+            self._canary.set()
+        else:
+            self._receive(channel, payload)
+
+    def _send_canary(self, connection: AsyncConnection) -> Awaitable[object]:
+        return connection.exec_driver_sql(query("notify"), (self._canary_channel, ""))
+
+    def _explain(self) -> str:
+        if self.lost.is_set():
+            return "the listening connection was closed"
+        return (
+            "notifications do not come back: the connection leads through a transaction pooler"
+            " (give Listener a listen_url that goes to PostgreSQL itself), or its network path is"
+            " dead"
+        )
+
+
+async def _abandon(connection: AsyncConnection, driver: asyncpg.Connection | None = None) -> None:
+    if driver is not None:
+        driver.terminate()
+    with suppress(asyncpg.InterfaceError, OSError):
+        await connection.invalidate()
+    await connection.close()

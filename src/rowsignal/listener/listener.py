@@ -1,0 +1,334 @@
+"""The listening of a process to a database: who is served, what is armed, how it recovers."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol, Self
+from weakref import WeakKeyDictionary
+
+import asyncpg
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from rowsignal.hooks import Hooks
+from rowsignal.listener.connection import CanaryError, Wire
+from rowsignal.payload import LOCK_CLASS
+from rowsignal.postgres.connections import OwnConnection, beside
+from rowsignal.postgres.statements import query
+
+logger = logging.getLogger("rowsignal.listener")
+
+# What a server, a driver or a network says when it is not there just now.
+OUTAGES = (
+    OSError,
+    TimeoutError,
+    SQLAlchemyError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+
+PROBE_COLLISION_DELAYS = (0.0, 0.001, 0.004, 0.016, 0.05)
+
+
+class Receiver(Protocol):
+    """Whoever a listener works for. Methods return at once: they note, and wake somebody."""
+
+    def connected(self) -> None:
+        """Hear that notifications arrive from now on; nothing is armed yet."""
+
+    def degraded(self) -> None:
+        """Hear that notifications no longer arrive; nothing is armed any more."""
+
+    def received(self, channel: str, payload: str) -> None:
+        """Take one notification."""
+
+    async def stopped(self) -> None:
+        """Hear that the listener was closed; end what nobody needs any more."""
+
+
+def reconnect_delays() -> Iterator[float]:
+    """Yield the seconds before each attempt to reconnect: doubling to 30, with jitter."""
+    ceiling = 0.05
+    while True:
+        yield random.uniform(ceiling / 2, ceiling)  # noqa: S311 -- spreads clients, guards nothing
+        ceiling = min(ceiling * 2, 30.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """How patient a listener is, in seconds.
+
+    `canary` is how often an idle connection proves that notifications still come through,
+    `answer` how long anything may take before the connection counts as dead, `linger` how long
+    the connection stays after its last user has gone, `full_queue` the share of PostgreSQL's
+    notification queue above which notifications are no longer counted on.
+    """
+
+    canary: float = 20.0
+    answer: float = 5.0
+    linger: float = 5.0
+    full_queue: float = 0.4
+    delays: Callable[[], Iterator[float]] = reconnect_delays
+
+
+@dataclass(slots=True)
+class ListenerState:
+    """What a listener does: `mode` is `stopped`, `connecting`, `listening` or `polling`.
+
+    `polling` means that notifications do not arrive, for the given `reason`. `epoch` counts the
+    connections that worked, `notifications` what arrived on them.
+    """
+
+    mode: str = "stopped"
+    reason: str | None = None
+    epoch: int = 0
+    notifications: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A hold on a bucket; PostgreSQL counts holds, and drops them with the connection."""
+
+    bucket: int
+    wire: Wire
+    timeout: float
+
+    async def release(self) -> None:
+        """Give the hold back: after the last one writers no longer notify."""
+        if not self.wire.lost.is_set():
+            await self.wire.ask(query("disarm"), LOCK_CLASS, self.bucket, timeout=self.timeout)
+
+
+_Known = dict[object, "Listener"]
+_listeners: WeakKeyDictionary[asyncio.AbstractEventLoop, _Known] = WeakKeyDictionary()
+
+
+@dataclass(eq=False)
+class Listener:
+    """One LISTEN connection for an engine, shared by all waits and streams of an event loop.
+
+    Waiting starts it by itself. Open one in an application's lifespan to keep it warm, to hear
+    of a failing first connection, or to give it another address:
+
+        async with Listener(engine, listen_url="postgresql+asyncpg://primary/app"):
+            ...
+
+    `listen_url` is for engines that connect through a transaction pooler or to a standby, where
+    LISTEN does not work (PostgreSQL manual, LISTEN and "Hot Standby"); rows are then looked at
+    through that address, too.
+    """
+
+    engine: AsyncEngine
+    listen_url: str | None = None
+    hooks: Hooks = field(default_factory=Hooks)
+    timings: Timings = field(default_factory=Timings)
+
+    def __post_init__(self) -> None:
+        self.state = ListenerState()
+        self.own = OwnConnection(beside(self.engine, self.listen_url))
+        self._wire_engine = beside(self.engine, self.listen_url)
+        self._wire: Wire | None = None
+        self._receivers: set[Receiver] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._retirement: asyncio.TimerHandle | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._is_kept_open = False
+
+    @classmethod
+    def of(cls, engine: AsyncEngine) -> "Listener":
+        """Return the running event loop's listener for an engine; make one where there is none."""
+        known = _listeners.setdefault(asyncio.get_running_loop(), {})
+        identity = _identity(engine)
+        if identity not in known:
+            known[identity] = cls(engine)
+        return known[identity]
+
+    async def __aenter__(self) -> Self:
+        """Connect, or raise what the first connection raises.
+
+        Where PostgreSQL answers, and only notifications do not arrive, it begins by polling.
+        """
+        loop = asyncio.get_running_loop()
+        _listeners.setdefault(loop, {})[_identity(self.engine)] = self
+        self._is_kept_open = True
+        first: asyncio.Future[None] = loop.create_future()
+        self._start(first)
+        try:
+            await first
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        """Stop listening; waits that are left poll from now on."""
+        await self.close()
+
+    def attach(self, receiver: Receiver) -> None:
+        """Work for `receiver`; start if nobody was there before."""
+        self._receivers.add(receiver)
+        if self._retirement is not None:
+            self._retirement.cancel()
+            self._retirement = None
+        self._start()
+
+    def detach(self, receiver: Receiver) -> None:
+        """Stop working for `receiver`; after the last one, stop altogether soon."""
+        self._receivers.discard(receiver)
+        if self._receivers or self._is_kept_open or self._retirement is not None:
+            return
+        loop = asyncio.get_running_loop()
+        self._retirement = loop.call_later(self.timings.linger, self._retire)
+
+    async def arm(self, bucket: int) -> "Lease | None":
+        """Take the shared advisory lock that makes triggers notify, and return the lease on it.
+
+        Returns None where notifications do not arrive, or somebody else holds the lock
+        exclusively: poll then. What triggers decided before the lock was there is for the caller
+        to settle. See the PostgreSQL manual, "Advisory Lock Functions".
+        """
+        for delay in PROBE_COLLISION_DELAYS:  # a writer's own probe is gone in microseconds
+            await asyncio.sleep(delay)
+            wire = self._wire
+            if wire is None or self.state.mode != "listening":
+                return None
+            if await wire.ask(query("arm"), LOCK_CLASS, bucket, timeout=self.timings.answer):
+                return Lease(bucket, wire, self.timings.answer)
+        return None
+
+    async def close(self) -> None:
+        """Close the connections; leave no task."""
+        self._is_kept_open = False
+        self._forget()
+        if self._retirement is not None:
+            self._retirement.cancel()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        for receiver in tuple(self._receivers):
+            await receiver.stopped()
+        await self.own.close()
+
+    def _start(self, first: asyncio.Future[None] | None = None) -> None:
+        if self._task is None or self._task.done():
+            loop = asyncio.get_running_loop()
+            self._task = loop.create_task(self._run(first), name="rowsignal listener")
+            self._task.add_done_callback(partial(_report, first=first))
+
+    def _retire(self) -> None:
+        self._retirement = None
+        if not self._receivers and not self._is_kept_open:
+            self._forget()  # now: whoever asks next gets a listener that is not about to close
+            loop = asyncio.get_running_loop()
+            self._closing = loop.create_task(self.close(), name="rowsignal listener closing")
+
+    def _forget(self) -> None:
+        known = _listeners.get(asyncio.get_running_loop(), {})
+        if known.get(_identity(self.engine)) is self:
+            del known[_identity(self.engine)]
+
+    async def _run(self, first: asyncio.Future[None] | None) -> None:
+        delays = self.timings.delays()
+        try:
+            while True:
+                epoch = self.state.epoch
+                try:
+                    await self._serve(first)
+                except OUTAGES as error:
+                    if first is None or first.done():
+                        self._degrade(_in_one_line(error))
+                    elif isinstance(error, CanaryError):  # for what polls this will do
+                        self._degrade(_in_one_line(error))
+                        first.set_result(None)
+                    else:
+                        first.set_exception(error)
+                        return
+                if self.state.epoch != epoch:  # it worked for a while: start over, soon
+                    delays = self.timings.delays()
+                await asyncio.sleep(next(delays))
+        finally:
+            self._degrade("the listener was stopped", level=logging.INFO)
+            self.state.mode = "stopped"
+            await self.own.close()
+            await self._wire_engine.dispose()
+
+    async def _serve(self, first: asyncio.Future[None] | None) -> None:
+        """Listen on one connection until it is lost; raise why it could not be, or no longer is."""
+        if self.state.mode == "stopped":
+            self.state.mode = "connecting"
+        answer = self.timings.answer
+        wire = await Wire.open(self._wire_engine, self._received, timeout=answer)
+        try:
+            await wire.prove(self.own, timeout=answer)
+            await wire.settle_in()
+            self._connect(wire)
+            if first is not None and not first.done():
+                first.set_result(None)
+            while not await self._is_lost_within(wire, self.timings.canary):
+                await self._check(wire)
+            raise ConnectionError("the listening connection was closed")
+        finally:
+            self._wire = None
+            await wire.close()
+
+    async def _is_lost_within(self, wire: Wire, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds * random.uniform(0.8, 1.2)):  # noqa: S311 -- spread
+                await wire.lost.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _check(self, wire: Wire) -> None:
+        """See that notifications still arrive, and that PostgreSQL's queue of them is not full."""
+        used = await wire.ask(query("queue_usage"), timeout=self.timings.answer)
+        await wire.prove(self.own, timeout=self.timings.answer)
+        if used > self.timings.full_queue:
+            self._degrade(f"PostgreSQL's notification queue is {used:.0%} full")
+        elif self.state.mode != "listening":
+            self._connect(wire)
+
+    def _connect(self, wire: Wire) -> None:
+        self._wire = wire
+        self.state.mode, self.state.reason = "listening", None
+        self.state.epoch += 1
+        self.hooks.connected(epoch=self.state.epoch)
+        for receiver in tuple(self._receivers):
+            receiver.connected()
+
+    def _degrade(self, reason: str, *, level: int = logging.WARNING) -> None:
+        was_listening = self.state.mode == "listening"
+        if self.state.reason != reason:
+            logger.log(level, "notifications do not arrive, so rows are looked at: %s", reason)
+        self.state.mode, self.state.reason = "polling", reason
+        if was_listening:
+            self.hooks.degraded(reason=reason)
+            for receiver in tuple(self._receivers):
+                receiver.degraded()
+
+    def _received(self, channel: str, payload: str) -> None:
+        self.state.notifications += 1
+        for receiver in tuple(self._receivers):
+            receiver.received(channel, payload)
+
+
+def _in_one_line(error: BaseException) -> str:
+    first, *_ = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def _report(task: asyncio.Task[None], first: asyncio.Future[None] | None) -> None:
+    """Say so where the task has failed, and let nobody wait for a connection that never comes."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        logger.error("the listener has failed: rows are looked at from now on", exc_info=error)
+    if first is not None and not first.done():
+        first.set_exception(error or ConnectionError("the listener was stopped"))
+
+
+def _identity(engine: AsyncEngine) -> object:
+    return engine.sync_engine.dialect  # shared with engines derived by execution_options()

@@ -1,0 +1,1 @@
+"""Connections, schema and statements: what every other part asks PostgreSQL with."""

@@ -1,0 +1,1 @@
+"""What a client may read: tables, columns, filters, grants."""

@@ -1,0 +1,238 @@
+"""Views: what readers who may see the same and ask for the same are shown of a change."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from rowsignal.changes import Operation, browser_safe
+from rowsignal.sse import frames
+from rowsignal.sse.access.exposures import Exposure, Row, Shape
+from rowsignal.sse.access.filters import Condition, all_hold
+
+RowKey = tuple[Any, ...]
+MAX_TRACKED = 100_000
+
+
+class UnknownHistoryError(Exception):
+    """Nobody can say whether a row that is out of sight was ever in it."""
+
+
+@dataclass(slots=True, eq=False)
+class Event:
+    """One change with the values that views decide on.
+
+    `new` is the row as it is shown, None when it is not there; `old` its values before, None when
+    the log does not have them. `frames` keeps what was encoded, for all who are shown the same.
+    """
+
+    operation: Operation
+    exposure: Exposure
+    key: Row | None
+    changed: tuple[str, ...] | None = None
+    new: Row | None = None
+    old: Row | None = None
+    position: str | None = None
+    transaction_id: int | None = None
+    captured_at: datetime | None = None
+    frames: dict[object, bytes] = field(default_factory=dict)
+
+    @property
+    def row_key(self) -> RowKey:
+        """The key's values, to look rows up by."""
+        return () if self.key is None else tuple(self.key.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableView:
+    """What is shown of one table; equal for readers who share their frames.
+
+    `permission` holds the conditions of the grant, `asked` those of the request.
+    """
+
+    name: str
+    columns: frozenset[str] | None = None
+    operations: frozenset[Operation] | None = None
+    changed: frozenset[str] | None = None
+    keys: frozenset[RowKey] | None = None
+    permission: tuple[Condition, ...] = ()
+    asked: tuple[Condition, ...] = ()
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """All conditions that a row must meet."""
+        return self.permission + self.asked
+
+    @property
+    def filter_columns(self) -> frozenset[str]:
+        """The columns that decide whether a row is in sight."""
+        return frozenset(condition.column for condition in self.conditions)
+
+
+class Seen:
+    """The keys of the rows in sight of one view of one table; bounded, and honest about it.
+
+    `keys` is None when they are not known: the reader came with a position, or there were too many.
+    """
+
+    __slots__ = ("keys", "limit")
+
+    def __init__(self, *, known: bool, limit: int = MAX_TRACKED) -> None:
+        self.keys: set[RowKey] | None = set() if known else None
+        self.limit = limit
+
+    def add(self, keys: Iterable[RowKey]) -> None:
+        """Note rows that came into sight."""
+        if self.keys is not None:
+            self.keys.update(keys)
+            if len(self.keys) > self.limit:
+                self.keys = None
+
+    def discard(self, key: RowKey) -> None:
+        """Note a row that went out of sight."""
+        if self.keys is not None:
+            self.keys.discard(key)
+
+    def clear(self) -> None:
+        """Note that no row is left, which is known whatever was forgotten."""
+        self.keys = set()
+
+
+class Lens:
+    """Shows one table through one view: decides, remembers what is in sight, shapes."""
+
+    def __init__(
+        self, view: TableView, exposure: Exposure, *, known: bool, tracked: int = MAX_TRACKED
+    ) -> None:
+        self.view = view
+        self.exposure = exposure
+        self.conditions = view.conditions
+        self.filter_columns = view.filter_columns
+        self.seen = Seen(known=known, limit=tracked)
+        self.shape: Shape = exposure.shape(view.columns)
+        columns = exposure.columns
+        self.shown = columns if view.columns is None else columns & view.columns
+        self.names = {"schema": exposure.table.schema or "public", "table": exposure.table.name}
+        self._visible = self.shown | self.filter_columns
+        self._style = (exposure.name, self.shown)
+
+    def show(self, event: Event, *, with_id: bool) -> bytes | None:
+        """Return the frame of an event for this view's readers, or None when it is not for them."""
+        view = self.view
+        if view.keys is not None and event.key is not None and event.row_key not in view.keys:
+            return None
+        was_visible = self._was_visible_in_log(event)
+        operation = self._operation(event, was_visible)
+        if operation is None or self._is_unwanted(event, operation):
+            return None
+        has_old = event.old is not None and was_visible is True
+        style = (operation, with_id, has_old, self._style)
+        made = event.frames.get(style)
+        if made is None:
+            old = event.old if has_old else None
+            data = self._data(event, operation, old)
+            made = frames.frame(str(operation), data, event.position if with_id else None)
+            event.frames[style] = made
+        return made
+
+    def _is_unwanted(self, event: Event, operation: Operation) -> bool:
+        """Tell whether the reader did not ask for this, or may not know that it was."""
+        wanted, told = self.view.operations, event.operation
+        if wanted is not None and operation not in wanted:
+            return True
+        if self.conditions:
+            told = operation  # leaving sight counts as what it is for this reader
+        elif wanted is not None and told not in wanted:
+            return True
+        return told is Operation.UPDATE and self._is_silent(event)
+
+    def _is_silent(self, event: Event) -> bool:
+        """Tell whether an update changed nothing here: that a hidden column changed is hidden."""
+        if event.changed is None:
+            return False
+        wanted = self.view.changed
+        if wanted is not None and wanted.isdisjoint(event.changed):
+            return True
+        return self._visible.isdisjoint(event.changed)
+
+    def _operation(self, event: Event, was_visible: bool | None) -> Operation | None:
+        """Return what the change is for a reader: leaving sight is a delete."""
+        if event.operation is Operation.TRUNCATE:
+            self.seen.clear()
+            return Operation.TRUNCATE
+        if event.key is None:
+            return Operation.UPDATE
+        is_present = event.new is not None
+        if not self.conditions:
+            return _as_found(event.operation, is_present=is_present)
+        if event.new is not None and all_hold(self.conditions, event.new):
+            self.seen.add([event.row_key])
+            is_entering = event.operation is Operation.INSERT or was_visible is False
+            return Operation.INSERT if is_entering else Operation.UPDATE
+        return self._left(event, was_visible)
+
+    def _left(self, event: Event, was_visible: bool | None) -> Operation | None:
+        if was_visible is None:
+            was_visible = self._was_visible_by_memory(event)
+        self.seen.discard(event.row_key)
+        return Operation.DELETE if was_visible else None
+
+    def _was_visible_in_log(self, event: Event) -> bool | None:
+        if event.operation is Operation.INSERT:
+            return False
+        if not self.conditions:
+            return True
+        if event.old is not None and self.filter_columns <= event.old.keys():
+            return all_hold(self.conditions, event.old)
+        return None
+
+    def _was_visible_by_memory(self, event: Event) -> bool:
+        if self.seen.keys is not None:
+            return event.row_key in self.seen.keys
+        if event.operation is Operation.UPDATE and _is_same(event, self.filter_columns):
+            return False
+        if self.view.permission:
+            raise UnknownHistoryError
+        # Whoever may see every row learns nothing from a delete that he does not need.
+        return True
+
+    def _data(self, event: Event, operation: Operation, old: Row | None) -> dict[str, Any]:
+        data: dict[str, Any] = {
+            "operation": str(operation),
+            **self.names,
+            "key": None if event.key is None else browser_safe(dict(event.key)),
+            "changed": self._changed(event, operation),
+            "transaction_id": event.transaction_id and str(event.transaction_id),
+            "captured_at": event.captured_at and event.captured_at.isoformat(),
+        }
+        if operation in {Operation.INSERT, Operation.UPDATE} and event.new is not None:
+            data["row"] = self.shape(event.new)
+        if old is not None and self.shown <= old.keys():
+            data["old"] = self.shape(old)
+        return data
+
+    def _changed(self, event: Event, operation: Operation) -> list[str] | None:
+        if operation is not Operation.UPDATE or event.changed is None:
+            return None
+        return [column for column in event.changed if column in self.shown]
+
+    def snapshot(self, rows: Iterable[Row]) -> list[bytes]:
+        """Return the frames of current rows, which come into sight with that."""
+        made = []
+        for row in rows:
+            key = self.exposure.key_of(row)
+            self.seen.add([tuple(key.values())])
+            data = {**self.names, "key": browser_safe(key), "row": self.shape(row)}
+            made.append(frames.frame("snapshot", data))
+        return made
+
+
+def _as_found(operation: Operation, *, is_present: bool) -> Operation:
+    """Return what the tables say: what is shown was read later than it was logged."""
+    if not is_present:
+        return Operation.DELETE
+    return Operation.UPDATE if operation is Operation.DELETE else operation
+
+
+def _is_same(event: Event, columns: frozenset[str]) -> bool:
+    return event.changed is not None and columns.isdisjoint(event.changed)

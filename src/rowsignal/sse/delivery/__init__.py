@@ -1,0 +1,1 @@
+"""How changes get from their source to the buffers of the readers."""

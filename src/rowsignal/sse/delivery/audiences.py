@@ -1,0 +1,61 @@
+"""Audiences: readers who are shown the same, and those who are about to join them."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from rowsignal.sse.access.exposures import Exposure
+from rowsignal.sse.access.views import Event, Lens, RowKey, TableView
+from rowsignal.sse.delivery.buffers import Reader
+
+
+@dataclass(frozen=True, slots=True)
+class AudienceKey:
+    """What readers must have in common to be shown the same frames.
+
+    `with_id` says that the stream can be resumed, `known` that it is known which rows its readers
+    have seen.
+    """
+
+    views: tuple[TableView, ...]
+    with_id: bool
+    known: bool
+
+
+class Audience:
+    """Readers who are shown the same."""
+
+    def __init__(self, key: AudienceKey, exposures: Mapping[str, Exposure], tracked: int) -> None:
+        self.key = key
+        self.readers: set[Reader] = set()
+        self.lenses = {
+            view.name: Lens(view, exposures[view.name], known=key.known, tracked=tracked)
+            for view in key.views
+        }
+
+    def show(self, events: Iterable[Event]) -> list[tuple[tuple[str, RowKey], bytes]]:
+        """Return the frames of some events, each with the row that it is about."""
+        shown: list[tuple[tuple[str, RowKey], bytes]] = []
+        for event in events:
+            lens = self.lenses.get(event.exposure.name)
+            chunk = lens and lens.show(event, with_id=self.key.with_id)
+            if chunk:
+                shown.append(((event.exposure.name, event.row_key), chunk))
+        return shown
+
+    def remember(self, other: "Audience") -> None:
+        """Take over what a reader who joins has been shown on its own so far."""
+        for name, lens in other.lenses.items():
+            mine, theirs = self.lenses[name].seen, lens.seen
+            if theirs.keys is None:
+                mine.keys = None
+            else:
+                mine.add(theirs.keys)
+
+
+@dataclass(slots=True, eq=False)
+class Joiner:
+    """A reader on its way from the log to the live changes, which are held until it is there."""
+
+    reader: Reader
+    audience: Audience
+    events: list[Event] = field(default_factory=list)

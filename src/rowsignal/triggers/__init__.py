@@ -1,0 +1,29 @@
+"""Triggers on the tables to watch: install, uninstall, status."""
+
+from rowsignal.triggers.catalog import Capture, captures
+from rowsignal.triggers.health import TableStatus, TriggerState
+from rowsignal.triggers.installation import (
+    TableAction,
+    install_on_create,
+    install_script,
+    install_triggers,
+    trigger_status,
+    uninstall_triggers,
+)
+from rowsignal.triggers.settings import TableName, TriggerSettings, watched
+
+__all__ = [
+    "Capture",
+    "TableAction",
+    "TableName",
+    "TableStatus",
+    "TriggerSettings",
+    "TriggerState",
+    "captures",
+    "install_on_create",
+    "install_script",
+    "install_triggers",
+    "trigger_status",
+    "uninstall_triggers",
+    "watched",
+]

@@ -1,0 +1,201 @@
+"""What the catalogue says about the triggers of tables, read in one query."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from rowsignal.postgres.statements import query
+from rowsignal.triggers.settings import TableName
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """One of our triggers; a clone is a partition's copy of its root's row trigger."""
+
+    name: str
+    function: str
+    digest: str
+    type: int
+    is_enabled: bool
+    is_clone: bool
+    definition: str
+    arguments: tuple[str, ...]
+
+    @classmethod
+    def of(cls, facts: dict[str, Any]) -> "Trigger":
+        """Read the query's JSON; the last piece of the arguments is what follows the last zero."""
+        return cls(**{**facts, "arguments": tuple((facts["arguments"] or [""])[:-1])})
+
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether it has the arguments that the installer gives; one made by hand may not."""
+        if len(self.arguments) < 4 or not self.arguments[1].isdecimal():
+            return False
+        try:
+            return isinstance(json.loads(self.arguments[2]), dict)
+        except ValueError:
+            return False
+
+    @property
+    def kind(self) -> str:
+        """Return "hint" or "log"."""
+        return "log" if self.function.startswith("capture_log") else "hint"
+
+    @property
+    def channel(self) -> tuple[str, int]:
+        """Return the token and the bucket."""
+        return self.arguments[0], int(self.arguments[1])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return what the table was declared with."""
+        settings: dict[str, Any] = json.loads(self.arguments[2])
+        return settings
+
+    @property
+    def key_columns(self) -> tuple[str, ...]:
+        """Return the columns that the trigger takes for the primary key."""
+        return self.arguments[3:]
+
+    @property
+    def is_row_level(self) -> bool:
+        """Tell whether it fires for each row (bit 0 of pg_trigger.tgtype)."""
+        return self.type % 2 == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A table, or one of its partitions or inheritance children."""
+
+    oid: int
+    kind: str
+    is_partition: bool
+    shape: str
+    triggers: tuple[Trigger, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TableFacts:
+    """A table with all that belongs to it; `oid` is None when there is no such table."""
+
+    schema: str | None
+    name: str
+    oid: int | None
+    kind: str | None
+    is_stray: bool
+    key_columns: tuple[str, ...]
+    columns: tuple[str, ...]
+    members: tuple[Member, ...]
+
+    @property
+    def triggers(self) -> tuple[Trigger, ...]:
+        """Return our triggers on the table and everything beneath it."""
+        return tuple(trigger for member in self.members for trigger in member.triggers)
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """How changes of a table make themselves known.
+
+    `kind` is "hint", "log" or None, and `is_notifying` tells whether that works on the table and
+    all that belongs to it. `channels` are the (token, bucket) pairs of the hints of the
+    table and of its inheritance children, `relations` the oids of everything that a writer may
+    lock to write its rows. `key_columns` is the key that hints carry, in order; `columns` names
+    the columns whose changes are told, None for all.
+    """
+
+    schema: str | None
+    table: str
+    oid: int | None
+    kind: str | None
+    is_notifying: bool
+    channels: tuple[tuple[str, int], ...]
+    relations: tuple[int, ...]
+    key_columns: tuple[str, ...]
+    columns: tuple[str, ...] | None
+
+    @classmethod
+    def of(cls, facts: TableFacts) -> "Capture":
+        """Judge whether changes of all rows will be told."""
+        ours = [trigger for trigger in facts.triggers if trigger.is_whole]
+        rows = [trigger for trigger in ours if trigger.is_row_level]
+        kinds = {trigger.kind for trigger in ours}
+        kind = "log" if "log" in kinds else "hint" if kinds else None
+        tells = _is_logged if kind == "log" else _has_row_trigger
+        return cls(
+            schema=facts.schema,
+            table=facts.name,
+            oid=facts.oid,
+            kind=kind,
+            is_notifying=bool(ours) and all(map(tells, facts.members)) and _may_notify(ours),
+            channels=tuple(sorted({trigger.channel for trigger in rows})),
+            relations=tuple(member.oid for member in facts.members),
+            key_columns=rows[0].key_columns if rows else facts.key_columns,
+            columns=_counted(facts, ours[0].settings) if ours else None,
+        )
+
+
+def _may_notify(triggers: Sequence[Trigger]) -> bool:
+    return all(trigger.settings.get("notify", True) for trigger in triggers)
+
+
+def _has_row_trigger(member: Member) -> bool:
+    return any(trigger.is_row_level and trigger.is_enabled for trigger in _whole(member))
+
+
+def _is_logged(member: Member) -> bool:
+    """Tell whether INSERT, UPDATE, DELETE and TRUNCATE are all logged."""
+    return sum(trigger.kind == "log" and trigger.is_enabled for trigger in _whole(member)) >= 4
+
+
+def _whole(member: Member) -> list[Trigger]:
+    return [trigger for trigger in member.triggers if trigger.is_whole]
+
+
+def _counted(facts: TableFacts, settings: dict[str, Any]) -> tuple[str, ...] | None:
+    if "columns" in settings:
+        return tuple(settings["columns"])
+    if "exclude" in settings:
+        return tuple(name for name in facts.columns if name not in settings["exclude"])
+    return None
+
+
+def read_facts(
+    connection: Connection, names: Sequence[TableName], *, with_strays: bool = False
+) -> list[TableFacts]:
+    """Return the facts of tables in their order, then of tables that carry our triggers unasked.
+
+    A name without schema is looked up as a statement of this connection would.
+    """
+    asked = json.dumps({"tables": names, "with_strays": with_strays})
+    rows = connection.execute(text(query("captures")), {"asked": asked})
+    return [_facts(row) for row in rows.mappings()]
+
+
+def _facts(row: Any) -> TableFacts:
+    members = json.loads(row["members"] or "[]")
+    return TableFacts(
+        schema=row["schema"],
+        name=row["name"],
+        oid=row["oid"],
+        kind=row["kind"],
+        is_stray=row["is_stray"],
+        key_columns=tuple(row["key_columns"]),
+        columns=tuple(row["columns"]),
+        members=tuple(
+            Member(**{**m, "triggers": tuple(map(Trigger.of, m["triggers"]))}) for m in members
+        ),
+    )
+
+
+async def captures(connection: AsyncConnection, tables: Sequence[TableName]) -> list[Capture]:
+    """Return how changes of each table make themselves known, in one query.
+
+    Works without the schema `rowsignal` and for tables that do not exist.
+    """
+    facts = await connection.run_sync(read_facts, tables)
+    return [Capture.of(table) for table in facts]

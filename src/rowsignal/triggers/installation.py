@@ -1,0 +1,245 @@
+"""Triggers on the tables to watch: install, uninstall, status."""
+
+from collections.abc import Awaitable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, overload
+
+from sqlalchemy import Connection, MetaData, event, text
+from sqlalchemy.exc import DBAPIError
+
+from rowsignal.exceptions import LockTimeoutError, TriggerInstallError
+from rowsignal.identifiers import literal, qualify
+from rowsignal.postgres import schema
+from rowsignal.postgres.binds import AsyncBind, SyncBind, SyncConnection, execute, record, run_on
+from rowsignal.triggers.catalog import TableFacts, read_facts
+from rowsignal.triggers.health import TableStatus, TriggerState, has_altered_function, judge
+from rowsignal.triggers.settings import Target, targets_of
+
+REFUSALS = {"RS001", "42P01", "42501"}  # ours, no such table, no right to
+BUSY = {"55P03", "40P01"}  # lock_timeout, deadlock
+
+
+@dataclass(frozen=True, slots=True)
+class TableAction:
+    """What was done to one table: "installed", "replaced", "removed" or "unchanged"."""
+
+    schema: str | None
+    table: str
+    action: str
+
+
+@overload
+def install_triggers(
+    bind: AsyncBind, what: Any, *, lock_timeout: float = ..., **settings: Any
+) -> Awaitable[list[TableAction]]: ...
+@overload
+def install_triggers(
+    bind: SyncBind, what: Any, *, lock_timeout: float = ..., **settings: Any
+) -> list[TableAction]: ...
+def install_triggers(
+    bind: AsyncBind | SyncBind, what: Any, *, lock_timeout: float = 3.0, **settings: Any
+) -> list[TableAction] | Awaitable[list[TableAction]]:
+    """Give tables the triggers that tell of their changes; return what was done to each.
+
+    `bind` is an engine, which gets a transaction of its own, or a connection or session, in whose
+    transaction it happens; with an async one the call is to be awaited. `what` is a declarative
+    base, a metadata, models, tables or names such as "sales.orders". The settings are those of
+    `TriggerSettings`; they win over those declared with `watched`.
+
+    The schema `rowsignal` is made or brought up to date first. Tables whose triggers are as they
+    should be are not touched, so it may be called at every start, by many processes at once.
+    `CREATE TRIGGER` locks a table against writes until the transaction's end (PostgreSQL manual,
+    13.3): a table that is not free within `lock_timeout` seconds is a `LockTimeoutError`, so that
+    a busy table's users do not queue behind this. `TriggerInstallError` says why a table can not
+    carry triggers: it is a view, a partition, a foreign table, or has no primary key.
+    """
+    targets = targets_of(what, **settings)
+
+    def work(connection: SyncConnection) -> list[TableAction]:
+        if not isinstance(connection, Connection):
+            return _write_installation(connection, targets)
+        with _guarded(connection, lock_timeout):
+            return _install(connection, _translated(connection, targets))
+
+    return run_on(bind, work)
+
+
+@overload
+def uninstall_triggers(
+    bind: AsyncBind, what: Any, *, lock_timeout: float = ...
+) -> Awaitable[list[TableAction]]: ...
+@overload
+def uninstall_triggers(
+    bind: SyncBind, what: Any, *, lock_timeout: float = ...
+) -> list[TableAction]: ...
+def uninstall_triggers(
+    bind: AsyncBind | SyncBind, what: Any, *, lock_timeout: float = 3.0
+) -> list[TableAction] | Awaitable[list[TableAction]]:
+    """Take the triggers from tables; return what was done to each.
+
+    Arguments and errors are those of `install_triggers`; `what=None` stands for every table that
+    carries triggers. The schema `rowsignal` and its log stay.
+    """
+    targets = [] if what is None else targets_of(what)
+
+    def work(connection: SyncConnection) -> list[TableAction]:
+        if not isinstance(connection, Connection):
+            return [_run(connection, "uninstall", target, "removed") for target in targets]
+        with _guarded(connection, lock_timeout):
+            names = [target.name for target in _translated(connection, targets)]
+            tables = read_facts(connection, names, with_strays=what is None)
+            return [_uninstall(connection, facts) for facts in tables]
+
+    return run_on(bind, work)
+
+
+@overload
+def trigger_status(
+    bind: AsyncBind, what: Any = ..., **settings: Any
+) -> Awaitable[list[TableStatus]]: ...
+@overload
+def trigger_status(bind: SyncBind, what: Any = ..., **settings: Any) -> list[TableStatus]: ...
+def trigger_status(
+    bind: AsyncBind | SyncBind, what: Any = None, **settings: Any
+) -> list[TableStatus] | Awaitable[list[TableStatus]]:
+    """Compare the triggers of tables with what was declared for them, in one catalogue query.
+
+    Of a base or metadata, tables that carry triggers without belonging to it are `orphaned`;
+    without `what`, every table that carries triggers is compared with its own settings, and so is
+    one that is given by name and without settings.
+    """
+    targets = [] if what is None else _judged(what, settings)
+    is_whole = what is None or isinstance(getattr(what, "metadata", what), MetaData)
+    is_whole = is_whole and getattr(what, "__table__", None) is None
+
+    def work(connection: SyncConnection) -> list[TableStatus]:
+        if not isinstance(connection, Connection):
+            raise TypeError("The status of triggers can not be asked offline.")
+        wanted = _translated(connection, targets)
+        names = [target.name for target in wanted]
+        tables = read_facts(connection, names, with_strays=is_whole)
+        settings_of = [target.settings for target in wanted] + [None] * (len(tables) - len(wanted))
+        return [
+            judge(facts, settings, is_orphan=facts.is_stray and what is not None)
+            for facts, settings in zip(tables, settings_of, strict=True)
+        ]
+
+    return run_on(bind, work)
+
+
+def install_script(what: Any, **settings: Any) -> str:
+    """Return the SQL that `install_triggers` would run on an empty database, for `psql -f`.
+
+    >>> print(install_script("orders").splitlines()[-1])
+    SELECT rowsignal.install_v1('"orders"', '{}');
+    """
+    return record(lambda connection: install_triggers(connection, what, **settings))
+
+
+def install_on_create(metadata: MetaData, **settings: Any) -> None:
+    """Let `metadata.create_all` install the triggers, too."""
+
+    def after_create(_: MetaData, connection: Connection, **__: object) -> None:
+        install_triggers(connection, metadata, **settings)
+
+    event.listen(metadata, "after_create", after_create)
+
+
+def _judged(what: Any, settings: dict[str, Any]) -> list[Target]:
+    """Return the tables to judge: a name alone declares nothing that could be missed."""
+    if isinstance(what, list | tuple):
+        return [target for item in what for target in _judged(item, settings)]
+    found = targets_of(what, **settings)
+    return [Target(found[0].name)] if isinstance(what, str) and not settings else found
+
+
+def _install(connection: Connection, targets: Sequence[Target]) -> list[TableAction]:
+    names = [target.name for target in targets]
+    if schema.version(connection) == schema.CURRENT:
+        tables = read_facts(connection, names)
+        if all(_is_right(facts, target) for facts, target in zip(tables, targets, strict=True)):
+            return [TableAction(*target.name, "unchanged") for target in targets]
+    schema.take_lock(connection)
+    schema.apply(connection)
+    tables = read_facts(connection, names)
+    if any(has_altered_function(trigger) for facts in tables for trigger in facts.triggers):
+        schema.repair(connection)
+        tables = read_facts(connection, names)
+    return [
+        _install_table(connection, facts, target)
+        for facts, target in zip(tables, targets, strict=True)
+    ]
+
+
+def _install_table(connection: Connection, facts: TableFacts, target: Target) -> TableAction:
+    if _is_right(facts, target):
+        return TableAction(*target.name, "unchanged")
+    return _run(connection, "install", target, "replaced" if facts.triggers else "installed")
+
+
+def _is_right(facts: TableFacts, target: Target) -> bool:
+    status = judge(facts, target.settings, is_orphan=False)
+    return status.state is TriggerState.INSTALLED
+
+
+def _uninstall(connection: Connection, facts: TableFacts) -> TableAction:
+    if not facts.triggers:
+        return TableAction(facts.schema, facts.name, "unchanged")
+    return _run(connection, "uninstall", Target((facts.schema, facts.name)), "removed")
+
+
+def _write_installation(connection: SyncConnection, targets: Sequence[Target]) -> list[TableAction]:
+    schema.apply(connection)
+    return [_run(connection, "install", target, "installed") for target in targets]
+
+
+def _run(connection: SyncConnection, verb: str, target: Target, action: str) -> TableAction:
+    arguments = [literal(qualify(target.name[1], target.name[0]))]
+    if target.settings is not None and verb == "install":
+        arguments.append(literal(target.settings.to_json()))
+    execute(connection, f"SELECT rowsignal.{verb}_v1({', '.join(arguments)})")
+    return TableAction(*target.name, action)
+
+
+def _translated(connection: Connection, targets: Sequence[Target]) -> list[Target]:
+    translation = connection.get_execution_options().get("schema_translate_map") or {}
+    return [
+        Target((translation.get(target.name[0], target.name[0]), target.name[1]), target.settings)
+        for target in targets
+    ]
+
+
+@contextmanager
+def _guarded(connection: Connection, lock_timeout: float) -> Iterator[None]:
+    # A savepoint: a caller who is refused can go on with the transaction.
+    set_timeout = text("SELECT set_config('lock_timeout', :value, true)")
+    before = connection.scalar(text("SELECT current_setting('lock_timeout')"))
+    try:
+        with connection.begin_nested():
+            connection.execute(set_timeout, {"value": f"{round(lock_timeout * 1000)}ms"})
+            yield
+            connection.execute(set_timeout, {"value": before})
+    except DBAPIError as error:
+        raise _translate(error, lock_timeout) from error
+
+
+def _translate(error: DBAPIError, lock_timeout: float) -> Exception:
+    state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+    sentence = _sentence(error)
+    if state in REFUSALS:
+        return TriggerInstallError(sentence)
+    if state in BUSY:
+        return LockTimeoutError(
+            f"A table was not free within {lock_timeout:g} s ({sentence}): nothing was changed; try"
+            " again when fewer transactions are open, or with a longer lock_timeout."
+        )
+    return error
+
+
+def _sentence(error: DBAPIError) -> str:
+    diagnostics = getattr(error.orig, "diag", None)
+    if diagnostics is not None:
+        return str(diagnostics.message_primary)
+    cause = error.orig.__cause__ if error.orig is not None else None
+    return str(getattr(cause, "message", None) or error.orig)
