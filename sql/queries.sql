@@ -5,8 +5,8 @@ SELECT EXISTS (
     SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = 'rowsignal' AND c.relname = 'migration')
 
--- :: schema_exists
-select exists (select from pg_catalog.pg_namespace as n where n.nspname = 'rowsignal')
+-- :: record_migration
+insert into rowsignal.migration (version, name) values (:version, :name) on conflict do nothing
 
 -- :: schema_functions
 select p.proname::text as name, pg_catalog.md5(p.prosrc) as digest, p.prosecdef as is_definer,

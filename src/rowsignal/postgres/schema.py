@@ -78,9 +78,10 @@ def repair(connection: Connection) -> None:
 
 
 def take_lock(connection: Connection) -> None:
-    """Wait for the turn to change our objects, at most `lock_timeout`; it ends with the transaction.
+    """Lock our objects against other installations until the transaction ends.
 
-    A lock on a table of ours: unlike an advisory lock, no other role can take it.
+    Waits as long as `lock_timeout` allows. A lock on a table of ours: unlike an advisory lock, no
+    other role can take it.
     """
     connection.execute(text(query("installation_lock")))
 
@@ -148,11 +149,7 @@ def _begin(connection: Connection) -> int:
 def _create(connection: Connection) -> list[str]:
     _define(connection)
     for number, name in migrations():
-        execute(
-            connection,
-            f"insert into rowsignal.migration (version, name) values ({number}, '{name}')"
-            " on conflict do nothing",
-        )
+        connection.execute(text(query("record_migration")), {"version": number, "name": name})
     return [name for _, name in migrations()]
 
 

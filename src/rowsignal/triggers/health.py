@@ -79,8 +79,8 @@ def _warning(facts: TableFacts) -> str | None:
     if not facts.has_row_security:
         return None
     return (
-        "Row-level security is enabled: hints name the keys of all changed rows to every role that"
-        " listens, and the change log holds all rows; a stream shows a role what its policies allow."
+        "Row-level security is enabled: hints tell every role that listens the keys of all changed"
+        " rows, and the change log holds all rows; a stream shows a role what its policies allow."
     )
 
 
