@@ -13,6 +13,7 @@ from rowsignal.identifiers import literal, qualify
 from rowsignal.postgres import schema
 from rowsignal.postgres.binds import AsyncBind, SyncBind, SyncConnection, execute, record, run_on
 from rowsignal.postgres.errors import message_of, sqlstate_of
+from rowsignal.postgres.ownership import check_owner
 from rowsignal.triggers.catalog import TableFacts, read_facts
 from rowsignal.triggers.health import TableStatus, TriggerState, judge
 from rowsignal.triggers.settings import Target, targets_of
@@ -163,7 +164,7 @@ def _judged(what: Any, settings: dict[str, Any]) -> list[Target]:
 
 def _install(connection: Connection, targets: Sequence[Target]) -> list[TableAction]:
     names = [target.name for target in targets]
-    schema.check_owner(connection)
+    check_owner(connection)
     if schema.version(connection) == schema.CURRENT and not schema.problems(connection):
         tables = read_facts(connection, names)
         if all(_is_right(facts, target) for facts, target in zip(tables, targets, strict=True)):
