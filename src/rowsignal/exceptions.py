@@ -25,6 +25,10 @@ class SchemaVersionError(RowSignalError, RuntimeError):
     """The database's `rowsignal` schema is missing, older or newer than this library."""
 
 
+class SchemaOwnerError(RowSignalError, PermissionError):
+    """The database's `rowsignal` schema belongs to a role that the current one does not trust."""
+
+
 class PositionError(RowSignalError, ValueError):
     """A position is malformed, or belongs to another log."""
 

@@ -53,7 +53,7 @@ def test_status_of_models_names_orphans(command_line: CommandLine) -> None:
     asyncio.run(command_line.execute("create table lines (order_id int, no int, quantity int);"))
     command_line.on_database("install", "Sales.Line items")
 
-    ended = command_line.on_database("status", "--models", "shop:Base", "--json")
+    ended = command_line.on_database("status", "--models", "support.shop:Base", "--json")
 
     states = {one["table"]: one["state"] for one in json.loads(ended.out)["tables"]}
     assert states["Line items"] == "orphaned"
@@ -101,8 +101,8 @@ def test_uninstall_takes_named_tables_or_all_but_never_guesses(command_line: Com
         (["install", "orders_view"], 1, "orders_view"),
         (["install", "nowhere.nothing"], 1, "nowhere.nothing"),
         (["install", "--models", "no_such_module:Base"], 2, "no module 'no_such_module'"),
-        (["install", "--models", "shop:Nothing"], 2, "has no 'Nothing'"),
-        (["install", "--models", "shop"], 2, "module:name"),
+        (["install", "--models", "support.shop:Nothing"], 2, "has no 'Nothing'"),
+        (["install", "--models", "support.shop"], 2, "module:name"),
         (["install", "orders", "--row-values"], 2, "log=True"),
         (["watch", "nothing"], 1, "no table nothing"),
         (["watch", "orders"], 1, "no triggers"),
