@@ -128,8 +128,8 @@ def test_a_failure_is_one_sentence(
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [
-        ("postgresql://me:geheim@127.0.0.1:1/shop", "Can not connect to shop at 127.0.0.1:1"),
-        ("postgresql://me:geheim@/shop?host=/nowhere", "Can not connect to shop at /nowhere"),
+        ("postgresql://me:geheim@127.0.0.1:1/shop", "Cannot connect to shop at 127.0.0.1:1"),
+        ("postgresql://me:geheim@/shop?host=/nowhere", "Cannot connect to shop at /nowhere"),
         ("mysql://me:geheim@localhost/shop", "PostgreSQL, not mysql"),
         ("me:geheim@localhost", "it is no URL"),
         ("", "No database was named"),
