@@ -106,6 +106,10 @@ class MissingExtraError(RowSignalError, ImportError):
     """Something was used that an optional part of the installation provides."""
 
 
+class AddressError(RowSignalError, OSError):
+    """The service cannot listen at the address that it was given."""
+
+
 class FilterError(RowSignalError, ValueError):
     """A filter from outside is not in the grammar, or does not fit its column."""
 

@@ -439,6 +439,7 @@ async def test_lists_and_toggles_say_what_they_are(
     async with running(app_of(shop_url)) as url, shown(page, url):
         await is_live(page)
         odd = """() => [...document.querySelectorAll("[aria-pressed]")]
-          .map((it) => it.getAttribute("aria-pressed")).filter((it) => !["true", "false"].includes(it))"""
+          .map((it) => it.getAttribute("aria-pressed"))
+          .filter((it) => !["true", "false"].includes(it))"""
         assert await page.evaluate(odd) == []
         assert await page.locator("ol[role], ul[role]").count() == 0

@@ -42,7 +42,7 @@ migrations.command("init")(init)
 app.add_typer(migrations, name="db")
 
 
-def _show_version(is_asked: bool) -> None:  # noqa: FBT001 -- typer calls it so
+def _show_version(is_asked: bool) -> None:
     if is_asked:
         write(f"rowsignal {version('rowsignal')}, Python {platform.python_version()}")
         raise typer.Exit

@@ -29,11 +29,11 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, CommandError):
         return str(error), error.code
     if isinstance(error, DBAPIError) and sqlstate_of(error) == PRIVILEGE:
-        return (
+        sentence = (
             f"PostgreSQL says: {reason_of(error)}. The owner of the tables and of the schema"
-            " rowsignal gives this role its rights: `rowsignal grant ROLE`.",
-            FAILED,
+            " rowsignal gives this role its rights: `rowsignal grant ROLE`."
         )
+        return sentence, FAILED
     if isinstance(error, DBAPIError):
         return f"PostgreSQL says: {reason_of(error)}.", FAILED
     if isinstance(error, RowSignalError | OSError):

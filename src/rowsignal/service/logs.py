@@ -27,7 +27,7 @@ QUIET = ("/health/", "/metrics")
 
 def configure_logs(level: str, form: str) -> None:
     """Send everything that is logged, also by libraries, through one formatter."""
-    is_text = form == "text"
+    is_text = form == "text" or (form == "auto" and sys.stderr.isatty())
     renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if is_text else None
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=SHARED,

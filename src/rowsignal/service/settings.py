@@ -103,7 +103,9 @@ class Settings(BaseSettings):
     shutdown_grace: float = Field(10.0, gt=0, description="Seconds that open answers may take.")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Level.")
-    log_format: Literal["json", "text"] = Field("json", description="Form of log lines.")
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="Form of log lines; auto is text in a terminal and json elsewhere."
+    )
 
     @field_validator("tables", mode="before")
     @classmethod
