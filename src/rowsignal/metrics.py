@@ -1,8 +1,12 @@
 """Prometheus metrics of waits, streams and the listener; never labelled by key."""
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
-
+from rowsignal.exceptions import missing_extra
 from rowsignal.hooks import Hooks
+
+try:
+    from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+except ModuleNotFoundError as error:
+    raise missing_extra("rowsignal.metrics", "metrics", error) from error
 
 LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from sqlalchemy.exc import DBAPIError
 
-from rowsignal.exceptions import RowSignalError
+from rowsignal.exceptions import MissingExtraError, RowSignalError, missing_extra
 from rowsignal.postgres.errors import sqlstate_of
 
 FAILED, NOT_UNDERSTOOD = 1, 2
@@ -59,7 +59,7 @@ def needing(extra: str, what: str) -> Iterator[None]:
     """Turn a missing package into the sentence that installs it."""
     try:
         yield
+    except MissingExtraError as error:
+        raise CommandError(str(error), FAILED) from error
     except ModuleNotFoundError as error:
-        raise CommandError(
-            f"{what} needs {error.name}: pip install 'rowsignal[{extra}]'", FAILED
-        ) from error
+        raise CommandError(str(missing_extra(what, extra, error)), FAILED) from error

@@ -138,6 +138,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """Make the application; without settings they come from the environment."""
     settings = settings or Settings()  # type: ignore[call-arg]  # the rest is in the environment
     configure_logs(settings.log_level, settings.log_format)
+    for renamed in settings.old_names():
+        log.warning("a setting has another name", renamed=renamed)
     service = Service(settings)
 
     @contextlib.asynccontextmanager

@@ -27,7 +27,9 @@ class ServiceMetrics(Collector):
         is_ready = self._probe.problem is None and not fanout.is_closing
         yield _gauge("ready", "1 while streams can be served.", float(is_ready))
         yield _gauge("readers", "Open streams.", fanout.readers)
-        yield _gauge("readers_limit", "Streams that this process serves.", fanout.limits.readers)
+        yield _gauge(
+            "readers_limit", "Streams that this process serves.", fanout.limits.max_streams
+        )
         yield _counter("events_sent", "Events handed to readers.", counts.delivered)
         yield _counter("sent_bytes", "Bytes handed to readers.", counts.bytes)
         yield _counter("reader_resets", "Readers that had to start again.", counts.resets)

@@ -93,7 +93,7 @@ class StatusReport:
             "latency": self.latency.summary(),
             "readers": {
                 "now": fanout.readers,
-                "limit": fanout.limits.readers,
+                "limit": fanout.limits.max_streams,
                 "resets": counts.resets,
                 "overflows": counts.overflows,
                 "delivered": counts.delivered,

@@ -28,7 +28,7 @@ def settings_of(database_url, tmp_path):
         token_secret=SECRET,
         token_leeway=0,
         heartbeat=0.5,
-        tick=0.005,
+        write_interval=0.005,
         cors_origins=("https://app.example",),
     )
 

@@ -100,6 +100,7 @@ class Kind:
     accept: Callable[[Any], bool] = lambda _: True
     is_ordered: bool = True
     is_text: bool = False
+    labels: tuple[str, ...] = ()
 
     def parse(self, text: str) -> Any:
         """Read a value from a filter's text; raise `FilterError` when it is not of this kind."""
@@ -112,7 +113,8 @@ class Kind:
         except (ValueError, ArithmeticError, LookupError) as error:
             raise FilterError(f"{text!r} is not a value of type {self.name}.") from error
         if not is_accepted:
-            raise FilterError(f"{text!r} is out of the range of type {self.name}.")
+            among = f"; it has {', '.join(self.labels)}" if self.labels else ""
+            raise FilterError(f"{text!r} is out of the range of type {self.name}{among}.")
         return value
 
     def comparable(self, column: Column[Any]) -> ColumnElement[Any]:
@@ -186,8 +188,9 @@ def _text(type_: sql.TypeEngine[Any]) -> Kind:
 
 
 def _enum(type_: sql.TypeEngine[Any]) -> Kind:
-    labels = frozenset(getattr(type_, "enums", ()))
-    return Kind("enum", str, sql.Text(), labels.__contains__, is_ordered=False, is_text=True)
+    labels = tuple(getattr(type_, "enums", ()))
+    accept = frozenset(labels).__contains__
+    return Kind("enum", str, sql.Text(), accept, is_ordered=False, is_text=True, labels=labels)
 
 
 def _boolean(type_: sql.TypeEngine[Any]) -> Kind:

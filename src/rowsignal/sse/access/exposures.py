@@ -133,6 +133,11 @@ def exposures_of(
 
     Raises `ValueError` for a table without a primary key and for columns that are not there.
     """
+    if isinstance(tables, type | sa.Table | str) or not isinstance(tables, Iterable):
+        raise TypeError(
+            "tables is a list of models or a mapping of models to what may leave of their rows:"
+            f" write [{getattr(tables, '__name__', tables)}]."
+        )
     pairs = tables.items() if isinstance(tables, Mapping) else [(table, None) for table in tables]
     made = [_exposure(source, offered) for source, offered in pairs]
     return {exposure.name: replace(exposure, key_secret=key_secret) for exposure in made}

@@ -73,8 +73,11 @@ def create_sse_router(
     Key columns that `tables` or a grant leave out are replaced by a digest. Several processes
     need the same `key_secret` (32 random bytes) for readers to resume at another one.
 
-    Raises `ValueError` for tables without a primary key and columns that are not there.
+    Raises `ValueError` for tables without a primary key, columns that are not there and other
+    databases than PostgreSQL.
     """
+    if engine.dialect.name != "postgresql":
+        raise ValueError(f"Streams need PostgreSQL: the engine is one of {engine.dialect.name}.")
     outlet = Outlet(engine, exposures_of(tables, key_secret=key_secret), limits, hooks)
     return router_of(outlet, authorize, tickets)
 
