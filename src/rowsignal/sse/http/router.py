@@ -28,6 +28,7 @@ from rowsignal.sse.http.parameters import (
 )
 from rowsignal.sse.http.problems import ProblemRoute
 from rowsignal.sse.http.requests import Ask
+from rowsignal.sse.http.shutdown import on_stop_signal
 from rowsignal.sse.limits import Limits
 
 Authorize = Callable[..., Grant | Awaitable[Grant]]
@@ -89,7 +90,8 @@ def router_of(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
+        with on_stop_signal(outlet.close_streams):
+            yield
         await outlet.aclose()
 
     office = tickets or TicketOffice()
