@@ -41,9 +41,9 @@ from rowsignal.sse.access.tickets import TicketOffice
 from rowsignal.sse.access.views import Event
 from rowsignal.sse.http.problems import ProblemRoute, described
 from rowsignal.sse.http.router import router_of
+from rowsignal.sse.http.shutdown import end_in_time
 
 VERSION = version("rowsignal")
-CLOSING_TIMEOUT = 2.0
 
 log = structlog.get_logger("rowsignal.service")
 
@@ -73,15 +73,15 @@ class Service:
     async def running(self) -> AsyncIterator[None]:
         """Find the tables, listen, prune; leave no task and no connection."""
         async with contextlib.AsyncExitStack() as stack:
-            stack.push_async_callback(_in_time, self.engine.dispose)
+            stack.push_async_callback(end_in_time, self.engine.dispose)
             await suit_pooler(self.engine)
             await self._find_tables()
             url = self._listen_url()
             listener = Listener(self.engine, listen_url=url, hooks=self.hooks)
             await listener.__aenter__()
-            stack.push_async_callback(_in_time, listener.close)
-            stack.push_async_callback(_in_time, self.outlet.aclose)
-            stack.push_async_callback(_in_time, self.probe.close)
+            stack.push_async_callback(end_in_time, listener.close)
+            stack.push_async_callback(end_in_time, self.outlet.aclose)
+            stack.push_async_callback(end_in_time, self.probe.close)
             await self.probe.check()
             await self.probe.refreshed()
             await stack.enter_async_context(self._task("probe", self.probe.run))
@@ -105,7 +105,7 @@ class Service:
             yield
         finally:
             task.cancel()
-            await _in_time(partial(asyncio.gather, task, return_exceptions=True))
+            await end_in_time(partial(asyncio.gather, task, return_exceptions=True))
 
     def _delivered(self, events: Sequence[Event]) -> None:
         self.status.latency.note(events)
@@ -136,17 +136,6 @@ class Service:
                 log.info("the retention cannot be stored yet", reason=described(error))
                 await asyncio.sleep(INTERVAL)
         await keep_pruned(self.engine, url)
-
-
-async def _in_time(end: Callable[[], Awaitable[object]]) -> None:
-    """End something; a database that hangs does not keep the process from ending."""
-    ending = asyncio.ensure_future(end())
-    done, _ = await asyncio.wait({ending}, timeout=CLOSING_TIMEOUT)
-    if done:
-        await ending
-    else:
-        ending.cancel()
-        log.warning("a connection would not be closed in time", seconds=CLOSING_TIMEOUT)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:

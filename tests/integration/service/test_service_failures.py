@@ -277,18 +277,6 @@ async def test_readiness_does_not_wait_for_a_database_that_hangs(fragile, fragil
             await until_ready(site, status=200)
 
 
-async def test_it_stops_while_the_database_hangs(fragile, fragile_engine, tmp_path):
-    async with proxied(("127.0.0.1", fragile.port)) as proxy:
-        database = fragile_engine.url.database
-        url = f"postgresql+asyncpg://postgres@127.0.0.1:{proxy.port}/{database}"
-        async with service(url, tmp_path) as site, reading(site.port, ORDERS) as stream:
-            await begun(stream)
-            proxy.stall()
-            stopping = asyncio.create_task(site.stop())  # fails when it takes too long
-            assert (await stream.until("bye")).data["reason"] == "shutdown"
-            await stopping
-
-
 async def fill_queue(writer):
     while True:
         await writer.execute(

@@ -28,7 +28,7 @@ from rowsignal.sse.http.parameters import (
 )
 from rowsignal.sse.http.problems import ProblemRoute
 from rowsignal.sse.http.requests import Ask
-from rowsignal.sse.http.shutdown import on_stop_signal
+from rowsignal.sse.http.shutdown import end_in_time, on_stop_signal
 from rowsignal.sse.limits import Limits
 
 Authorize = Callable[..., Grant | Awaitable[Grant]]
@@ -92,7 +92,7 @@ def router_of(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         with on_stop_signal(outlet.close_streams):
             yield
-        await outlet.aclose()
+        await end_in_time(outlet.aclose)
 
     office = tickets or TicketOffice()
     router = APIRouter(route_class=ProblemRoute, lifespan=lifespan, tags=["changes"])

@@ -5,15 +5,30 @@ comes last), and each in its own way. What they share is the signal that they ge
 """
 
 import asyncio
+import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+logger = logging.getLogger("rowsignal.sse")
+
+CLOSING_TIMEOUT = 2.0
 # SIGQUIT is what gunicorn sends its workers on Ctrl-C.
 NAMES = ("SIGINT", "SIGTERM", "SIGQUIT")
+
+
+async def end_in_time(end: Callable[[], Awaitable[object]]) -> None:
+    """End something; a database that hangs does not keep the process from ending."""
+    ending = asyncio.ensure_future(end())
+    done, _ = await asyncio.wait({ending}, timeout=CLOSING_TIMEOUT)
+    if done:
+        await ending
+    else:
+        ending.cancel()
+        logger.warning("a connection did not close within %g s", CLOSING_TIMEOUT)
 
 
 @contextmanager
