@@ -104,10 +104,14 @@ class Settings(BaseSettings):
         100, ge=1, description="Streams of one principal in one process."
     )
     retention_age: float | None = Field(
-        default=None, gt=0, description="Seconds that changes are kept; stored for all who prune."
+        default=None,
+        gt=0,
+        description="Seconds that changes are kept; stored for every process that prunes.",
     )
     retention_bytes: int | None = Field(
-        default=None, gt=0, description="Size that the log may have; stored for all who prune."
+        default=None,
+        gt=0,
+        description="Size that the log may have; stored for every process that prunes.",
     )
     shutdown_grace: float = Field(10.0, gt=0, description="Seconds that open answers may take.")
 

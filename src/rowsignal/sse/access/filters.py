@@ -56,7 +56,7 @@ class Condition:
             return False
         try:
             mine = self.kind.read(value)
-        except (ValueError, ArithmeticError, LookupError):  # what can not be read must not be shown
+        except (ValueError, ArithmeticError, LookupError):  # what cannot be read must not be shown
             return False
         if self.operator == "in":
             return mine in self.values

@@ -57,7 +57,7 @@ class TicketOffice:
 
     @property
     def secret(self) -> bytes:
-        """A secret of those who share the store."""
+        """A secret that all processes with this store share."""
         return self._store.secret
 
     def issue(self, grant: Grant) -> str:

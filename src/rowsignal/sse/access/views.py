@@ -1,4 +1,4 @@
-"""Views: what readers who may see the same and ask for the same are shown of a change."""
+"""Views: what readers with equal grants and equal requests are shown of a change."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ class Event:
     """One change with the values that views decide on.
 
     `new` is the row as it is shown, None when it is not there; `old` its values before, None when
-    the log does not have them. `frames` keeps what was encoded, for all who are shown the same.
+    the log does not have them. `frames` keeps what was encoded, for all readers of the same.
     """
 
     operation: Operation
@@ -45,7 +45,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableView:
-    """What is shown of one table; equal for readers who share their frames.
+    """What is shown of one table; equal for readers that share their frames.
 
     `permission` holds the conditions of the grant, `asked` those of the request.
     """
