@@ -50,6 +50,12 @@ class Probe:
         self.facts: Mapping[str, Any] = {}
         self.lag = Lag()
 
+    async def begin(self) -> None:
+        """Ask for the first time."""
+        await self.check()
+        await self.refreshed()
+        self._facts_at = 0.0  # much happens while a program starts
+
     async def run(self) -> None:
         """Ask again and again."""
         while True:

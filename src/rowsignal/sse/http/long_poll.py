@@ -78,15 +78,16 @@ class LongPoll:
         if known is not None and first.tag not in known and asked.tells(Operation.UPDATE):
             return first.body, first.tag
         try:
-            async with asyncio.timeout_at(deadline):
-                found = await self._changed(asked, first, deadline)
-                if found is None and not asked.tells(Operation.DELETE):
-                    await asyncio.Event().wait()  # a delete that is not told looks like no change
-        except (TimeoutError, WaitTimeoutError):
+            found = await self._changed(asked, first, deadline)
+        except WaitTimeoutError:
             return None
-        if found is None:
+        if found is not None:
+            return found.body, found.tag
+        if asked.tells(Operation.DELETE):
             raise _absent(asked.exposure)
-        return found.body, found.tag
+        # A delete that is not told looks like no change.
+        await asyncio.sleep(max(deadline - asyncio.get_running_loop().time(), 0.0))
+        return None
 
     async def _changed(self, asked: RowRequest, first: Sight, deadline: float) -> Sight | None:
         """Return the row once it differs from `first`; None once it is out of sight."""
