@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import DeclarativeBase
 
 from migration_projects import Project
-from rowsignal.orm.manager import AsyncDatabaseManager
+from rowsignal.orm.manager.manager import AsyncDatabaseManager
 from rowsignal.triggers import install_triggers, trigger_status, watched
 
 PLUGINS = ["alembic.autogenerate.*", "rowsignal"]

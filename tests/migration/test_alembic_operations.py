@@ -27,7 +27,7 @@ from rowsignal.alembic_plugin.operations import (
 )
 from rowsignal.embedded.programs import find_bin_dir
 from rowsignal.exceptions import LockTimeoutError, TriggerInstallError
-from rowsignal.orm.manager import AsyncDatabaseManager
+from rowsignal.orm.manager.manager import AsyncDatabaseManager
 from rowsignal.trigger_settings import TriggerSettings
 
 TRIGGERS = """

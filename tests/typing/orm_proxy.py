@@ -6,12 +6,12 @@ from typing import Any, assert_type
 from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from rowsignal.orm.middleware import (
+from rowsignal.orm.request_sessions.middleware import (
     SQLAlchemyMiddleware,
     create_middleware_and_session_proxy,
     db,
 )
-from rowsignal.orm.proxy import SessionBlock, SessionProxy
+from rowsignal.orm.request_sessions.proxy import SessionBlock, SessionProxy
 
 app = FastAPI()
 app.add_middleware(SQLAlchemyMiddleware, db_url="postgresql+asyncpg://", commit_on_exit="always")

@@ -8,10 +8,14 @@ from fastapi import Depends, FastAPI
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from rowsignal.orm.advisory_locks import advisory_lock
-from rowsignal.orm.sessions import SessionDependency, create_db_context, create_db_dependency
-from rowsignal.orm.table_locks import LockMode, lock_tables
-from rowsignal.orm.transactions import get_transaction
+from rowsignal.orm.locks.advisory import advisory_lock
+from rowsignal.orm.locks.tables import LockMode, lock_tables
+from rowsignal.orm.sessions.dependency import (
+    SessionDependency,
+    create_db_context,
+    create_db_dependency,
+)
+from rowsignal.orm.sessions.transactions import get_transaction
 
 
 class OurSession(AsyncSession):

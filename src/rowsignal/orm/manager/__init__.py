@@ -1,0 +1,17 @@
+"""AsyncDatabaseManager: an engine, its sessions, and the schema behind them."""
+
+from rowsignal.orm.manager.config import create_sync_command, manager_from_config, syncdb
+from rowsignal.orm.manager.manager import AsyncDatabaseManager, DatabaseStatus, SyncResult
+from rowsignal.orm.manager.migration_environment import create_migration_environment
+from rowsignal.orm.manager.sessions import make_db_session
+
+__all__ = [
+    "AsyncDatabaseManager",
+    "DatabaseStatus",
+    "SyncResult",
+    "create_migration_environment",
+    "create_sync_command",
+    "make_db_session",
+    "manager_from_config",
+    "syncdb",
+]
