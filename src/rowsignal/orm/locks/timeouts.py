@@ -9,11 +9,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rowsignal.exceptions import DeadlockError, LockTimeoutError
-
-# PostgreSQL manual, appendix A
-IN_FAILED_TRANSACTION = "25P02"
-DEADLOCK_DETECTED = "40P01"
-LOCK_NOT_AVAILABLE = "55P03"
+from rowsignal.orm.sqlstates import DEADLOCK_DETECTED, LOCK_NOT_AVAILABLE, sqlstate
 
 LONGEST_MS = 2**31 - 1
 
@@ -23,12 +19,6 @@ EXCHANGE = text(
     " select value, set_config('lock_timeout', :timeout, true) from former"
 )
 RESTORE = text("select set_config('lock_timeout', :former, true)")
-
-
-def sqlstate(error: DBAPIError) -> str | None:
-    """Return the five-letter code of a server's error, whatever the driver calls it."""
-    code = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
-    return None if code is None else str(code)
 
 
 @asynccontextmanager

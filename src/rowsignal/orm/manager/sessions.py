@@ -8,6 +8,8 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from rowsignal.orm.manager.manager import AsyncDatabaseManager
+from rowsignal.orm.sessions.aborted import refuse_aborted
+from rowsignal.orm.sessions.transactions import make_whole
 
 
 class ManagedSession(AsyncGenerator[AsyncSession, None]):
@@ -15,6 +17,7 @@ class ManagedSession(AsyncGenerator[AsyncSession, None]):
 
     def __init__(self, manager: AsyncDatabaseManager) -> None:
         self._session = manager.Session()
+        make_whole(self._session)
         self._is_started = self._is_finished = False
 
     async def __aenter__(self) -> AsyncSession:
@@ -66,6 +69,7 @@ class ManagedSession(AsyncGenerator[AsyncSession, None]):
         self._is_finished = True
         try:
             if error is None:
+                await refuse_aborted(self._session)
                 await self._session.commit()
         finally:
             # closing rolls back what is not committed

@@ -7,11 +7,13 @@ from sqlalchemy import Select, inspect, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from rowsignal.orm.sqlstates import EXCLUSION_VIOLATION, UNIQUE_VIOLATION, sqlstate
+
 M = TypeVar("M")
 
 # A rival's row can vanish again before it is read; three rivals in a row do not happen by chance
 ATTEMPTS = 3
-CONFLICTS = frozenset({"23505", "23P01", None})
+CONFLICTS = frozenset({UNIQUE_VIOLATION, EXCLUSION_VIOLATION, None})
 
 
 async def get_by_pk(pk: Any, *, session: AsyncSession, model: type[M]) -> M | None:
@@ -133,7 +135,7 @@ async def _create(session: AsyncSession, model: type[M], attrs: Mapping[str, Any
 
 def _is_conflict(error: IntegrityError) -> bool:
     """Tell whether another row was in the way; drivers without SQLSTATE are believed."""
-    return getattr(error.orig, "sqlstate", None) in CONFLICTS
+    return sqlstate(error) in CONFLICTS
 
 
 def _matching(model: type[M], attrs: Mapping[str, Any]) -> Select[Any]:

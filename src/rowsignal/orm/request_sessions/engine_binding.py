@@ -1,4 +1,4 @@
-"""What a proxy works on: an engine, whose it is, and the sessions made from it."""
+"""What a proxy works on: an engine, its owner, and the sessions made from it."""
 
 import asyncio
 from collections.abc import Mapping
@@ -14,11 +14,10 @@ from sqlalchemy.ext.asyncio import (
     async_sessionmaker,
     create_async_engine,
 )
-from sqlalchemy.pool import QueuePool
 
-POOL_NUMBERS = (
-    "size", "max_overflow", "capacity", "checked_in", "checked_out", "available", "saturation",
-)  # fmt: skip
+from rowsignal.exceptions import SessionNotInitialisedError
+from rowsignal.orm.request_sessions.pools import capacity_of, pool_status
+from rowsignal.orm.urls import async_url
 
 
 def default_session_class() -> type[AsyncSession]:
@@ -31,7 +30,7 @@ def default_session_class() -> type[AsyncSession]:
 
 @dataclass(frozen=True)
 class EngineSource:
-    """Where an engine comes from: a URL to make it of, or an engine that somebody else owns."""
+    """Where an engine comes from: a URL to make it of, or an engine that the application owns."""
 
     db_url: str | URL | None = None
     custom_engine: AsyncEngine | None = None
@@ -50,10 +49,10 @@ class EngineSource:
         return same_url and self.engine_args == other.engine_args
 
     def make_engine(self) -> AsyncEngine:
-        """Return the engine, making it when it is not somebody else's."""
+        """Return the engine, made from the URL unless it was given."""
         if self.custom_engine is not None:
             return self.custom_engine
-        return create_async_engine(self.db_url or "", **self.engine_args)
+        return create_async_engine(async_url(self.db_url or ""), **self.engine_args)
 
     def make_sessionmaker(self, engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
         """Return the factory of sessions, with `session_args` over our defaults."""
@@ -65,6 +64,7 @@ class EngineBinding:
     """An engine in use by a proxy; owned when it was made from a URL, else borrowed.
 
     `lifespans` counts the applications that are up; the last one to go down disposes.
+    `warns_when_full` is set once a warning for a full pool listens.
     """
 
     def __init__(self, source: EngineSource) -> None:
@@ -74,16 +74,26 @@ class EngineBinding:
         self.sessionmaker = source.make_sessionmaker(self.engine)
         self.lifespans = 0
         self.is_disposed = False
+        self.warns_when_full = False
         self._pool = self.engine.pool
         self._loop = _running_loop()
 
     @property
     def is_live(self) -> bool:
-        """Whether another engine in its place would take sessions away from somebody.
+        """Whether sessions may still be open on the engine, so that no other may take its place.
 
-        A disposed engine has thrown its pool away, which also tells of those we do not own.
+        A disposed engine has replaced its pool, which also tells of engines of the application.
         """
         return not self.is_disposed and self.engine.pool is self._pool
+
+    def require_live(self) -> "EngineBinding":
+        """Return this binding, or raise `SessionNotInitialisedError` when it was disposed."""
+        if not self.is_live:
+            raise SessionNotInitialisedError(
+                "The engine of this db was disposed. Give the middleware a db_url or a "
+                "custom_engine, or call `db.init(...)` again first."
+            )
+        return self
 
     def share(self, source: EngineSource) -> None:
         """Serve one more application from the same engine; its `session_args` hold from now on."""
@@ -102,28 +112,12 @@ class EngineBinding:
 
     @property
     def capacity(self) -> int | None:
-        """Connections that the pool hands out at most; None where it has no such bound."""
-        pool = self.engine.pool
-        if not isinstance(pool, QueuePool):
-            return None
-        return pool.size() + pool._max_overflow if pool._max_overflow >= 0 else None
+        """Connections that the pool lends at most; None where it has no such bound."""
+        return capacity_of(self.engine.pool)
 
     def pool_status(self) -> dict[str, Any]:
         """Return the pool's numbers; None for those that its class does not keep."""
-        pool = self.engine.pool
-        if not isinstance(pool, QueuePool):
-            return {"pool_class": type(pool).__name__, **dict.fromkeys(POOL_NUMBERS)}
-        capacity, taken = self.capacity, pool.checkedout()
-        numbers = (
-            pool.size(),
-            pool._max_overflow,
-            capacity,
-            pool.checkedin(),
-            taken,
-            None if capacity is None else max(capacity - taken, 0),
-            round(taken / capacity, 3) if capacity else None,
-        )
-        return {"pool_class": type(pool).__name__, **dict(zip(POOL_NUMBERS, numbers, strict=True))}
+        return pool_status(self.engine.pool)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -1,13 +1,13 @@
 """A session for every HTTP request, committed before the response begins."""
 
+import logging
 from collections.abc import Container, Iterable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Unpack
 
 from sqlalchemy import URL
 from sqlalchemy.exc import TimeoutError as PoolError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from rowsignal.exceptions import PoolTimeoutError
 from rowsignal.orm.request_sessions.engine_binding import EngineBinding, EngineSource
 from rowsignal.orm.request_sessions.exception_handlers import (
     ASGIApp,
@@ -17,9 +17,12 @@ from rowsignal.orm.request_sessions.exception_handlers import (
     Send,
     answer,
 )
+from rowsignal.orm.request_sessions.pool_limits import Limits, PoolLimits
+from rowsignal.orm.request_sessions.pools import pool_timed_out
 from rowsignal.orm.request_sessions.proxy import SessionProxy
 from rowsignal.orm.request_sessions.scopes import SessionScope
-from rowsignal.orm.sessions.connections import pool_exhausted
+
+logger = logging.getLogger(__name__)
 
 CommitOnExit = bool | Literal["always"]
 SUCCESSES = range(100, 400)
@@ -35,12 +38,16 @@ class SQLAlchemyMiddleware:
 
     - `db_url`, `engine_args`: the engine is made by `create_async_engine(db_url, **engine_args)`
       and disposed when the application shuts down, or fails to start. `custom_engine` is yours.
-      With neither, the engine of an earlier `db.init(...)` is used.
+      With neither, the engine of an earlier `db.init(...)` is used, while it is not disposed.
     - `session_args`: for the session factory; the class is SQLModel's where that is installed.
     - `commit_on_exit`: commit when the response's status is in `commit_statuses` (below 400);
       "always" commits whatever the status. A transaction begun by `db.session.begin()` is
       committed likewise, as its block would have done too late.
     - `exclude_paths`: paths with all below them that get no session.
+    - `limits`: bounds on requests and a warning for a full pool, see `PoolLimits`.
+
+    The request is one transaction: `get_transaction` and `lock_tables` are savepoints in it, and
+    what they wrote is committed with the response, whatever `commit_on_exit` says.
 
     The commit comes first, then the response: one that fails is answered by the application's own
     exception handlers, and never follows a 2xx. An exception that reaches the middleware rolls
@@ -60,25 +67,32 @@ class SQLAlchemyMiddleware:
         engine_args: Mapping[str, Any] | None = None,
         session_args: Mapping[str, Any] | None = None,
         commit_on_exit: CommitOnExit = False,
-        exclude_paths: Iterable[str] = (),
+        exclude_paths: Iterable[str] | None = None,
         commit_statuses: Container[int] = SUCCESSES,
+        **limits: Unpack[PoolLimits],
     ) -> None:
         self.app = app
         self.rule = CommitRule(commit_on_exit, commit_statuses)
-        self.exclude_paths = tuple(path.rstrip("/") or "/" for path in exclude_paths)
+        self.exclude_paths = tuple(path.rstrip("/") or "/" for path in exclude_paths or ())
+        self.limits = Limits(**limits)
         bound = self.proxy.binding
         if db_url is None and custom_engine is None and bound is not None:
-            self.source = bound.source
+            self.source = bound.require_live().source
         else:
             self.source = EngineSource(db_url, custom_engine, engine_args or {}, session_args or {})
-        self._binding = self.proxy.bind(self.source)
+        self._bind()
 
     @property
     def binding(self) -> EngineBinding:
         """The engine in use; made anew for an application that starts again after a shutdown."""
         if self._binding.is_disposed:
-            self._binding = self.proxy.bind(self.source)
+            self._bind()
         return self._binding
+
+    def _bind(self) -> None:
+        self._binding = self.proxy.bind(self.source)
+        self._queue = self.limits.make_queue(self._binding)
+        self.limits.watch(self._binding)
 
     async def dispose(self) -> None:
         """Close the pool of an engine made from a URL, where no lifespan does so; idempotent."""
@@ -89,7 +103,7 @@ class SQLAlchemyMiddleware:
         if scope["type"] == "lifespan":
             await self._live(scope, receive, send)
         elif scope["type"] == "http" and self._is_ours(scope):
-            await self._serve(scope, receive, send)
+            await self._serve_in_turn(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
@@ -98,6 +112,12 @@ class SQLAlchemyMiddleware:
         if self.proxy in scope.get(SERVED, ()):
             return False
         return not (self.exclude_paths and is_below(self.exclude_paths, scope))
+
+    async def _serve_in_turn(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
+        if self._queue is None:
+            await self._serve(scope, receive, send)
+        else:
+            await self._queue.serve(self._serve, scope, receive, send)
 
     async def _serve(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         current = self.proxy.current
@@ -151,7 +171,7 @@ class ResponseGate:
         if self.has_started:
             return None
         if isinstance(error, PoolError):
-            failure = PoolTimeoutError(str(pool_exhausted(error)))
+            failure = pool_timed_out(self._session.binding.engine.pool, error)
             failure.__cause__ = error
             return failure
         return self.failure
@@ -201,12 +221,20 @@ class Lifespan:
         await self._send(message)
 
     async def end(self) -> None:
-        """Count this application out."""
-        if not self._has_ended:
-            self._has_ended = True
-            self._binding.lifespans -= 1
-        if self._binding.lifespans == 0:
+        """Count this application out; a pool that cannot be closed is logged.
+
+        The server waits for the application's last message, whatever becomes of the pool.
+        """
+        if self._has_ended:
+            return
+        self._has_ended = True
+        self._binding.lifespans -= 1
+        if self._binding.lifespans > 0:
+            return
+        try:
             await self._binding.dispose()
+        except Exception:
+            logger.exception("the engine's pool was not closed at shutdown")
 
 
 def is_below(paths: Iterable[str], scope: ASGIScope) -> bool:

@@ -4,17 +4,21 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from rowsignal.exceptions import MissingSessionError, PoolTimeoutError, RolledBackError
 from rowsignal.orm.request_sessions.engine_binding import EngineBinding
+from rowsignal.orm.request_sessions.pools import check_seconds, take_connection
 from rowsignal.orm.request_sessions.scopes import Scope, SessionScope
 from rowsignal.orm.request_sessions.slots import Slots
+from rowsignal.orm.sessions.aborted import connections_of, typed_aborted_errors
 from rowsignal.orm.sessions.connections import settle
-from rowsignal.orm.sessions.finishing import ENDED, connections_of
+from rowsignal.orm.sessions.finishing import ENDED
 
 AnyTask = asyncio.Task[Any]
 AnyCoroutine = Coroutine[Any, Any, Any]
@@ -27,8 +31,13 @@ class MultiSessionRules:
     commit_on_exit: bool = False
     max_concurrent: int | None = None
     all_or_nothing: bool = False
+    pool_timeout: float | None = None
 
     def __post_init__(self) -> None:
+        check_seconds("pool_timeout", self.pool_timeout)
+        limit = self.max_concurrent
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise ValueError(f"max_concurrent={limit!r} must be a whole number, at least 1.")
         if self.all_or_nothing and self.max_concurrent is not None:
             raise ValueError(
                 "all_or_nothing keeps every task's session open to the block's end, so that "
@@ -53,7 +62,7 @@ class MultiSessionScope:
         self.binding = binding
         self.outer = outer
         self.rules = rules
-        self.slots = Slots(rules.max_concurrent)
+        self.slots = Slots(rules.max_concurrent, binding.pool_status)
         self.has_ended = False
         self._arguments = arguments
         self._parent = asyncio.current_task()
@@ -74,20 +83,40 @@ class MultiSessionScope:
         return scope.session
 
     def held_connections(self) -> int:
-        """Count the connections of all the block's sessions."""
-        return sum(scope.held_connections() for scope in self._scopes.values())
+        """Count the connections that stay out while the current task waits.
+
+        Those of its siblings return by themselves when the siblings end, unless the block keeps
+        every session to its end.
+        """
+        if self.rules.all_or_nothing:
+            scopes = [*self._scopes.values(), *self._kept]
+        else:
+            tasks = {asyncio.current_task(), self._parent}
+            scopes = [self._scopes[task] for task in tasks if task in self._scopes]
+        return sum(scope.held_connections() for scope in scopes)
 
     @asynccontextmanager
     async def connection(self, timeout: float | None = None) -> AsyncIterator[AsyncSession]:
-        """Wait for a place and lend the task a session; a task that has one keeps that."""
+        """Wait for a place and lend the task a session; a task that has one keeps that.
+
+        `timeout`, or the block's `pool_timeout`, bounds the wait for place and connection.
+        """
         self._refuse_when_ended()
+        timeout = self.rules.pool_timeout if timeout is None else timeout
+        deadline = None if timeout is None else monotonic() + timeout
         task = asyncio.current_task()
         if task in self._scopes:
-            yield self._scopes[task].session
+            yield await self._connected(self._scopes[task], deadline)
             return
         self._adopt(task)
         async with self._place(task, timeout) as scope:
-            yield scope.session
+            yield await self._connected(scope, deadline)
+
+    async def _connected(self, scope: SessionScope, deadline: float | None) -> AsyncSession:
+        if deadline is not None:
+            remaining = max(0.0, deadline - monotonic())
+            await take_connection(scope.session, self.binding.engine.pool, remaining)
+        return scope.session
 
     async def gather(self, *work: Awaitable[Any], return_exceptions: bool = False) -> list[Any]:
         """Run coroutines, each in a task with a session, and return what they return, in order.
@@ -116,24 +145,24 @@ class MultiSessionScope:
         # A generator with such a block may be closed by a task that has used its sessions.
         self._children -= {asyncio.current_task()}
         if not has_succeeded:
-            await settle(self._end(commit=False))
+            await settle(self._end(has_succeeded=False))
             return
         try:
             await _wait_for(self._children)
             await _wait_for(self._closers)
             self._raise_errors()
-            await self._end(commit=self.rules.commit_on_exit)
+            await self._end(has_succeeded=True)
         except BaseException:
-            await settle(self._end(commit=False))
+            await settle(self._end(has_succeeded=False))
             raise
 
-    async def _end(self, *, commit: bool) -> None:
+    async def _end(self, *, has_succeeded: bool) -> None:
         for task in self._children:
             task.cancel()
         await _wait_for(self._children)
         self.has_ended = True
         await _wait_for(self._closers)
-        await self._end_together(commit=commit)
+        await self._end_together(has_succeeded=has_succeeded)
 
     def _open_unasked(self, task: AnyTask | None) -> SessionScope:
         self._refuse_when_ended()
@@ -145,7 +174,8 @@ class MultiSessionScope:
         if not self.slots.take_now():
             raise PoolTimeoutError(
                 f"All {self.slots.limit} sessions of this block are taken: the block's own task "
-                "counts as well, so let it use db.session first, or raise max_concurrent."
+                "counts as well, so let it use db.session first, or raise max_concurrent.",
+                pool_status=self.binding.pool_status(),
             )
         scope = self._open(task)
         if task is not None and task is not self._parent:
@@ -154,7 +184,8 @@ class MultiSessionScope:
         return scope
 
     def _open(self, task: AnyTask | None) -> SessionScope:
-        scope = SessionScope(self.binding, self.outer, self._arguments)
+        timeout = self.rules.pool_timeout
+        scope = SessionScope(self.binding, self.outer, self._arguments, timeout)
         self._scopes[task] = scope
         return scope
 
@@ -185,7 +216,8 @@ class MultiSessionScope:
                 self._errors.append(_rolled_back(failure))
             return
         try:
-            await scope.finish(commit=failure is None and self.rules.commit_on_exit)
+            commit = failure is None and self.rules.commit_on_exit
+            await scope.finish(commit=commit, commit_blocks=failure is None)
         finally:
             self.slots.give()
 
@@ -218,17 +250,20 @@ class MultiSessionScope:
         async with self._place(asyncio.current_task()):
             return await work
 
-    async def _end_together(self, *, commit: bool) -> None:
+    async def _end_together(self, *, has_succeeded: bool) -> None:
         scopes = [*self._scopes.values(), *self._kept]
+        is_kept_whole = bool(has_succeeded and self._kept)
         self._scopes.clear()
-        try:
-            if commit and self._kept:
+        commit = has_succeeded and self.rules.commit_on_exit
+        if is_kept_whole:
+            try:
                 await check_constraints(scopes)
-            while scopes:
-                await scopes.pop(0).finish(commit=commit)
-        except BaseException:
-            await settle(_roll_back(scopes))
-            raise
+            except BaseException:
+                await settle(_roll_back(scopes))
+                raise
+        ending = _finish(scopes, commit=commit, commit_blocks=has_succeeded)
+        # Once the first session is committed, a cancellation must not keep the others from it
+        await (settle(ending) if is_kept_whole else ending)
 
     def _raise_errors(self) -> None:
         if len(self._errors) == 1:
@@ -245,16 +280,33 @@ class MultiSessionScope:
             _drop(coroutines)
             raise PoolTimeoutError(
                 f"All {self.slots.limit} sessions of this block belong to tasks that wait for this "
-                "db.gather(): raise max_concurrent, or gather before using db.session."
+                "db.gather(): raise max_concurrent, or gather before using db.session.",
+                pool_status=self.binding.pool_status(),
             )
 
 
 async def check_constraints(scopes: list[SessionScope]) -> None:
     """Flush every session and check its deferred constraints, before the first one commits."""
     for session in filter(None, (scope.opened for scope in scopes)):
-        await session.flush()
-        if connections_of(session) and session.get_bind().dialect.name == "postgresql":
-            await session.execute(text("set constraints all immediate"))
+        with typed_aborted_errors():
+            await session.flush()
+            await session.run_sync(_check_constraints, connections_of(session))
+
+
+def _check_constraints(_: Session, connections: list[Connection]) -> None:
+    for connection in connections:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("set constraints all immediate"))
+
+
+async def _finish(scopes: list[SessionScope], *, commit: bool, commit_blocks: bool) -> None:
+    """End sessions one after another; the first that fails lets the others be rolled back."""
+    try:
+        while scopes:
+            await scopes.pop(0).finish(commit=commit, commit_blocks=commit_blocks)
+    except BaseException:
+        await settle(_roll_back(scopes))
+        raise
 
 
 async def _roll_back(scopes: list[SessionScope]) -> None:

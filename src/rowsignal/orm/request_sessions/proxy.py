@@ -13,14 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from rowsignal.exceptions import (
     MissingSessionError,
-    PoolTimeoutError,
     ProxyBoundError,
     SessionNotInitialisedError,
 )
 from rowsignal.orm.request_sessions.engine_binding import EngineBinding, EngineSource
 from rowsignal.orm.request_sessions.multi_sessions import MultiSessionRules, MultiSessionScope
+from rowsignal.orm.request_sessions.pools import check_seconds, pool_timed_out, take_connection
 from rowsignal.orm.request_sessions.scopes import Scope, SessionScope
-from rowsignal.orm.sessions.connections import pool_exhausted
 
 NO_SESSION = (
     "No session is open here: this is neither inside a request that the middleware serves nor "
@@ -122,22 +121,26 @@ class SessionProxy:
         - `all_or_nothing`: tasks' sessions are committed with the block's, once all have
           succeeded and their deferred constraints hold; until then each keeps its connection.
         - `pool_timeout`: take the connection on entering, within so many seconds, else
-          `PoolTimeoutError`. Without it the first statement takes it.
+          `PoolTimeoutError`. Without it the first statement takes it. In a `multi_sessions` block
+          it bounds how long each task's first statement waits for its connection.
         """
-        rules = MultiSessionRules(commit_on_exit, max_concurrent, all_or_nothing)
+        rules = MultiSessionRules(commit_on_exit, max_concurrent, all_or_nothing, pool_timeout)
         if not multi_sessions and (max_concurrent is not None or all_or_nothing):
             raise ValueError("max_concurrent and all_or_nothing need multi_sessions=True.")
-        return SessionBlock(self, rules, session_args, multi_sessions, pool_timeout)
+        return SessionBlock(self, rules, session_args, multi_sessions)
 
     def connection(self, timeout: float | None = None) -> AbstractAsyncContextManager[AsyncSession]:
-        """Lend a session: in a `multi_sessions` block once a place is free, else a fresh one.
+        """Lend the session of the request or block; a `multi_sessions` block lends one per task.
 
-        `PoolTimeoutError` after `timeout` seconds without a place, or as many without a connection.
+        There the task waits for a place among `max_concurrent` first. With `timeout` the session
+        has its connection on entering, or `PoolTimeoutError` is raised after so many seconds.
+        Raises `MissingSessionError` where no session is open.
         """
+        check_seconds("timeout", timeout)
         scope = self.current.get()
         if isinstance(scope, MultiSessionScope):
-            return _connected(scope.connection(timeout), timeout)
-        return _connected(self._fresh_session(), timeout)
+            return scope.connection(timeout)
+        return self._lent(timeout)
 
     async def gather(self, *coros: Awaitable[Any], return_exceptions: bool = False) -> list[Any]:
         """Run coroutines at once, in a `multi_sessions` block each with a session of its own."""
@@ -151,9 +154,11 @@ class SessionProxy:
         return self.require_binding().pool_status()
 
     @asynccontextmanager
-    async def _fresh_session(self) -> AsyncIterator[AsyncSession]:
-        async with self():
-            yield self.session
+    async def _lent(self, timeout: float | None) -> AsyncIterator[AsyncSession]:
+        session = self.session
+        if timeout is not None:
+            await take_connection(session, self.require_binding().engine.pool, timeout)
+        yield session
 
 
 class SessionBlock:
@@ -165,21 +170,20 @@ class SessionBlock:
         rules: MultiSessionRules,
         session_args: Mapping[str, Any] | None,
         multi_sessions: bool,
-        pool_timeout: float | None,
     ) -> None:
         self._proxy = proxy
         self._rules = rules
         self._arguments = session_args
         self._is_multi = multi_sessions
-        self._pool_timeout = pool_timeout
         self._scope: SessionScope | MultiSessionScope | None = None
         self._token: Token[Scope | None] | None = None
 
     async def __aenter__(self) -> SessionProxy:
         scope = self._scope = self._open()
-        if self._pool_timeout is not None:
+        timeout = self._rules.pool_timeout
+        if timeout is not None and isinstance(scope, SessionScope):
             try:
-                await take_connection(scope.session, self._pool_timeout)
+                await take_connection(scope.session, scope.binding.engine.pool, timeout)
             except BaseException:
                 await self._finish(has_succeeded=False)
                 raise
@@ -196,8 +200,8 @@ class SessionBlock:
             await self._finish(has_succeeded=error is None)
         finally:
             self._leave()
-        if isinstance(error, PoolError):
-            raise PoolTimeoutError(str(pool_exhausted(error))) from error
+        if isinstance(error, PoolError) and self._scope is not None:
+            raise pool_timed_out(self._scope.binding.engine.pool, error) from error
 
     def _leave(self) -> None:
         # An abandoned async generator is closed in another context, which we never changed.
@@ -209,7 +213,8 @@ class SessionBlock:
         if isinstance(self._scope, MultiSessionScope):
             await self._scope.finish(has_succeeded=has_succeeded)
         elif self._scope is not None:
-            await self._scope.finish(commit=has_succeeded and self._rules.commit_on_exit)
+            commit = has_succeeded and self._rules.commit_on_exit
+            await self._scope.finish(commit=commit, commit_blocks=has_succeeded)
 
     def _open(self) -> SessionScope | MultiSessionScope:
         binding = self._proxy.require_binding()
@@ -217,27 +222,3 @@ class SessionBlock:
         if self._is_multi:
             return MultiSessionScope(binding, self._rules, outer, self._arguments)
         return SessionScope(binding, outer, self._arguments)
-
-
-async def take_connection(session: AsyncSession, timeout: float) -> None:
-    """Take the session's connection now, within `timeout` seconds, else `PoolTimeoutError`."""
-    message = f"No connection became free in the pool within {timeout} s."
-    try:
-        async with asyncio.timeout(timeout) as deadline:
-            _ = await session.connection()
-    except PoolError as error:
-        raise PoolTimeoutError(message) from error
-    except TimeoutError as error:
-        if deadline.expired():
-            raise PoolTimeoutError(message) from error
-        raise
-
-
-@asynccontextmanager
-async def _connected(
-    lender: AbstractAsyncContextManager[AsyncSession], timeout: float | None
-) -> AsyncIterator[AsyncSession]:
-    async with lender as session:
-        if timeout is not None:
-            await take_connection(session, timeout)
-        yield session

@@ -1,21 +1,22 @@
-"""Places for the sessions of one block, so that it can not empty the pool."""
+"""Places for the sessions of one block, so that it cannot empty the pool."""
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
+from typing import Any
 
 from rowsignal.exceptions import PoolTimeoutError
 
 
 class Slots:
-    """Count places down and up; who finds none waits in line.
+    """Count places down and up; a task that finds none waits in line.
 
-    `limit` None hands out places without end.
+    `limit` None hands out places without end. `describe` returns the pool's numbers, for errors.
     """
 
-    def __init__(self, limit: int | None) -> None:
-        if limit is not None and limit < 1:
-            raise ValueError(f"max_concurrent is {limit}: it must be at least 1.")
+    def __init__(self, limit: int | None, describe: Callable[[], dict[str, Any]]) -> None:
         self.limit = limit
+        self._describe = describe
         self.taken = 0
         self._waiters: deque[asyncio.Future[None]] = deque()
 
@@ -39,7 +40,9 @@ class Slots:
             self._withdraw(waiter)
             if isinstance(error, TimeoutError) and deadline.expired():
                 raise PoolTimeoutError(
-                    f"None of the block's {self.limit} sessions became free within {timeout} s."
+                    f"None of the block's {self.limit} sessions became free within {timeout} s.",
+                    timeout=timeout,
+                    pool_status=self._describe(),
                 ) from None
             raise
 

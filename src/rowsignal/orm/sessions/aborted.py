@@ -1,55 +1,108 @@
-"""Failed statements whose errors somebody swallowed.
+"""Commits that PostgreSQL answers with ROLLBACK.
 
-After a failed statement PostgreSQL undoes a transaction but lets it stay open; COMMIT then
-means ROLLBACK and reports no error (manual, COMMIT), and neither asyncpg nor SQLAlchemy looks.
+After a failed statement PostgreSQL undoes the transaction but lets it stay open; COMMIT then
+means ROLLBACK and reports no error (manual, COMMIT). Only the command tag of the answer tells,
+which neither asyncpg nor SQLAlchemy reads.
 """
 
-from weakref import WeakKeyDictionary, WeakSet
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from sqlalchemy import Engine, event, text
-from sqlalchemy.engine import Dialect, ExceptionContext
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from rowsignal.exceptions import AbortedTransactionError
-from rowsignal.orm.locks.timeouts import IN_FAILED_TRANSACTION, sqlstate
+from rowsignal.orm.sqlstates import IN_FAILED_TRANSACTION, sqlstate
 
-_watched: WeakSet[Engine] = WeakSet()
-# By dialect, which an engine shares with the copies that `execution_options` makes of it
-_counts: WeakKeyDictionary[Dialect, int] = WeakKeyDictionary()
-
-
-def failures(session: AsyncSession) -> int:
-    """Return how many statements have failed on the session's engine since first asked."""
-    bind = session.sync_session.bind
-    if bind is None:
-        return 0
-    engine = bind.engine
-    if engine not in _watched:
-        _watched.add(engine)
-        event.listen(engine, "handle_error", _count)
-    return _counts.get(engine.dialect, 0)
+ABORTED = (
+    "Nothing was committed: a statement of this transaction failed, its error was caught, and "
+    "PostgreSQL has undone all that the transaction did. Put a statement that may fail into "
+    "`async with get_transaction(session):`, inside the `try`."
+)
+# psycopg's TransactionStatus, which is libpq's
+IN_ERROR = 3
 
 
-async def refuse_aborted(session: AsyncSession, *, since: int) -> None:
-    """Raise `AbortedTransactionError` when the session's open transaction can not commit.
+def connections_of(session: AsyncSession) -> list[Connection]:
+    """List the connections that the session holds now."""
+    transaction = session.sync_session.get_transaction()
+    if transaction is None:
+        return []
+    return [entry[0] for entry in set(transaction._connections.values())]
 
-    `since` is what `failures` said when the transaction began: while it has not moved, nothing
-    is asked of the server. A failure inside a savepoint that was rolled back does no harm.
+
+async def refuse_aborted(session: AsyncSession) -> None:
+    """Raise `AbortedTransactionError` now or from the commit that must follow, if either is due.
+
+    With asyncpg no statement is sent for it: the answer to the commit itself is read.
     """
-    if failures(session) == since or not session.in_transaction():
-        return
+    for connection in connections_of(session):
+        if connection.dialect.name == "postgresql" and not connection.closed:
+            await _check(session, connection)
+
+
+@contextmanager
+def typed_aborted_errors() -> Iterator[None]:
+    """Raise `AbortedTransactionError` where PostgreSQL refuses all but a rollback."""
     try:
-        await (await session.connection()).execute(text("select 1"))
+        yield
     except DBAPIError as error:
         if sqlstate(error) != IN_FAILED_TRANSACTION:
             raise
-        raise AbortedTransactionError(
-            "Nothing was committed: a statement of this transaction failed, its error was "
-            "caught, and PostgreSQL has undone all that the transaction did. Put a statement "
-            "that may fail into `async with get_transaction(session):`, inside the `try`."
-        ) from error
+        raise AbortedTransactionError(ABORTED) from error
 
 
-def _count(context: ExceptionContext) -> None:
-    _counts[context.dialect] = _counts.get(context.dialect, 0) + 1
+async def _check(session: AsyncSession, connection: Connection) -> None:
+    if connection.invalidated:
+        return  # the commit fails by itself
+    adapter: Any = connection.connection.dbapi_connection
+    if hasattr(adapter, "_transaction"):
+        _read_tag(adapter._transaction)
+        return
+    status = _status(adapter)
+    if status == IN_ERROR:
+        raise AbortedTransactionError(ABORTED)
+    if status is None:
+        await _ask(session, connection)
+
+
+def _read_tag(transaction: Any) -> None:
+    """Put a `TagReader` into asyncpg's transaction, where one has begun."""
+    if transaction is not None and not isinstance(transaction._connection, TagReader):
+        transaction._connection = TagReader(transaction._connection)
+
+
+def _status(adapter: Any) -> int | None:
+    """Return the state of a psycopg connection's transaction; None for other drivers."""
+    info = getattr(getattr(adapter, "driver_connection", None), "info", None)
+    status = getattr(info, "transaction_status", None)
+    return None if status is None else int(status)
+
+
+async def _ask(session: AsyncSession, connection: Connection) -> None:
+    with typed_aborted_errors():
+        await session.run_sync(lambda _: connection.execute(text("select 1")))
+
+
+class TagReader:
+    """Stands in for asyncpg's connection while its transaction commits, and reads the answer."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Any) -> None:
+        object.__setattr__(self, "_connection", connection)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._connection, name, value)
+
+    async def execute(self, query: str) -> str:
+        """Run the statement that ends the transaction."""
+        tag: str = await self._connection.execute(query)
+        if query.startswith("COMMIT") and tag == "ROLLBACK":
+            raise AbortedTransactionError(ABORTED)
+        return tag

@@ -10,9 +10,9 @@ from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from rowsignal.exceptions import MissingSessionError
-from rowsignal.orm.sessions.aborted import failures
 from rowsignal.orm.sessions.connections import pool_exhausted
 from rowsignal.orm.sessions.finishing import end
+from rowsignal.orm.sessions.transactions import make_whole
 
 if TYPE_CHECKING:
     from starlette.requests import HTTPConnection
@@ -32,9 +32,10 @@ def create_db_dependency(session_maker: async_sessionmaker[S]) -> "SessionDepend
         @app.post("/orders")
         async def create(session: Annotated[AsyncSession, Depends(get_db)]) -> None: ...
 
-    The session is committed when the endpoint has returned and **before the response is sent**:
-    a commit that fails raises into the application's exception handlers, and no client sees a
-    2xx for a row that is not there. Any exception rolls back, `HTTPException` included; what is
+    The request is one transaction, in which `get_transaction` and `lock_tables` are savepoints.
+    It is committed when the endpoint has returned and **before the response is sent**: a commit
+    that fails raises into the application's exception handlers, and no client sees a 2xx for a
+    row that is not there. Any exception rolls back, `HTTPException` included; what is
     *returned* commits, whatever its status. No connection is taken before the first statement,
     and none is held while the response, a stream or a background task runs.
 
@@ -56,6 +57,7 @@ def create_db_context(
         async with db_context() as session:
             session.add(order)
 
+    The block is one transaction, in which `get_transaction` and `lock_tables` are savepoints.
     Commits when the block succeeds and rolls back on any exception; no connection is taken
     before the first statement. Raises `PoolExhaustedError`, out of the block, when the pool had
     no connection to give, and `AbortedTransactionError` when there is nothing left to commit.
@@ -67,14 +69,14 @@ def create_db_context(
 async def open_session(session_maker: Callable[[], S]) -> AsyncIterator[S]:
     """Open a session; commit it after the block, or roll back on any exception, and end it."""
     session = session_maker()
-    since = failures(session)
+    make_whole(session)
     try:
         try:
             yield session
         except BaseException:
             await end(session, commit=False)
             raise
-        await end(session, commit=session.in_transaction(), since=since)
+        await end(session, commit=session.in_transaction())
     except exc.TimeoutError as error:
         # SQLAlchemy's class, which only its pools raise: a TimeoutError of the block passes
         raise pool_exhausted(error) from error

@@ -1,4 +1,4 @@
-"""How a session ends: committed or rolled back, its connection given back, never used again."""
+"""How a session ends: committed or rolled back, its connection returned, never used again."""
 
 from typing import NoReturn
 
@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import SessionTransaction, SessionTransactionOrigin
 
 from rowsignal.exceptions import MissingSessionError, SessionInUseError
-from rowsignal.orm.sessions.aborted import refuse_aborted
+from rowsignal.orm.sessions.aborted import connections_of, refuse_aborted
 from rowsignal.orm.sessions.connections import settle
 
 ENDED = (
@@ -24,14 +24,14 @@ IN_USE = (
 
 
 def refuse(*_: object, **__: object) -> NoReturn:
-    """Raise what somebody gets who uses a session after its end."""
+    """Raise the error for the use of a session after its end."""
     raise MissingSessionError(ENDED)
 
 
 def retire(session: AsyncSession) -> None:
-    """Make every later statement on the session, whoever kept it, a `MissingSessionError`.
+    """Make every later statement on the session a `MissingSessionError`.
 
-    SQLAlchemy itself would begin anew and leave a connection out that nobody gives back.
+    SQLAlchemy itself would begin anew and take a connection that nothing returns.
     """
     session.sync_session.get_bind = refuse  # type: ignore[method-assign] # shadows it for one object
 
@@ -40,14 +40,6 @@ def is_begun(session: AsyncSession) -> bool:
     """Tell whether a transaction is open that the program began by `session.begin()`."""
     transaction = session.sync_session.get_transaction()
     return transaction is not None and transaction.origin is SessionTransactionOrigin.BEGIN
-
-
-def connections_of(session: AsyncSession) -> list[Connection]:
-    """List the connections that the session holds now."""
-    transaction = session.sync_session.get_transaction()
-    if transaction is None:
-        return []
-    return [entry[0] for entry in set(transaction._connections.values())]
 
 
 def _is_busy(connection: Connection) -> bool:
@@ -59,22 +51,20 @@ def _is_busy(connection: Connection) -> bool:
     return mutex is not None and mutex.locked()
 
 
-async def end(session: AsyncSession, *, commit: bool, since: int = 0) -> None:
-    """Commit or roll back, give the connection back, and retire the session.
+async def end(session: AsyncSession, *, commit: bool) -> None:
+    """Commit or roll back, return the connection, close and retire the session.
 
     Whatever fails, and wherever a cancellation strikes, the connection is back in the pool or
     closed when this returns. A rollback that fails for a lost connection is silent: the server
-    has rolled back.
-
-    `since` is what `failures` said when the session was made.
+    has rolled back. A session class that overrides `rollback` or `close` has them called.
 
     Raises what the commit raised; `AbortedTransactionError` when a failed statement has left
     nothing to commit; `SessionInUseError` when another task has a statement in flight, in which
     case nothing is committed.
     """
     transaction = session.sync_session.get_transaction()
-    if transaction is None and not commit:
-        session.sync_session.close()
+    if transaction is None and not (commit and session.sync_session.autobegin):
+        await _close(session)
         retire(session)
         return
     if any(_is_busy(connection) for connection in connections_of(session)):
@@ -82,34 +72,69 @@ async def end(session: AsyncSession, *, commit: bool, since: int = 0) -> None:
         if not commit:
             return
         raise SessionInUseError(IN_USE)
+    if not commit:
+        await settle(_abandon(session, transaction))
+        return
     try:
-        if commit:
-            await refuse_aborted(session, since=since)
-            await session.commit()
-            session.sync_session.close()
+        await refuse_aborted(session)
+        await session.commit()
     except BaseException:
         await settle(_abandon(session, transaction))
         raise
-    if not commit:
-        await settle(_abandon(session, transaction))
+    await _close(session)
     retire(session)
+
+
+async def _close(session: AsyncSession) -> None:
+    """Close a session that holds no connection."""
+    if _overrides(session, "close"):
+        await settle(_close_by_override(session))
+    else:
+        session.sync_session.close()
+
+
+async def _close_by_override(session: AsyncSession) -> None:
+    try:
+        await session.close()
+    finally:
+        await AsyncSession.close(session)
 
 
 async def _abandon(session: AsyncSession, transaction: SessionTransaction | None) -> None:
     is_busy = any(_is_busy(connection) for connection in connections_of(session))
+    if not is_busy and await _is_rolled_back(session):
+        return
     retire(session)
+    if transaction is not None:
+        await session.run_sync(lambda _: transaction.close(invalidate=True))
+
+
+async def _is_rolled_back(session: AsyncSession) -> bool:
+    """Roll back and close; False when the connection would not do it."""
     try:
-        if not is_busy:
-            await session.close()
-            return
+        await _roll_back(session)
     except IllegalStateChangeError:
         # Another task is fetching its first connection: it is turned away as soon as it has it.
         event.listen(session.sync_session, "after_begin", _turn_away)
-        return
     except SQLAlchemyError:
-        pass
-    if transaction is not None:
-        await session.run_sync(lambda _: transaction.close(invalidate=True))
+        return False
+    return True
+
+
+async def _roll_back(session: AsyncSession) -> None:
+    try:
+        if _overrides(session, "rollback") and session.in_transaction():
+            await session.rollback()
+        if _overrides(session, "close"):
+            await session.close()
+    finally:
+        retire(session)
+        await AsyncSession.close(session)
+
+
+def _overrides(session: AsyncSession, name: str) -> bool:
+    """Tell whether a session's class has its own version of one of SQLAlchemy's methods."""
+    return getattr(type(session), name) is not getattr(AsyncSession, name)
 
 
 def _turn_away(session: object, transaction: object, connection: Connection) -> NoReturn:

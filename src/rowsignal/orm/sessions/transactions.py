@@ -3,12 +3,28 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypeVar
+from weakref import WeakSet
 
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session, SessionTransaction
 
-from rowsignal.orm.sessions.aborted import failures, refuse_aborted
+from rowsignal.orm.sessions.aborted import refuse_aborted
 
 S = TypeVar("S", bound=AsyncSession)
+
+# The sessions that are committed as a whole, and the transactions that blocks began in them
+_whole: WeakSet[Session] = WeakSet()
+_begun: WeakSet[SessionTransaction] = WeakSet()
+
+
+def make_whole(session: AsyncSession) -> None:
+    """Make each `get_transaction` in a session a savepoint: the session's end commits them all."""
+    _whole.add(session.sync_session)
+
+
+def has_finished_blocks(session: AsyncSession) -> bool:
+    """Tell whether the open transaction was begun by a `get_transaction` in a whole session."""
+    return session.sync_session.get_transaction() in _begun
 
 
 @asynccontextmanager
@@ -18,24 +34,35 @@ async def get_transaction(session: S) -> AsyncIterator[S]:
         async with get_transaction(session):
             session.add(order)
 
-    **A session is in a transaction from its first statement on, a read included.** Only without
-    one does the block begin a transaction and commit it at its end. Otherwise the block is a
-    savepoint (PostgreSQL manual, SAVEPOINT): an exception undoes the block alone, success
-    commits nothing, and closing the session without a commit loses the block's work too. The
-    sessions of `create_db_dependency` and `create_db_context` are committed for you; any other
-    needs `await session.commit()`.
+    In the session of a request or of `create_db_context` the block is always a savepoint
+    (PostgreSQL manual, SAVEPOINT): an exception undoes the block alone, and what succeeded is
+    committed with the whole request or context, or lost with it.
+
+    In any other session the block begins a transaction, and commits it, only where none is open.
+    **A session is in a transaction from its first statement on, a read included**: after that
+    the block is a savepoint, and its work needs `await session.commit()`.
 
     Raises `AbortedTransactionError` instead of committing what PostgreSQL has already undone
     because a failed statement's error was caught inside the block.
     """
-    if session.in_transaction():
+    if session.in_transaction() or _begin_whole(session.sync_session):
         async with session.begin_nested():
             yield session
     else:
         async with session.begin():
-            since = failures(session)
             yield session
-            await refuse_aborted(session, since=since)
+            await refuse_aborted(session)
+
+
+def _begin_whole(session: Session) -> bool:
+    """Begin the transaction of a session that is committed as a whole; False for any other.
+
+    It takes no connection: SQLAlchemy does that with the first statement.
+    """
+    if session not in _whole:
+        return False
+    _begun.add(session.begin())
+    return True
 
 
 transaction = get_transaction

@@ -9,12 +9,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from rowsignal.exceptions import DatabaseExistsError, DatabaseInUseError, NotFoundError
 from rowsignal.identifiers import quote
-from rowsignal.orm.locks.timeouts import sqlstate
+from rowsignal.orm.sqlstates import (
+    DUPLICATE_DATABASE,
+    INVALID_CATALOG_NAME,
+    OBJECT_IN_USE,
+    UNIQUE_VIOLATION,
+    sqlstate,
+)
+from rowsignal.orm.urls import async_url
 
-# PostgreSQL manual, appendix A; two creations at once collide in the catalogue's unique index
-DUPLICATE = frozenset({"42P04", "23505"})
-MISSING = "3D000"
-IN_USE = "55006"
+# Two creations at once collide in the catalogue's unique index
+DUPLICATE = frozenset({DUPLICATE_DATABASE, UNIQUE_VIOLATION})
 
 
 async def create_database(
@@ -51,9 +56,9 @@ async def create_database(
                 f"The database {db_name!r} exists already. Pass if_not_exists=True to keep it, "
                 "or drop it first with drop_database."
             ) from error
-        if state == IN_USE:
+        if state == OBJECT_IN_USE:
             raise _in_use(template or "template1", "be copied") from error
-        if state == MISSING and template is not None:
+        if state == INVALID_CATALOG_NAME and template is not None:
             raise NotFoundError(f"There is no database {template!r} to copy.") from error
         if state not in DUPLICATE:
             raise
@@ -82,9 +87,9 @@ async def drop_database(
         await _administer(server_url, statement + (" WITH (FORCE)" if force else ""))
     except DBAPIError as error:
         state = sqlstate(error)
-        if state == MISSING:
+        if state == INVALID_CATALOG_NAME:
             raise NotFoundError(f"There is no database {db_name!r} to drop.") from error
-        if state == IN_USE:
+        if state == OBJECT_IN_USE:
             raise _in_use(db_name, "be dropped", "or pass force=True") from error
         raise
 
@@ -97,7 +102,9 @@ async def _administer(server_url: str | URL, statement: str) -> None:
 @asynccontextmanager
 async def _connect(server_url: str | URL) -> AsyncIterator[AsyncConnection]:
     # Neither statement is allowed inside a transaction
-    engine = create_async_engine(server_url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    engine = create_async_engine(
+        async_url(server_url), isolation_level="AUTOCOMMIT", poolclass=NullPool
+    )
     try:
         async with engine.connect() as connection:
             yield connection

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.util import await_only
 
-from rowsignal.orm import queries
+from rowsignal.orm.models import queries
 from rowsignal.orm.models.base import NAMING_CONVENTION, Base
 from rowsignal.orm.models.queries import QueryMixin
 

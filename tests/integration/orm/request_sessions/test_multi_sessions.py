@@ -296,5 +296,6 @@ async def test_limit_must_be_positive(db: SessionProxy) -> None:
 
 async def test_gather_outside_of_such_a_block_is_that_of_asyncio(db: SessionProxy) -> None:
     assert await db.gather(asyncio.sleep(0, 1), asyncio.sleep(0, 2)) == [1, 2]
-    async with db.connection() as session:
+    async with db(), db.connection() as session:
+        assert session is db.session
         assert await session.scalar(text("select 1")) == 1

@@ -109,7 +109,7 @@ async def test_full_pool_is_our_error_out_of_the_block(db: SessionProxy) -> None
             async with db(pool_timeout=0.01):
                 pytest.fail("it has no connection")
         with pytest.raises(PoolTimeoutError, match=r"0\.01 s"):
-            async with db.connection(timeout=0.01):
+            async with db(), db.connection(timeout=0.01):
                 pytest.fail("it has no connection")
     assert db.pool_status()["checked_out"] == 0
 
