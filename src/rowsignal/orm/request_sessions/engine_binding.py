@@ -74,6 +74,7 @@ class EngineBinding:
         self.sessionmaker = source.make_sessionmaker(self.engine)
         self.lifespans = 0
         self.is_disposed = False
+        self.is_given_up = False
         self.warns_when_full = False
         self._pool = self.engine.pool
         self._loop = _running_loop()
@@ -87,8 +88,11 @@ class EngineBinding:
         return not self.is_disposed and self.engine.pool is self._pool
 
     def require_live(self) -> "EngineBinding":
-        """Return this binding, or raise `SessionNotInitialisedError` when it was disposed."""
-        if not self.is_live:
+        """Return this binding; `SessionNotInitialisedError` when the program has disposed of it.
+
+        The end of an application is no such thing: the next one starts with a new engine.
+        """
+        if self.is_given_up or not (self.is_owned or self.is_live):
             raise SessionNotInitialisedError(
                 "The engine of this db was disposed. Give the middleware a db_url or a "
                 "custom_engine, or call `db.init(...)` again first."
@@ -103,6 +107,11 @@ class EngineBinding:
             self.engine.sync_engine.dispose(close=False)
             self._pool = self.engine.pool
         self._loop = _running_loop()
+
+    async def give_up(self) -> None:
+        """Dispose for the program, which asked for it; an application may not use it again."""
+        self.is_given_up = True
+        await self.dispose()
 
     async def dispose(self) -> None:
         """Close the pool of an owned engine; once done, calling it again does nothing."""

@@ -19,10 +19,19 @@ def find_handler(scope: ASGIScope, error: Exception) -> Handler | None:
     Those for `Exception` and for status 500 are not among them: Starlette asks these outside of
     all middleware, where a re-raised error arrives by itself.
     """
-    by_class, by_status = scope.get("starlette.exception_handlers", ({}, {}))
+    by_class, by_status = scope.get("starlette.exception_handlers") or _registered(scope)
     handler: Handler | None = by_status.get(getattr(error, "status_code", None))
     candidates = (by_class.get(cls) for cls in type(error).__mro__)
     return handler or next(filter(None, candidates), None)
+
+
+def _registered(scope: ASGIScope) -> tuple[dict[Any, Handler], dict[Any, Handler]]:
+    """Return an application's handlers before its own middleware has put them into the scope."""
+    handlers = dict(getattr(scope.get("app"), "exception_handlers", {}))
+    by_class = {key: one for key, one in handlers.items() if isinstance(key, type)}
+    by_class.pop(Exception, None)
+    by_status = {key: one for key, one in handlers.items() if isinstance(key, int) and key != 500}
+    return by_class, by_status
 
 
 async def answer(scope: ASGIScope, receive: Receive, send: Send, error: Exception) -> bool:

@@ -96,7 +96,7 @@ class SQLAlchemyMiddleware:
 
     async def dispose(self) -> None:
         """Close the pool of an engine made from a URL, where no lifespan does so; idempotent."""
-        await self._binding.dispose()
+        await self._binding.give_up()
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         """Serve one ASGI scope."""

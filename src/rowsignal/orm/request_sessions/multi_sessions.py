@@ -103,19 +103,20 @@ class MultiSessionScope:
         """
         self._refuse_when_ended()
         timeout = self.rules.pool_timeout if timeout is None else timeout
-        deadline = None if timeout is None else monotonic() + timeout
-        task = asyncio.current_task()
+        start, task = monotonic(), asyncio.current_task()
         if task in self._scopes:
-            yield await self._connected(self._scopes[task], deadline)
+            yield await self._connected(self._scopes[task], timeout, start)
             return
         self._adopt(task)
         async with self._place(task, timeout) as scope:
-            yield await self._connected(scope, deadline)
+            yield await self._connected(scope, timeout, start)
 
-    async def _connected(self, scope: SessionScope, deadline: float | None) -> AsyncSession:
-        if deadline is not None:
-            remaining = max(0.0, deadline - monotonic())
-            await take_connection(scope.session, self.binding.engine.pool, remaining)
+    async def _connected(
+        self, scope: SessionScope, timeout: float | None, start: float
+    ) -> AsyncSession:
+        if timeout is not None:
+            used = monotonic() - start
+            await take_connection(scope.session, self.binding.engine.pool, timeout, used=used)
         return scope.session
 
     async def gather(self, *work: Awaitable[Any], return_exceptions: bool = False) -> list[Any]:
@@ -183,8 +184,8 @@ class MultiSessionScope:
             task.add_done_callback(self._close_later)
         return scope
 
-    def _open(self, task: AnyTask | None) -> SessionScope:
-        timeout = self.rules.pool_timeout
+    def _open(self, task: AnyTask | None, timeout: float | None = None) -> SessionScope:
+        timeout = self.rules.pool_timeout if timeout is None else timeout
         scope = SessionScope(self.binding, self.outer, self._arguments, timeout)
         self._scopes[task] = scope
         return scope
@@ -231,7 +232,7 @@ class MultiSessionScope:
         except MissingSessionError:
             self.slots.give()
             raise
-        scope = self._open(task)
+        scope = self._open(task, timeout)
         try:
             yield scope
         except BaseException as error:

@@ -59,10 +59,15 @@ def pool_timed_out(pool: Pool, error: PoolError) -> PoolTimeoutError:
     )
 
 
-async def take_connection(session: AsyncSession, pool: Pool, timeout: float) -> None:
-    """Take the session's connection now, within `timeout` seconds, else `PoolTimeoutError`."""
+async def take_connection(
+    session: AsyncSession, pool: Pool, timeout: float, *, used: float = 0.0
+) -> None:
+    """Take the session's connection now, within `timeout` seconds, else `PoolTimeoutError`.
+
+    `used`: seconds of them that are over already.
+    """
     try:
-        async with asyncio.timeout(timeout) as deadline:
+        async with asyncio.timeout(max(0.0, timeout - used)) as deadline:
             _ = await session.connection()
     except PoolError as error:
         raise pool_timed_out(pool, error) from error

@@ -80,7 +80,7 @@ class SessionProxy:
     async def dispose(self) -> None:
         """Let go of the engine, and close its pool when it was made from a URL; idempotent."""
         if self.binding is not None:
-            await self.binding.dispose()
+            await self.binding.give_up()
 
     @property
     def session(self) -> AsyncSession:
