@@ -49,6 +49,7 @@ from rowsignal.listener import (
 from rowsignal.orm import (
     AsyncDatabaseManager,
     Base,
+    Database,
     DatabaseStatus,
     LockMode,
     QueryMixin,
@@ -111,6 +112,7 @@ __all__ = [
     "ChangeFilter",
     "ChangeLog",
     "ChangeStream",
+    "Database",
     "DatabaseExistsError",
     "DatabaseInUseError",
     "DatabaseStatus",

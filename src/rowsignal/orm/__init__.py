@@ -1,5 +1,6 @@
 """Sessions, transactions, locks, databases and models, useful without any watching."""
 
+from rowsignal.orm.database import Database
 from rowsignal.orm.locks import LockMode, advisory_lock, lock_tables
 from rowsignal.orm.manager import (
     AsyncDatabaseManager,
@@ -44,6 +45,7 @@ from rowsignal.orm.urls import async_url
 __all__ = [
     "AsyncDatabaseManager",
     "Base",
+    "Database",
     "DatabaseStatus",
     "LockMode",
     "QueryMixin",

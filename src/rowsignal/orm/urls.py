@@ -2,6 +2,7 @@
 
 import logging
 from types import MappingProxyType
+from typing import Any
 from urllib.parse import urlencode
 
 from sqlalchemy.engine import URL, make_url
@@ -73,6 +74,13 @@ LIBPQ_ONLY = frozenset(
     ]
 )
 DEMANDS = frozenset({("gssencmode", "require"), ("channel_binding", "require")})
+
+
+def revealed(url: Any) -> str | URL:
+    """Return a URL that works; `str` of a secret or of SQLAlchemy's URL would be masked."""
+    if hasattr(url, "get_secret_value"):
+        url = url.get_secret_value()
+    return url if isinstance(url, URL) else str(url)
 
 
 def async_url(url: str | URL) -> URL:

@@ -44,11 +44,12 @@ class LockMode(StrEnum):
 
 @asynccontextmanager
 async def lock_tables(
-    session: S | async_sessionmaker[S] | None = None,
+    owner: S | async_sessionmaker[S] | None = None,
     tables: Iterable[type[Any] | FromClause] = (),
     *,
     mode: LockMode | str = LockMode.SHARE_UPDATE_EXCLUSIVE,
     timeout: Duration | None = "5s",
+    session: S | async_sessionmaker[S] | None = None,
     session_maker: async_sessionmaker[S] | None = None,
 ) -> AsyncIterator[S]:
     """Lock tables, and yield the session whose transaction holds the locks.
@@ -58,8 +59,9 @@ async def lock_tables(
 
     With a session the block is a `get_transaction`. **PostgreSQL keeps a table lock until the
     transaction ends**: where one was open already, the locks outlive the block, until the
-    caller commits. With an `async_sessionmaker` (as first argument or as `session_maker`) the
-    block gets a session and a transaction of its own, and the locks end with the block.
+    caller commits, or the request ends. With an `async_sessionmaker` the block gets a session
+    and a transaction of its own, and the locks end with the block. Either is the first argument,
+    or is named: `session=` or `session_maker=`.
 
     All tables are locked in one statement and in one order, so two calls never deadlock with
     each other. `timeout` is seconds, a timedelta or text such as "500ms", for each table; None
@@ -68,12 +70,12 @@ async def lock_tables(
     Raises `LockTimeoutError` and `DeadlockError`, which leave an open transaction usable,
     `PoolExhaustedError`, `TypeError` and `ValueError`.
     """
-    owner = session if session is not None else session_maker
-    if owner is None or (session is not None and session_maker is not None):
+    owners = [one for one in (owner, session, session_maker) if one is not None]
+    if len(owners) != 1:
         raise TypeError("lock_tables needs a session or a session_maker, and not both.")
     statement = LockTables(tables_of(tables), LockMode(mode))
     limit = None if timeout is None else seconds(timeout)
-    async with _transaction(owner) as own:
+    async with _transaction(owners[0]) as own:
         connection = await connection_of(own)
         with typed_lock_errors(describe(statement.tables), limit):
             async with lock_timeout(connection, limit):

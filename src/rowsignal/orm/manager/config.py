@@ -9,6 +9,7 @@ from typing import Any, Literal
 from sqlalchemy import URL
 
 from rowsignal.orm.manager.manager import AsyncDatabaseManager, SyncResult
+from rowsignal.orm.urls import revealed
 
 MESSAGES = {
     SyncResult.CREATED: "Database created.",
@@ -92,20 +93,13 @@ def _read(db_settings: Any) -> tuple[str | URL, str, dict[str, Any]]:
     settings = db_settings if isinstance(db_settings, Mapping) else db_settings.model_dump()
     try:
         engine_args = dict(settings["sqlalchemy"])
-        url = _revealed(engine_args.pop("url"))
+        url = revealed(engine_args.pop("url"))
         location = str(settings["alembic"]["migrations_path"])
     except KeyError as error:
         raise ValueError(
             f"The settings lack {error}: sqlalchemy.url and alembic.migrations_path are needed."
         ) from error
     return url, location, engine_args
-
-
-def _revealed(url: Any) -> str | URL:
-    """Return a URL that works; `str` of a secret or of SQLAlchemy's URL would be masked."""
-    if hasattr(url, "get_secret_value"):
-        url = url.get_secret_value()
-    return url if isinstance(url, URL) else str(url)
 
 
 def _forget_closed_loops() -> None:

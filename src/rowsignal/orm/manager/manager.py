@@ -24,6 +24,7 @@ from sqlalchemy.orm import DeclarativeBase
 
 from rowsignal.exceptions import MissingExtraError
 from rowsignal.orm.models.base import Base
+from rowsignal.orm.models.queries import add_queries
 from rowsignal.orm.urls import async_url
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ class AsyncDatabaseManager:
     `uri` may name a sync driver (see `async_url`). `alembic_location` is the directory of
     `env.py`, which must use `config.attributes["connection"]` when it is given. The engine is
     made by exactly `create_async_engine(url=..., **engine_args)`. `base_model` is the
-    declarative base whose tables are created and dropped.
+    declarative base whose tables are created and dropped; its models get the class methods of
+    `QueryMixin` unless they have them.
 
     Whatever changes the schema holds an advisory lock, so any number of processes may do it at
     once: they take turns. The lock belongs to a server session (PostgreSQL manual, 13.3.5):
@@ -81,7 +83,9 @@ class AsyncDatabaseManager:
     ) -> None:
         self._url = make_url(uri)
         self._location = Path(alembic_location)
-        self._metadata = (base_model or Base).metadata
+        base_model = base_model or Base
+        add_queries(base_model)
+        self._metadata = base_model.metadata
         self.engine: AsyncEngine = create_async_engine(
             **{**(engine_args or {}), "url": async_url(self._url)}
         )

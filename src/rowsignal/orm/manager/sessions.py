@@ -1,6 +1,5 @@
 """One session of a manager's, for a block or for a request."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from rowsignal.orm.manager.manager import AsyncDatabaseManager
-from rowsignal.orm.sessions.aborted import refuse_aborted
+from rowsignal.orm.sessions.finishing import end
 from rowsignal.orm.sessions.transactions import make_whole
 
 
@@ -53,8 +52,8 @@ class ManagedSession(AsyncGenerator[AsyncSession, None]):
     def __del__(self) -> None:
         """Give the connection back at once when a loop over this was left by an exception.
 
-        `async for` tells nobody about it, and nothing can be awaited here: what is open is cut
-        off, which makes the server roll back.
+        `async for` does not tell, and nothing can be awaited here: what is open is cut off,
+        which makes the server roll back.
         """
         if self._is_started and not self._is_finished:
             self._session.sync_session.invalidate()
@@ -67,13 +66,7 @@ class ManagedSession(AsyncGenerator[AsyncSession, None]):
 
     async def _finish(self, error: BaseException | None) -> None:
         self._is_finished = True
-        try:
-            if error is None:
-                await refuse_aborted(self._session)
-                await self._session.commit()
-        finally:
-            # closing rolls back what is not committed
-            await asyncio.shield(self._session.close())
+        await end(self._session, commit=error is None)
 
 
 def make_db_session(manager: AsyncDatabaseManager) -> ManagedSession:

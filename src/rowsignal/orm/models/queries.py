@@ -1,7 +1,7 @@
 """Finding one row, or making it: functions, and the same as methods of models."""
 
 from collections.abc import Mapping
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, overload
 
 from sqlalchemy import Select, inspect, select
 from sqlalchemy.exc import IntegrityError
@@ -82,9 +82,21 @@ async def update_or_create(
 class QueryMixin:
     """Gives a declarative base the queries of this module as class methods."""
 
+    @overload
     @classmethod
-    async def get_by_pk(cls, session: AsyncSession, pk: Any) -> Self | None:
-        """Return the row with this primary key, or None: see `get_by_pk`."""
+    async def get_by_pk(cls, session: AsyncSession, pk: Any) -> Self | None: ...
+
+    @overload
+    @classmethod
+    async def get_by_pk(cls, pk: Any, *, session: AsyncSession) -> Self | None: ...
+
+    @classmethod
+    async def get_by_pk(cls, *arguments: Any, **named: Any) -> Self | None:
+        """Return the row with this primary key, or None: see `get_by_pk`.
+
+        Both `User.get_by_pk(session, 42)` and `User.get_by_pk(42, session=session)` work.
+        """
+        session, pk = _session_and_pk(*arguments, **named)
         return await get_by_pk(pk, session=session, model=cls)
 
     @classmethod
@@ -107,6 +119,26 @@ class QueryMixin:
     ) -> tuple[Self, bool]:
         """Update the row with these attributes, or make it: see `update_or_create`."""
         return await update_or_create(session, cls, defaults, create_defaults, **filter_attrs)
+
+
+def add_queries(base: type[Any]) -> None:
+    """Give a declarative base those of the queries that it has no attribute for."""
+    for name in ("get_by_pk", "get_one", "get_or_create", "update_or_create"):
+        if not hasattr(base, name):
+            setattr(base, name, vars(QueryMixin)[name])
+
+
+def _session_and_pk(*arguments: Any, **named: Any) -> tuple[AsyncSession, Any]:
+    names = ("session", "pk") if len(arguments) == 2 or "pk" in named else ("pk",)
+    given = {**dict(zip(names, arguments, strict=False)), **named}
+    if given.keys() != {"session", "pk"} or len(given) != len(arguments) + len(named):
+        raise TypeError(
+            "get_by_pk needs a session and a key: `User.get_by_pk(session, 42)` or "
+            "`User.get_by_pk(42, session=session)`."
+        )
+    if isinstance(given["pk"], AsyncSession):
+        return given["pk"], given["session"]
+    return given["session"], given["pk"]
 
 
 async def _find_or_create(

@@ -221,6 +221,19 @@ async def test_inside_a_transaction_the_locks_last_until_the_caller_commits(make
             pass
 
 
+async def test_owner_may_be_named_after_an_empty_first_argument(maker: Maker) -> None:
+    async with maker() as session:
+        async with lock_tables(None, [Widget], session=session) as own:
+            assert own is session
+        async with lock_tables(None, [Widget], session_maker=maker) as own:
+            assert own is not session
+        for owners in ({}, {"session": session, "session_maker": maker}):
+            with pytest.raises(TypeError, match="not both"):
+                await lock_tables(None, [Widget], **owners).__aenter__()
+        with pytest.raises(TypeError, match="not both"):
+            await lock_tables(session, [Widget], session=session).__aenter__()
+
+
 @pytest.mark.parametrize("keyword", [True, False])
 async def test_a_sessionmaker_gives_the_block_a_transaction_of_its_own(
     maker: Maker, keyword: bool

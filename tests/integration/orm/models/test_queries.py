@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.util import await_only
 
+from rowsignal.orm import AsyncDatabaseManager
 from rowsignal.orm.models import queries
 from rowsignal.orm.models.base import NAMING_CONVENTION, Base
 from rowsignal.orm.models.queries import QueryMixin
@@ -74,6 +75,46 @@ async def test_get_by_pk_takes_the_session_first_and_needs_no_manager(session):
     assert await Shelf.get_by_pk(session, shelf.id) is shelf
     assert await queries.get_by_pk(shelf.id, session=session, model=Shelf) is shelf
     assert await Shelf.get_by_pk(session, 4711) is None
+
+
+async def test_get_by_pk_takes_its_arguments_in_either_order(session):
+    shelf = Shelf(name="poetry")
+    session.add(shelf)
+    await session.flush()
+    assert await Shelf.get_by_pk(shelf.id, session=session) is shelf
+    assert await Shelf.get_by_pk(pk=shelf.id, session=session) is shelf
+    assert await Shelf.get_by_pk(session, pk=shelf.id) is shelf
+    assert await Shelf.get_by_pk(shelf.id, session) is shelf
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"), [((), {}), ((1,), {}), ((1, 2, 3), {}), ((1,), {"pk": 2, "session": 3})]
+)
+async def test_get_by_pk_says_what_it_needs(arguments, named):
+    with pytest.raises(TypeError, match="session and a key"):
+        await Shelf.get_by_pk(*arguments, **named)
+
+
+async def test_manager_gives_its_base_the_queries_that_it_lacks(session, tmp_path):
+    class Own(DeclarativeBase):
+        metadata = MetaData()
+
+    class Plain(Own):
+        __tablename__ = "shelves"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str]
+
+        @classmethod
+        def get_one(cls) -> str:
+            return "its own"
+
+    AsyncDatabaseManager("postgresql://unused", tmp_path, base_model=Own)
+    shelf, created = await Plain.get_or_create(session, name="poetry")
+    assert created
+    assert await Plain.get_by_pk(shelf.id, session=session) is shelf
+    assert await Plain.update_or_create(session, name="poetry") == (shelf, False)
+    assert Plain.get_one() == "its own"
 
 
 async def test_get_one_returns_the_row_even_where_its_collection_is_loaded_by_a_join(session):
