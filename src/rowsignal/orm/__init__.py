@@ -1,6 +1,7 @@
 """Sessions, transactions, locks, databases and models, useful without any watching."""
 
 from rowsignal.orm.database import Database
+from rowsignal.orm.exception_responses import add_exception_handlers
 from rowsignal.orm.locks import LockMode, advisory_lock, lock_tables
 from rowsignal.orm.manager import (
     AsyncDatabaseManager,
@@ -8,6 +9,8 @@ from rowsignal.orm.manager import (
     SyncResult,
     create_migration_environment,
     create_sync_command,
+    exists_in_db,
+    is_sqlite,
     make_db_session,
     manager_from_config,
     syncdb,
@@ -15,6 +18,7 @@ from rowsignal.orm.manager import (
 from rowsignal.orm.models import (
     Base,
     QueryMixin,
+    get_base,
     get_by_pk,
     get_one,
     get_or_create,
@@ -52,6 +56,7 @@ __all__ = [
     "SQLAlchemyMiddleware",
     "SessionProxy",
     "SyncResult",
+    "add_exception_handlers",
     "advisory_lock",
     "async_url",
     "cleanup_tables",
@@ -63,10 +68,13 @@ __all__ = [
     "create_sync_command",
     "db",
     "drop_database",
+    "exists_in_db",
+    "get_base",
     "get_by_pk",
     "get_one",
     "get_or_create",
     "get_transaction",
+    "is_sqlite",
     "lock_tables",
     "m2m_add",
     "m2m_remove",

@@ -7,9 +7,9 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import cached_property, partial
+from functools import cached_property, partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from sqlalchemy import URL, Connection, text
 from sqlalchemy.engine import make_url
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
     from rowsignal.orm.manager.migrations import Migrations
+
+T = TypeVar("T")
 
 logger = logging.getLogger("rowsignal.orm.manager")
 
@@ -101,6 +103,23 @@ class AsyncDatabaseManager:
     def alembic_cfg(self) -> "Config":
         """Alembic's configuration, for options that are not in an `alembic.ini`."""
         return self._migrations.config
+
+    def configured_connection(self, work: Callable[[Connection], T]) -> Callable[[Connection], T]:
+        """Wrap a function so that Alembic's commands in it run on the connection it is given.
+
+        @manager.configured_connection
+        def check(connection):
+            command.check(manager.alembic_cfg)
+
+        async with manager.engine.begin() as connection:
+            await connection.run_sync(check)
+        """
+
+        @wraps(work)
+        def configured(connection: Connection) -> T:
+            return self._migrations.run_on(connection, partial(work, connection))
+
+        return configured
 
     async def get_current_revision(self, session: AsyncSession | None = None) -> str | None:
         """Return the revision that the database is at, or None.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from alembic import command
 from alembic.config import Config
@@ -14,6 +14,7 @@ from sqlalchemy import Connection, MetaData, Table, inspect, text
 from rowsignal.exceptions import MigrationError
 
 Heads = frozenset[str]
+T = TypeVar("T")
 
 
 class Migrations:
@@ -66,15 +67,15 @@ class Migrations:
 
     def upgrade(self, connection: Connection, target: str) -> None:
         """Run upgrades up to `target`; `head` means every head there is."""
-        self._with(connection, lambda: command.upgrade(self.config, self._heads(target)))
+        self.run_on(connection, lambda: command.upgrade(self.config, self._heads(target)))
 
     def downgrade(self, connection: Connection, target: str) -> None:
         """Run downgrades down to `target`."""
-        self._with(connection, lambda: command.downgrade(self.config, target))
+        self.run_on(connection, lambda: command.downgrade(self.config, target))
 
     def stamp(self, connection: Connection, target: str) -> None:
         """Record that the database is at `target`, and run nothing."""
-        self._with(connection, lambda: command.stamp(self.config, self._heads(target)))
+        self.run_on(connection, lambda: command.stamp(self.config, self._heads(target)))
 
     def create(self, connection: Connection, metadata: MetaData) -> None:
         """Create the tables of `metadata` and record the latest revision, running none."""
@@ -130,13 +131,14 @@ class Migrations:
             with EnvironmentContext(self.config, scripts, fn=look, dont_mutate=True):
                 scripts.run_env()
 
-        self._with(connection, run)
+        self.run_on(connection, run)
         return found
 
-    def _with(self, connection: Connection, run: Callable[[], object]) -> None:
+    def run_on(self, connection: Connection, run: Callable[[], T]) -> T:
+        """Run something that calls Alembic, which finds the connection in its configuration."""
         self.config.attributes["connection"] = connection
         try:
-            run()
+            return run()
         except RuntimeError as error:
             if "running event loop" not in str(error):
                 raise

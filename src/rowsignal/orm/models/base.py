@@ -1,10 +1,12 @@
 """A declarative base for models: async attributes, constraint names, queries."""
 
+from typing import Any
+
 from sqlalchemy import MetaData
 from sqlalchemy.ext.asyncio import AsyncAttrs
-from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.orm import DeclarativeBase, declarative_base
 
-from rowsignal.orm.models.queries import QueryMixin
+from rowsignal.orm.models.queries import QueryMixin, add_queries
 
 # Names that a migration can rely on; changing one here would make every migration rename
 NAMING_CONVENTION = {
@@ -14,6 +16,20 @@ NAMING_CONVENTION = {
     "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
     "pk": "pk_%(table_name)s",
 }
+
+
+def get_base(
+    *, cls: type[Any] = AsyncAttrs, metadata: MetaData | None = None, **options: Any
+) -> Any:
+    """Make one more declarative base, with the naming convention and the queries of `Base`.
+
+    `cls` is what the base inherits; `options` go to SQLAlchemy's `declarative_base`.
+    """
+    metadata = MetaData() if metadata is None else metadata
+    metadata.naming_convention = NAMING_CONVENTION
+    base = declarative_base(cls=cls, metadata=metadata, **options)
+    add_queries(base)
+    return base
 
 
 class Base(QueryMixin, AsyncAttrs, DeclarativeBase):
