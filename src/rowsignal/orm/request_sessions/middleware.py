@@ -20,7 +20,7 @@ from rowsignal.orm.request_sessions.exception_handlers import (
 from rowsignal.orm.request_sessions.pool_limits import Limits, PoolLimits
 from rowsignal.orm.request_sessions.pools import pool_timed_out
 from rowsignal.orm.request_sessions.proxy import SessionProxy
-from rowsignal.orm.request_sessions.scopes import SessionScope
+from rowsignal.orm.request_sessions.scopes import RequestScope
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class SQLAlchemyMiddleware:
 
     async def _serve(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         current = self.proxy.current
-        session = SessionScope(self.binding, current.get())
+        session = RequestScope(self.binding, current.get())
         gate = ResponseGate(session, self.rule, send)
         scope[SERVED] = (*scope.get(SERVED, ()), self.proxy)
         token = current.set(session)
@@ -151,7 +151,7 @@ class ResponseGate:
 
     __slots__ = ("_rule", "_send", "_session", "failure", "has_started")
 
-    def __init__(self, session: SessionScope, rule: "CommitRule", send: Send) -> None:
+    def __init__(self, session: RequestScope, rule: "CommitRule", send: Send) -> None:
         self._session = session
         self._rule = rule
         self._send = send
@@ -179,6 +179,8 @@ class ResponseGate:
     async def _finish(self, status: int) -> None:
         rule = self._rule
         try:
+            if rule.accepts(status):
+                await self._session.commit_blocks()
             await self._session.finish(
                 commit=rule.commits(status), commit_begun=rule.accepts(status)
             )

@@ -19,7 +19,7 @@ from rowsignal.exceptions import (
 from rowsignal.orm.request_sessions.engine_binding import EngineBinding, EngineSource
 from rowsignal.orm.request_sessions.multi_sessions import MultiSessionRules, MultiSessionScope
 from rowsignal.orm.request_sessions.pools import check_seconds, pool_timed_out, take_connection
-from rowsignal.orm.request_sessions.scopes import Scope, SessionScope
+from rowsignal.orm.request_sessions.scopes import RequestScope, Scope, SessionScope, request_of
 
 NO_SESSION = (
     "No session is open here: this is neither inside a request that the middleware serves nor "
@@ -176,6 +176,7 @@ class SessionBlock:
         self._arguments = session_args
         self._is_multi = multi_sessions
         self._scope: SessionScope | MultiSessionScope | None = None
+        self._request: RequestScope | None = None
         self._token: Token[Scope | None] | None = None
 
     async def __aenter__(self) -> SessionProxy:
@@ -187,6 +188,10 @@ class SessionBlock:
             except BaseException:
                 await self._finish(has_succeeded=False)
                 raise
+        if self._rules.commit_on_exit and isinstance(scope, SessionScope):
+            self._request = request_of(scope.outer)
+            if self._request is not None:
+                self._request.enter(scope)
         self._token = self._proxy.current.set(scope)
         return self._proxy
 
@@ -210,6 +215,8 @@ class SessionBlock:
                 self._proxy.current.reset(self._token)
 
     async def _finish(self, *, has_succeeded: bool) -> None:
+        if self._request is not None and isinstance(self._scope, SessionScope):
+            self._request.leave(self._scope)
         if isinstance(self._scope, MultiSessionScope):
             await self._scope.finish(has_succeeded=has_succeeded)
         elif self._scope is not None:

@@ -1,5 +1,6 @@
 """One session for one request or one `async with db()` block."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -10,7 +11,7 @@ from sqlalchemy.util.concurrency import in_greenlet
 from rowsignal.exceptions import MissingSessionError, PoolTimeoutError
 from rowsignal.orm.request_sessions.engine_binding import EngineBinding
 from rowsignal.orm.request_sessions.pools import await_room
-from rowsignal.orm.sessions.aborted import connections_of
+from rowsignal.orm.sessions.aborted import connections_of, refuse_aborted
 from rowsignal.orm.sessions.finishing import ENDED, end, is_begun
 from rowsignal.orm.sessions.transactions import has_finished_blocks, make_whole
 
@@ -93,6 +94,37 @@ class SessionScope:
         return session
 
 
+class RequestScope(SessionScope):
+    """The session of a request, and the blocks that the request's own task has open.
+
+    FastAPI leaves a block around the `yield` of a dependency after the response, which is too
+    late for a commit that may fail: what such a block is to commit is committed before.
+    """
+
+    __slots__ = ("_blocks",)
+
+    def __init__(self, binding: EngineBinding, outer: Scope | None = None) -> None:
+        super().__init__(binding, outer)
+        self._blocks: list[tuple[object, SessionScope]] = []
+
+    def enter(self, block: SessionScope) -> None:
+        """Note a block that commits when it ends, opened by the current task."""
+        self._blocks.append((asyncio.current_task(), block))
+
+    def leave(self, block: SessionScope) -> None:
+        """Forget a block."""
+        self._blocks = [entry for entry in self._blocks if entry[1] is not block]
+
+    async def commit_blocks(self) -> None:
+        """Commit what the current task's open blocks have done so far; they stay open."""
+        task = asyncio.current_task()
+        for opener, block in reversed(self._blocks):
+            session = block.opened
+            if opener is task and session is not None and session.in_transaction():
+                await refuse_aborted(session)
+                await session.commit()
+
+
 class PoolGuard:
     """Refuse a connection that only the blocks around this one could return.
 
@@ -128,6 +160,13 @@ class PoolGuard:
                 "larger.",
                 pool_status=binding.pool_status(),
             )
+
+
+def request_of(scope: Scope | None) -> RequestScope | None:
+    """Return the innermost request that a scope is in, if any."""
+    while scope is not None and not isinstance(scope, RequestScope):
+        scope = scope.outer
+    return scope
 
 
 def count_held(scope: Scope | None, binding: EngineBinding) -> int:

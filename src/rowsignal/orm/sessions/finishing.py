@@ -14,8 +14,8 @@ from rowsignal.orm.sessions.connections import settle
 
 ENDED = (
     "This session has ended with its request or its `async with db()` block. A streaming body, "
-    "a background task or a task that outlives the block opens one of its own: "
-    "`async with db(): ...`"
+    "an endpoint that yields, a background task or a task that outlives the block opens one of "
+    "its own: `async with db(): ...`, or a context of create_db_context."
 )
 IN_USE = (
     "A task was still running a statement on this session when its request or block ended: "
