@@ -146,7 +146,7 @@ def _drop_libpq_only(query: Query) -> None:
         value = query.pop(name)
         if (name, value) in DEMANDS:
             raise ValueError(
-                f"The database URL demands {name}={value}, which asyncpg can not promise:"
+                f"The database URL demands {name}={value}, which asyncpg cannot promise:"
                 " take it out of the URL, or name the driver: postgresql+psycopg://..."
             )
         logger.warning("%s in the database URL has no meaning for asyncpg: left out", name)

@@ -16,7 +16,7 @@ from rowsignal.orm.locks.timeouts import (
     lock_timeout,
     typed_lock_errors,
 )
-from rowsignal.orm.sessions.connections import connection_of, pinned, settle
+from rowsignal.orm.sessions.connections import connection_of, pinned, run_to_completion
 
 Key = int | str | tuple[int, int]
 
@@ -50,7 +50,7 @@ async def advisory_lock(
     The lock lives on the session's own connection, which the session keeps for the whole block
     whatever it commits or rolls back. It is released at the end of the block even when the
     block has failed: a transaction that PostgreSQL has aborted is rolled back for that, to its
-    innermost savepoint, and a connection that can not be unlocked is closed. With `xact` the
+    innermost savepoint, and a connection that cannot be unlocked is closed. With `xact` the
     lock stays until the transaction ends instead, and the block's end releases nothing.
 
     Raises `LockTimeoutError`, `DeadlockError`, `PoolExhaustedError`, and `LockLostError` when
@@ -68,11 +68,11 @@ async def advisory_lock(
         try:
             yield True
         except BaseException:
-            await settle(_release(session, connection, lock))
+            await run_to_completion(_release(session, connection, lock))
             raise
-        if not await settle(_release(session, connection, lock)):
+        if not await run_to_completion(_release(session, connection, lock)):
             raise LockLostError(
-                f"{lock} was lost during the block, with its connection: somebody else may "
+                f"{lock} was lost during the block, with its connection: another session may "
                 "have held it meanwhile. Do the block's work again."
             )
 

@@ -36,7 +36,7 @@ def render(compiler: SQLCompiler, tables: Iterable[Table]) -> str:
     def place(table: Table) -> tuple[str, str]:
         return translated.get(table.schema, table.schema) or default, table.name
 
-    # Whoever takes several locks in one order can not deadlock with another who does the same
+    # Transactions that take their locks in one order do not deadlock with each other
     return ", ".join(compiler.preparer.format_table(table) for table in sorted(tables, key=place))
 
 

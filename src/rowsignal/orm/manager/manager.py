@@ -124,7 +124,7 @@ class AsyncDatabaseManager:
     async def get_current_revision(self, session: AsyncSession | None = None) -> str | None:
         """Return the revision that the database is at, or None.
 
-        Several are joined by commas. Errors are errors: a database that can not be reached or
+        Several are joined by commas. Errors are errors: a database that cannot be reached or
         read is not one without a revision.
         """
         async with self._connection(session) as connection:

@@ -177,7 +177,7 @@ def _check_schema(connection: Connection, schema: str | None) -> None:
     if connection.scalar(text("select current_schema() is null")):
         role = connection.scalar(text("select current_user"))
         raise MigrationError(
-            f"Role {role} may use no schema of its search_path, so it can not tell which revision"
+            f"Role {role} may use no schema of its search_path, so it cannot tell which revision"
             " the database is at: grant usage on the schema, or set the search_path."
         )
 

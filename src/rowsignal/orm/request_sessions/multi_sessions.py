@@ -17,7 +17,7 @@ from rowsignal.orm.request_sessions.pools import check_seconds, take_connection
 from rowsignal.orm.request_sessions.scopes import Scope, SessionScope
 from rowsignal.orm.request_sessions.slots import Slots
 from rowsignal.orm.sessions.aborted import connections_of, typed_aborted_errors
-from rowsignal.orm.sessions.connections import settle
+from rowsignal.orm.sessions.connections import run_to_completion
 from rowsignal.orm.sessions.finishing import ENDED
 
 AnyTask = asyncio.Task[Any]
@@ -146,7 +146,7 @@ class MultiSessionScope:
         # A generator with such a block may be closed by a task that has used its sessions.
         self._children -= {asyncio.current_task()}
         if not has_succeeded:
-            await settle(self._end(has_succeeded=False))
+            await run_to_completion(self._end(has_succeeded=False))
             return
         try:
             await _wait_for(self._children)
@@ -154,7 +154,7 @@ class MultiSessionScope:
             self._raise_errors()
             await self._end(has_succeeded=True)
         except BaseException:
-            await settle(self._end(has_succeeded=False))
+            await run_to_completion(self._end(has_succeeded=False))
             raise
 
     async def _end(self, *, has_succeeded: bool) -> None:
@@ -236,7 +236,7 @@ class MultiSessionScope:
         try:
             yield scope
         except BaseException as error:
-            await settle(self._close(task, error))
+            await run_to_completion(self._close(task, error))
             raise
         await self._close(task, None)
 
@@ -260,11 +260,11 @@ class MultiSessionScope:
             try:
                 await check_constraints(scopes)
             except BaseException:
-                await settle(_roll_back(scopes))
+                await run_to_completion(_roll_back(scopes))
                 raise
         ending = _finish(scopes, commit=commit, commit_blocks=has_succeeded)
         # Once the first session is committed, a cancellation must not keep the others from it
-        await (settle(ending) if is_kept_whole else ending)
+        await (run_to_completion(ending) if is_kept_whole else ending)
 
     def _raise_errors(self) -> None:
         if len(self._errors) == 1:
@@ -306,7 +306,7 @@ async def _finish(scopes: list[SessionScope], *, commit: bool, commit_blocks: bo
         while scopes:
             await scopes.pop(0).finish(commit=commit, commit_blocks=commit_blocks)
     except BaseException:
-        await settle(_roll_back(scopes))
+        await run_to_completion(_roll_back(scopes))
         raise
 
 
@@ -326,11 +326,11 @@ async def _gather_cancelling(tasks: list[AnyTask], *, return_exceptions: bool) -
     except BaseException:
         for task in tasks:
             task.cancel()
-        await settle(_settle(tasks))
+        await run_to_completion(_all_done(tasks))
         raise
 
 
-async def _settle(tasks: list[AnyTask]) -> None:
+async def _all_done(tasks: list[AnyTask]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 

@@ -57,12 +57,12 @@ async def pinned(session: AsyncSession) -> AsyncIterator[AsyncConnection]:
         sync_session.bind = bind
         del vars(pin)["close"]
         if not sync_session.in_transaction():
-            await settle(connection.close())
+            await run_to_completion(connection.close())
         elif sync_session.get_transaction() is not first:
             _close_after_transaction(sync_session, pin)
 
 
-async def settle(work: Coroutine[Any, Any, T]) -> T:
+async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
     """Finish work even when the task is cancelled meanwhile, and only then pass that on.
 
     What must be undone on a connection has to be over before anybody else uses it.

@@ -10,7 +10,7 @@ from sqlalchemy.orm import SessionTransaction, SessionTransactionOrigin
 
 from rowsignal.exceptions import MissingSessionError, SessionInUseError
 from rowsignal.orm.sessions.aborted import connections_of, refuse_aborted
-from rowsignal.orm.sessions.connections import settle
+from rowsignal.orm.sessions.connections import run_to_completion
 
 ENDED = (
     "This session has ended with its request or its `async with db()` block. A streaming body, "
@@ -68,18 +68,18 @@ async def end(session: AsyncSession, *, commit: bool) -> None:
         retire(session)
         return
     if any(_is_busy(connection) for connection in connections_of(session)):
-        await settle(_abandon(session, transaction))
+        await run_to_completion(_abandon(session, transaction))
         if not commit:
             return
         raise SessionInUseError(IN_USE)
     if not commit:
-        await settle(_abandon(session, transaction))
+        await run_to_completion(_abandon(session, transaction))
         return
     try:
         await refuse_aborted(session)
         await session.commit()
     except BaseException:
-        await settle(_abandon(session, transaction))
+        await run_to_completion(_abandon(session, transaction))
         raise
     await _close(session)
     retire(session)
@@ -88,7 +88,7 @@ async def end(session: AsyncSession, *, commit: bool) -> None:
 async def _close(session: AsyncSession) -> None:
     """Close a session that holds no connection."""
     if _overrides(session, "close"):
-        await settle(_close_by_override(session))
+        await run_to_completion(_close_by_override(session))
     else:
         session.sync_session.close()
 

@@ -46,7 +46,7 @@ class Association:
         return [*self.owner_columns, *self.related_columns]
 
     def check(self, session: AsyncSession, instance: object, related: Iterable[object]) -> None:
-        """Raise `TypeError` or `ValueError` for objects that can not be associated."""
+        """Raise `TypeError` or `ValueError` for objects that cannot be associated."""
         _check(session, instance, self.relationship.parent)
         for other in related:
             _check(session, other, self.relationship.mapper)
@@ -121,7 +121,7 @@ async def _values(session: AsyncSession, instance: object, columns: Sequence[Any
     missing = [name for name in names if name not in state.dict]
     known = dict(zip(_names(state.mapper, state.mapper.primary_key), state.identity, strict=True))
     if not known.keys() >= set(missing):
-        # An expired attribute would be loaded on access, which asyncio code can not do
+        # An expired attribute would be loaded on access, which asyncio code cannot do
         await session.refresh(instance, missing)
     return tuple(state.dict[name] if name in state.dict else known[name] for name in names)
 

@@ -79,7 +79,7 @@ async def drop_database(
     """
     if make_url(server_url).database == db_name:
         raise ValueError(
-            f"{db_name!r} is the database that server_url leads to, which can not drop itself: "
+            f"{db_name!r} is the database that server_url leads to, which cannot drop itself: "
             "let server_url lead to another one, such as 'postgres'."
         )
     statement = f"DROP DATABASE {'IF EXISTS ' if if_exists else ''}{quote(db_name)}"
@@ -114,5 +114,5 @@ async def _connect(server_url: str | URL) -> AsyncIterator[AsyncConnection]:
 
 def _in_use(name: str, what: str, instead: str = "and try again") -> DatabaseInUseError:
     return DatabaseInUseError(
-        f"The database {name!r} can not {what} while it has connections: close them, {instead}."
+        f"The database {name!r} cannot {what} while it has connections: close them, {instead}."
     )

@@ -31,7 +31,7 @@ async def cleanup_tables(
     instances are expunged, since their rows are gone. Tables to leave alone are named by model,
     `Table`, or name (with the schema where the table has one). Without tables nothing happens.
 
-    Raises `LockTimeoutError` when somebody uses a table for longer than `timeout` (seconds, a
+    Raises `LockTimeoutError` when a table is in use for longer than `timeout` (seconds, a
     timedelta, or text), and `ValueError` for an unknown name in `exclude` and for an excluded
     table that CASCADE would empty, because it references one that is not excluded.
     """
@@ -83,6 +83,6 @@ def _refuse_reference(excluded: Table, chosen: Collection[Table]) -> None:
     for key in excluded.foreign_keys:
         if key.column.table in chosen:
             raise ValueError(
-                f"{excluded} can not be left out: it references {key.column.table}, and "
+                f"{excluded} cannot be left out: it references {key.column.table}, and "
                 "CASCADE would empty it too. Exclude both, or neither."
             )

@@ -69,7 +69,7 @@ async def test_a_taken_lock_is_false_at_once_with_nowait(maker: Maker) -> None:
         assert not await is_free(maker, 1)
 
 
-async def test_shared_locks_admit_each_other_and_nobody_else(maker: Maker) -> None:
+async def test_shared_locks_admit_each_other_and_no_others(maker: Maker) -> None:
     async with maker() as first, maker() as second, advisory_lock(first, 1, shared=True):
         async with advisory_lock(second, 1, shared=True) as acquired:
             assert acquired is True
@@ -255,7 +255,7 @@ async def test_a_session_bound_to_a_connection_keeps_it(engine: AsyncEngine, mak
 
 async def test_a_connection_lost_in_the_block_is_said(engine: AsyncEngine, maker: Maker) -> None:
     async with maker() as session:
-        with pytest.raises(LockLostError, match="somebody else may have held it"):
+        with pytest.raises(LockLostError, match="another session may have held it"):
             async with advisory_lock(session, "lost"):
                 pid = await session.scalar(select(func.pg_backend_pid()))
                 async with engine.connect() as other:

@@ -277,7 +277,7 @@ async def until_waiting(maker: Maker, number: int) -> None:
             await session.rollback()
 
 
-async def test_a_deadlock_with_somebody_elses_order_is_an_error_of_its_own(maker: Maker) -> None:
+async def test_a_deadlock_with_another_order_is_an_error_of_its_own(maker: Maker) -> None:
     async with maker() as first, maker() as second:
         await first.execute(text("set local deadlock_timeout = '20ms'"))
         await second.execute(text("set local deadlock_timeout = '60s'"))

@@ -203,7 +203,7 @@ async def test_twenty_updates_at_once_create_one_and_lose_none(sessions):
 
 @asynccontextmanager
 async def rival(session: AsyncSession, sessions: Sessions, **attrs: Any) -> AsyncIterator[None]:
-    """Let somebody else commit a row just before `session` inserts its own."""
+    """Let another session commit a row just before `session` inserts its own."""
     begin_nested = session.sync_session.begin_nested
     model = Book if "title" in attrs else Shelf
 

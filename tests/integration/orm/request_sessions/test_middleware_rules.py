@@ -1,4 +1,4 @@
-"""Which responses commit, who has a session, and what middlewares in between make of it."""
+"""Which responses commit, which requests have a session, and the effect of other middleware."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""A session for each task of a block: who gets one, how many, and what is committed."""
+"""A session for each task of a block: for which, how many, and what is committed."""
 
 import asyncio
 from collections.abc import AsyncIterator

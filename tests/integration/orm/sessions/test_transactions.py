@@ -96,7 +96,7 @@ async def test_a_swallowed_error_does_not_pass_for_a_commit(
     assert await notes(engine) == []
 
 
-async def test_somebody_elses_error_does_not_stop_a_commit(
+async def test_error_of_another_session_does_not_stop_a_commit(
     engine: AsyncEngine, maker: async_sessionmaker[AsyncSession]
 ) -> None:
     async with maker() as session, get_transaction(session):

@@ -65,7 +65,7 @@ async def test_a_template_and_an_owner_are_followed(
     source = await asyncpg.connect(server.dsn_of(template))
     await source.execute("create table copied (id int)")
     await source.execute('create role "Own er"')
-    with pytest.raises(DatabaseInUseError, match="can not be copied"):
+    with pytest.raises(DatabaseInUseError, match="cannot be copied"):
         await create_database("copy", server_url=server_url, template=template)
     await source.close()
     await create_database("copy", server_url=server_url, template=template, owner="Own er")
@@ -104,5 +104,5 @@ async def test_dropping_what_is_not_there(server_url: str) -> None:
 
 
 async def test_the_database_one_is_connected_to_is_never_dropped(server_url: str) -> None:
-    with pytest.raises(ValueError, match="can not drop itself"):
+    with pytest.raises(ValueError, match="cannot drop itself"):
         await drop_database("postgres", server_url=server_url, force=True)

@@ -85,7 +85,7 @@ async def test_an_exclusion_that_cascade_would_not_respect_is_refused(
     engine: AsyncEngine, maker: Maker
 ) -> None:
     async with maker() as session:
-        with pytest.raises(ValueError, match="Cities can not be left out"):
+        with pytest.raises(ValueError, match="Cities cannot be left out"):
             await cleanup_tables(session, Base, exclude=[City])
     assert set((await counts(engine)).values()) == {1}
 
