@@ -11,7 +11,7 @@ from sqlalchemy.util.concurrency import in_greenlet
 from rowsignal.exceptions import MissingSessionError, PoolTimeoutError
 from rowsignal.orm.request_sessions.engine_binding import EngineBinding
 from rowsignal.orm.request_sessions.pools import await_room
-from rowsignal.orm.sessions.aborted import connections_of, refuse_aborted
+from rowsignal.orm.sessions.aborted import connections_of
 from rowsignal.orm.sessions.finishing import ENDED, end, is_begun
 from rowsignal.orm.sessions.transactions import has_finished_blocks, make_whole
 
@@ -121,7 +121,6 @@ class RequestScope(SessionScope):
         for opener, block in reversed(self._blocks):
             session = block.opened
             if opener is task and session is not None and session.in_transaction():
-                await refuse_aborted(session)
                 await session.commit()
 
 

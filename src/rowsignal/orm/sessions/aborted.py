@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from rowsignal.exceptions import AbortedTransactionError
 from rowsignal.orm.sqlstates import IN_FAILED_TRANSACTION, sqlstate
@@ -25,22 +26,23 @@ ABORTED = (
 IN_ERROR = 3
 
 
-def connections_of(session: AsyncSession) -> list[Connection]:
+def connections_of(session: AsyncSession | Session) -> list[Connection]:
     """List the connections that the session holds now."""
-    transaction = session.sync_session.get_transaction()
+    sync_session = session if isinstance(session, Session) else session.sync_session
+    transaction = sync_session.get_transaction()
     if transaction is None:
         return []
     return [entry[0] for entry in set(transaction._connections.values())]
 
 
-async def refuse_aborted(session: AsyncSession) -> None:
+def refuse_aborted(session: Session) -> None:
     """Raise `AbortedTransactionError` now or from the commit that must follow, if either is due.
 
     With asyncpg no statement is sent for it: the answer to the commit itself is read.
     """
     for connection in connections_of(session):
         if connection.dialect.name == "postgresql" and not connection.closed:
-            await _check(session, connection)
+            _check(connection)
 
 
 @contextmanager
@@ -54,7 +56,7 @@ def typed_aborted_errors() -> Iterator[None]:
         raise AbortedTransactionError(ABORTED) from error
 
 
-async def _check(session: AsyncSession, connection: Connection) -> None:
+def _check(connection: Connection) -> None:
     if connection.invalidated:
         return  # the commit fails by itself
     adapter: Any = connection.connection.dbapi_connection
@@ -65,7 +67,8 @@ async def _check(session: AsyncSession, connection: Connection) -> None:
     if status == IN_ERROR:
         raise AbortedTransactionError(ABORTED)
     if status is None:
-        await _ask(session, connection)
+        with typed_aborted_errors():
+            connection.execute(text("select 1"))
 
 
 def _read_tag(transaction: Any) -> None:
@@ -79,11 +82,6 @@ def _status(adapter: Any) -> int | None:
     info = getattr(getattr(adapter, "driver_connection", None), "info", None)
     status = getattr(info, "transaction_status", None)
     return None if status is None else int(status)
-
-
-async def _ask(session: AsyncSession, connection: Connection) -> None:
-    with typed_aborted_errors():
-        await session.run_sync(lambda _: connection.execute(text("select 1")))
 
 
 class TagReader:

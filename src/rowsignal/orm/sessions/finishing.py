@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import SessionTransaction, SessionTransactionOrigin
 
 from rowsignal.exceptions import MissingSessionError, SessionInUseError
-from rowsignal.orm.sessions.aborted import connections_of, refuse_aborted
+from rowsignal.orm.sessions.aborted import connections_of
 from rowsignal.orm.sessions.connections import run_to_completion
 
 ENDED = (
@@ -76,7 +76,6 @@ async def end(session: AsyncSession, *, commit: bool) -> None:
         await run_to_completion(_abandon(session, transaction))
         return
     try:
-        await refuse_aborted(session)
         await session.commit()
     except BaseException:
         await run_to_completion(_abandon(session, transaction))
@@ -102,17 +101,17 @@ async def _close_by_override(session: AsyncSession) -> None:
 
 async def _abandon(session: AsyncSession, transaction: SessionTransaction | None) -> None:
     is_busy = any(_is_busy(connection) for connection in connections_of(session))
-    if not is_busy and await _is_rolled_back(session):
+    if not is_busy and await _is_rolled_back(session, has_begun=transaction is not None):
         return
     retire(session)
     if transaction is not None:
         await session.run_sync(lambda _: transaction.close(invalidate=True))
 
 
-async def _is_rolled_back(session: AsyncSession) -> bool:
+async def _is_rolled_back(session: AsyncSession, *, has_begun: bool) -> bool:
     """Roll back and close; False when the connection would not do it."""
     try:
-        await _roll_back(session)
+        await _roll_back(session, has_begun=has_begun)
     except IllegalStateChangeError:
         # Another task is fetching its first connection: it is turned away as soon as it has it.
         event.listen(session.sync_session, "after_begin", _turn_away)
@@ -121,9 +120,9 @@ async def _is_rolled_back(session: AsyncSession) -> bool:
     return True
 
 
-async def _roll_back(session: AsyncSession) -> None:
+async def _roll_back(session: AsyncSession, *, has_begun: bool) -> None:
     try:
-        if _overrides(session, "rollback") and session.in_transaction():
+        if has_begun and _overrides(session, "rollback"):
             await session.rollback()
         if _overrides(session, "close"):
             await session.close()

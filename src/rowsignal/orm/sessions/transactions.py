@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 from weakref import WeakSet
 
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
@@ -18,7 +19,12 @@ _begun: WeakSet[SessionTransaction] = WeakSet()
 
 
 def make_whole(session: AsyncSession) -> None:
-    """Make each `get_transaction` in a session a savepoint: the session's end commits them all."""
+    """Make each `get_transaction` in a session a savepoint: the session's end commits them all.
+
+    Its commits raise `AbortedTransactionError` where PostgreSQL has undone the transaction.
+    """
+    if not event.contains(Session, "before_commit", _before_commit):
+        event.listen(Session, "before_commit", _before_commit)
     _whole.add(session.sync_session)
 
 
@@ -51,7 +57,16 @@ async def get_transaction(session: S) -> AsyncIterator[S]:
     else:
         async with session.begin():
             yield session
-            await refuse_aborted(session)
+            await session.run_sync(refuse_aborted)
+
+
+def _before_commit(session: Session) -> None:
+    """Let no commit of a whole session pass that PostgreSQL answers with ROLLBACK.
+
+    Listening at the class costs less than at each session; other sessions are left alone.
+    """
+    if session in _whole and not session.in_nested_transaction():
+        refuse_aborted(session)
 
 
 def _begin_whole(session: Session) -> bool:

@@ -110,6 +110,7 @@ async def spoil(session: AsyncSession, fail: Failing) -> None:
 
 MAKERS = (bound, bound_by_model, routed)
 FAILURES = (by_statement, by_driver, by_cursor, by_flush)
+PAIRS = list(zip(MAKERS, FAILURES, strict=False))
 
 
 @asynccontextmanager
@@ -169,7 +170,7 @@ async def test_block_that_caught_the_error_does_not_pass_for_a_commit(
         ).all()
 
 
-@pytest.mark.parametrize(("make", "fail"), zip(MAKERS, FAILURES, strict=False))
+@pytest.mark.parametrize(("make", "fail"), PAIRS)
 @pytest.mark.parametrize("is_middleware", [True, False])
 async def test_request_that_caught_the_error_is_no_2xx(
     own: AsyncEngine, make: Any, fail: Failing, is_middleware: bool
@@ -195,6 +196,29 @@ async def test_request_that_caught_the_error_is_no_2xx(
             db.binding.sessionmaker = make(own)  # type: ignore[union-attr]
         assert (await client.post("/")).status_code == 503
         assert own.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("make", "fail"), PAIRS)
+async def test_commit_of_the_programs_own_tells_as_well(
+    own: AsyncEngine, make: Any, fail: Failing
+) -> None:
+    async with context(make(own)) as session:
+        await spoil(session, fail)
+        with pytest.raises(AbortedTransactionError):
+            await session.commit()
+        await session.rollback()
+        await spoil(session, by_nothing)
+        await session.commit()
+
+
+async def by_nothing(session: AsyncSession) -> None:
+    pass
+
+
+async def test_session_outside_of_requests_and_contexts_is_left_alone(own: AsyncEngine) -> None:
+    async with bound(own)() as session:
+        await spoil(session, by_statement)
+        await session.commit()
 
 
 @pytest.mark.parametrize("make", MAKERS)
