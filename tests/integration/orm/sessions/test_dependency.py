@@ -1,13 +1,13 @@
-# ruff: noqa: B008, PT012 -- plain defaults are what is documented; the block is what raises
+# ruff: noqa: B008 -- plain defaults are what is documented; the block is what raises
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import Annotated, Any
 
 import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, WebSocket
 from fastapi.responses import JSONResponse, StreamingResponse
-from sqlalchemy import UniqueConstraint, func, select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
@@ -15,7 +15,6 @@ from sqlalchemy.ext.asyncio import (
     async_sessionmaker,
     create_async_engine,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from starlette.requests import HTTPConnection, Request
 from websockets.asyncio.client import connect
 
@@ -27,45 +26,18 @@ from rowsignal.exceptions import (
 )
 from rowsignal.orm.sessions.dependency import (
     SessionDependency,
-    create_db_context,
     create_db_dependency,
 )
+from support.people import Person, names
 from web_server import served
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Person(Base):
-    __tablename__ = "people"
-    # Deferred: a second person of the same name fails at COMMIT and not before
-    __table_args__ = (UniqueConstraint("name", deferrable=True, initially="deferred"),)
-
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
-
 
 Maker = async_sessionmaker[AsyncSession]
 Endpoint = Callable[..., Awaitable[Any]]
 
 
 @pytest.fixture
-async def maker(engine: AsyncEngine) -> Maker:
-    async with engine.begin() as connection:
-        await connection.run_sync(Base.metadata.create_all)
-        await connection.execute(text("insert into people (name) values ('ada')"))
-    return async_sessionmaker(engine, expire_on_commit=False)
-
-
-@pytest.fixture
 def get_db(maker: Maker) -> SessionDependency[AsyncSession]:
     return create_db_dependency(session_maker=maker)
-
-
-async def names(engine: AsyncEngine) -> list[str]:
-    async with engine.connect() as connection:
-        return list(await connection.scalars(select(Person.name).order_by(Person.id)))
 
 
 def app_of(endpoint: Endpoint, **options: Any) -> FastAPI:
@@ -420,78 +392,3 @@ async def test_outside_fastapi_the_dependency_is_a_generator(
             await session.flush()
             raise ZeroDivisionError
     assert await names(engine) == ["ada", "grace"]
-
-
-async def test_a_context_commits_or_rolls_back(engine: AsyncEngine, maker: Maker) -> None:
-    db_context = create_db_context(session_maker=maker)
-    async with db_context() as session:
-        session.add(Person(name="grace"))
-    with pytest.raises(ZeroDivisionError):
-        async with db_context() as session:
-            session.add(Person(name="nobody"))
-            await session.flush()
-            raise ZeroDivisionError
-    assert await names(engine) == ["ada", "grace"]
-
-
-async def test_a_context_allows_commits_in_between(engine: AsyncEngine, maker: Maker) -> None:
-    with pytest.raises(ZeroDivisionError):
-        async with create_db_context(maker)() as session:
-            session.add(Person(name="grace"))
-            await session.commit()
-            session.add(Person(name="nobody"))
-            raise ZeroDivisionError
-    assert await names(engine) == ["ada", "grace"]
-
-
-async def test_a_context_raises_what_its_commit_raises(engine: AsyncEngine, maker: Maker) -> None:
-    with pytest.raises(IntegrityError):
-        async with create_db_context(maker)() as session:
-            session.add(Person(name="ada"))
-    assert engine.pool.checkedout() == 0
-
-
-async def test_a_timeout_of_the_blocks_own_is_not_called_an_exhausted_pool(maker: Maker) -> None:
-    with pytest.raises(TimeoutError) as caught:
-        async with create_db_context(maker)() as session:
-            await session.execute(select(1))
-            raise TimeoutError
-    assert not isinstance(caught.value, PoolExhaustedError)
-
-
-async def test_an_exhausted_pool_leaves_a_context_as_its_own_error(database_url: str) -> None:
-    small = create_async_engine(database_url, pool_size=1, max_overflow=0, pool_timeout=0.05)
-    async with small.connect():
-        with pytest.raises(PoolExhaustedError, match="QueuePool limit of size 1"):
-            async with create_db_context(async_sessionmaker(small))() as session:
-                await session.execute(select(1))
-    await small.dispose()
-
-
-async def test_a_session_used_after_its_block_is_refused(engine: AsyncEngine, maker: Maker) -> None:
-    async with create_db_context(maker)() as session:
-        await session.execute(select(1))
-    with pytest.raises(MissingSessionError, match="ended"):
-        await session.execute(select(1))
-    assert engine.pool.checkedout() == 0
-
-
-async def test_a_cancelled_block_gives_its_connection_back(
-    engine: AsyncEngine, maker: Maker
-) -> None:
-    running = asyncio.Event()
-
-    async def work() -> None:
-        async with create_db_context(maker)() as session:
-            session.add(Person(name="nobody"))
-            await session.flush()
-            running.set()
-            await session.execute(select(func.pg_sleep(60)))
-
-    task = asyncio.create_task(work())
-    await running.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert engine.pool.checkedout() == 0
-    assert await names(engine) == ["ada"]
