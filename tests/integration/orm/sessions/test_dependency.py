@@ -1,7 +1,7 @@
-# ruff: noqa: B008 -- plain defaults are what is documented; the block is what raises
+# ruff: noqa: B008, PT012 -- plain defaults are what is documented; the block is what raises
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any
 
 import pytest
