@@ -129,12 +129,27 @@ class MissingExtraError(RowSignalError, ImportError):
     """Something was used that an optional part of the installation provides."""
 
 
+class AddressError(RowSignalError, OSError):
+    """The service cannot listen at the address that it was given."""
+
+
+def missing_extra(module: str, extra: str, error: ModuleNotFoundError) -> ImportError:
+    """Return what to raise where a module of an extra cannot be imported: how to install it."""
+    if error.name is None or error.name.partition(".")[0] == "rowsignal":
+        return error
+    return MissingExtraError(f"{module} needs {error.name}: pip install 'rowsignal[{extra}]'")
+
+
 class FilterError(RowSignalError, ValueError):
     """A filter from outside is not in the grammar, or does not fit its column."""
 
 
 class AccessDeniedError(RowSignalError, PermissionError):
     """A token or ticket is missing, spent, expired or not meant for this."""
+
+
+class NotPermittedError(AccessDeniedError):
+    """A valid token or ticket does not include this right."""
 
 
 class ReaderLimitError(RowSignalError, RuntimeError):

@@ -78,6 +78,20 @@ async def current_rows(
     return found
 
 
+async def current_row(
+    connection: AsyncConnection, exposure: Exposure, key: RowKey, view: TableView
+) -> Row | None:
+    """Return the row with this key, if it meets the view's conditions.
+
+    PostgreSQL decides on them: a row out of sight takes as long as one that is not there.
+    """
+    wanted = sorted({*exposure.key, *exposure.columns})
+    query = sa.select(*(exposure.table.c[name] for name in wanted))
+    query = having_keys(query.where(where_clause(view.conditions, exposure.table)), exposure, [key])
+    text = (await connection.execute(_as_json(query))).scalar_one_or_none()
+    return None if text is None else decode_row(text)
+
+
 async def all_rows(
     connection: AsyncConnection, exposure: Exposure, view: TableView
 ) -> AsyncGenerator[list[Row], None]:

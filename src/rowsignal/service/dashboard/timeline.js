@@ -1,16 +1,17 @@
-// The tape: every change of the last minute and a half, a lane for each table, running left.
+// The timeline: every change of the last minute and a half, a lane for each table, running left.
 
 const SPAN = 90_000; // ms shown
 const BIN = 300; // ms that one bar stands for
 const LANES = 6;
 const KINDS = ["insert", "update", "delete", "truncate"];
 
-export class Tape {
+export class Timeline {
   #canvas;
   #lanes = new Map(); // table -> Map(bin -> counts by kind)
   #ink = {};
   #moves = matchMedia("(prefers-reduced-motion: reduce)");
   #drawnAt = 0;
+  #isFilled = false;
   #peak = 4; // changes in the tallest bar, eased
 
   constructor(canvas) {
@@ -39,7 +40,27 @@ export class Tape {
     bins.set(bin, counts);
   }
 
-  // A picture for each pixel that the tape has moved; one a second where motion is unwelcome.
+  /** Show what the service saw before this page was open; `recent`: {table: [[at, kind, count]]}. */
+  fill(recent, skew) {
+    if (this.#isFilled || !recent) return;
+    this.#isFilled = true;
+    const now = Math.floor(Date.now() / BIN);
+    for (const [table, marks] of Object.entries(recent)) {
+      const bins = this.#lanes.get(table) ?? new Map();
+      const found = new Map();
+      for (const [at, kind, count] of marks) {
+        const bin = Math.floor((at * 1000 - skew) / BIN);
+        if (bin >= now - 1) continue; // its own stream brings these
+        const counts = found.get(bin) ?? [0, 0, 0, 0];
+        counts[KINDS.indexOf(kind)] += count;
+        found.set(bin, counts);
+      }
+      const older = [...found].filter(([bin]) => !bins.has(bin));
+      this.#lanes.set(table, new Map([...older, ...bins].sort(([one], [other]) => one - other)));
+    }
+  }
+
+  // A picture for each pixel that the timeline has moved; one a second where motion is unwelcome.
   #frame(time) {
     const pixel = SPAN / (this.#canvas.clientWidth || 1);
     if (time - this.#drawnAt > (this.#moves.matches ? 1000 : Math.max(pixel, 80))) {
