@@ -17,10 +17,10 @@ from starlette.responses import (
 )
 from starlette.routing import Route
 
-import rowsignal.service
+import rowsignal.sse.client
 import web_server
 
-CLIENT = Path(rowsignal.service.__file__).parent / "dashboard" / "client.js"
+CLIENT = Path(rowsignal.sse.client.__file__).with_name("client.js")
 Row = dict[str, object]
 
 

@@ -1,0 +1,70 @@
+import { keyOf, type Change } from "@rowsignal/client";
+import type { SyncConfig } from "@tanstack/db";
+
+/** What a collection gives to write its rows with. */
+export type Writes<T extends object, K extends string | number> = Pick<
+  Parameters<SyncConfig<T, K>["sync"]>[0],
+  "begin" | "write" | "commit" | "truncate" | "markReady"
+>;
+
+/** Writes changes into a collection, those that arrived together in one transaction. */
+export class RowWriter<T extends object, K extends string | number> {
+  readonly #getKey: (row: T) => K;
+  readonly #writes: Writes<T, K>;
+  readonly #held = new Map<string, K>(); // the collection's keys by the table's
+  #changes: Change<T>[] = [];
+  #isReady = false;
+
+  constructor(getKey: (row: T) => K, writes: Writes<T, K>) {
+    this.#getKey = getKey;
+    this.#writes = writes;
+  }
+
+  add(change: Change<T>): void {
+    this.#changes.push(change);
+  }
+
+  /** Write what has been added. */
+  flush(): void {
+    const changes = this.#changes;
+    this.#changes = [];
+    if (!changes.length) return;
+    this.#writes.begin();
+    for (const change of changes) this.#write(change);
+    this.#writes.commit();
+  }
+
+  /** Write, and tell the collection that all rows are there. */
+  complete(): void {
+    this.flush();
+    if (!this.#isReady) this.#writes.markReady();
+    this.#isReady = true;
+  }
+
+  // An update may be the first that is told of a row, and an insert may repeat one.
+  #write({ operation, key, row }: Change<T>): void {
+    if (operation === "truncate") this.#clear();
+    else if (key && row) this.#put(keyOf(key), row);
+    else if (key) this.#remove(keyOf(key));
+  }
+
+  #clear(): void {
+    this.#held.clear();
+    this.#writes.truncate({ markReady: false });
+  }
+
+  #put(at: string, value: T): void {
+    const key = this.#getKey(value);
+    const held = this.#held.get(at);
+    if (held !== undefined && held !== key) this.#remove(at);
+    this.#writes.write({ type: this.#held.has(at) ? "update" : "insert", value });
+    this.#held.set(at, key);
+  }
+
+  #remove(at: string): void {
+    const key = this.#held.get(at);
+    if (key === undefined) return;
+    this.#held.delete(at);
+    this.#writes.write({ type: "delete", key });
+  }
+}
