@@ -9,9 +9,9 @@ from acceptance.npm_tools import LOCK, WORKSPACE, found_node, once, only_one, so
 
 @pytest.fixture(scope="session")
 def npm_workspace() -> Path:
-    """Folder of the workspace, with what it needs installed and its packages built."""
+    """Folder of the workspace, with what it needs installed, its packages built and packed."""
     found_node()
     with only_one():
         once("install", [LOCK], "npm", "ci")
-        once("build", sources(), "npm", "run", "--silent", "build")
+        once("build", sources(), "npm", "run", "--silent", "pack")
     return WORKSPACE

@@ -1,7 +1,7 @@
 // Compile the packages, each after those it needs.
 
 import { spawnSync } from "node:child_process";
-import { copyFileSync, rmSync } from "node:fs";
+import { copyFileSync, mkdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 
 import { PACKAGES, ROOT } from "./places.js";
@@ -13,3 +13,5 @@ for (const name of PACKAGES) {
   if (done.status !== 0) process.exit(done.status ?? 1);
   copyFileSync(join(ROOT, "..", "..", "LICENSE"), join(folder, "LICENSE"));
 }
+
+mkdirSync(join(ROOT, "dist"), { recursive: true }); // for packed packages
