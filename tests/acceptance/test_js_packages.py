@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import rowsignal.sse.client
-from acceptance.npm_tools import LOCK, PACKAGES, run
+from acceptance.npm_tools import LOCK, PACKAGES, found_node, run
 
 pytest_plugins = ["acceptance.npm_workspace"]
 
@@ -80,6 +80,16 @@ def test_the_lock_names_no_registry() -> None:
     assert '"resolved": "http' not in text
     hosts = {address.partition("//")[2] for address in HOST.findall(text)}
     assert hosts <= set(ALLOWED_HOSTS)
+
+
+def test_a_run_that_requires_node_fails_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("ROWSIGNAL_REQUIRE", "node")
+    with pytest.raises(pytest.fail.Exception, match="needs node and npm"):
+        found_node()
+    monkeypatch.delenv("ROWSIGNAL_REQUIRE")
+    with pytest.raises(pytest.skip.Exception, match="needs node and npm"):
+        found_node()
 
 
 @pytest.mark.parametrize("name", NAMES)

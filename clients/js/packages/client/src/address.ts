@@ -39,15 +39,25 @@ export function listed<T>(value: Some<T> | undefined | null): T[] {
 }
 
 function baseOf(url: string | URL | undefined, fallback: DefaultBase): URL {
-  if (!url) return fallback();
-  const base = URL.canParse(String(url)) ? new URL(url) : new URL(url, here(String(url)));
+  const base = url ? (parsed(String(url)) ?? new URL(url, here(String(url)))) : fallback();
+  if (!/^https?:$/.test(base.protocol)) {
+    throw new TypeError(`url: ${base.href} does not begin with http:// or https://`);
+  }
   if (!base.pathname.endsWith("/")) base.pathname += "/";
   return base;
 }
 
+function parsed(url: string, base?: string): URL | null {
+  try {
+    return new URL(url, base);
+  } catch {
+    return null; // URL.canParse is missing in browsers that the rest runs in
+  }
+}
+
 function here(wanted: string): string {
   const place = globalThis.document?.baseURI ?? globalThis.location?.href;
-  if (place && URL.canParse("/", place)) return place;
+  if (place && parsed("/", place)) return place;
   throw new TypeError(
     `"${wanted}" has no page that it is relative to here: give url as a whole,` +
       ' as url: "https://app.example/v1"',

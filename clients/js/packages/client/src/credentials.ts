@@ -63,7 +63,8 @@ export async function refusal(answer: Response): Promise<Failure> {
   const problem = (await answer.json().catch(() => null)) as Record<string, unknown> | null;
   const detail = problem?.["detail"] ?? problem?.["title"];
   const reason = typeof detail === "string" ? detail : `the service answered ${answer.status}`;
-  const later = Number(answer.headers.get("retry-after")) * 1000;
+  // Readers that were refused together must not come back together.
+  const later = Number(answer.headers.get("retry-after")) * (1000 + Math.random() * 200);
   return { reason, status: answer.status, pause: later || undefined };
 }
 

@@ -5,7 +5,7 @@ export function isPage(): boolean {
   return typeof document !== "undefined";
 }
 
-/** Whether somebody may be looking; a worker and a server count as seen. */
+/** Whether the page is visible; a worker and a server count as visible. */
 export function isVisible(): boolean {
   return !isPage() || document.visibilityState === "visible";
 }

@@ -11,7 +11,7 @@ export class Listeners<E extends object> {
     return () => void list.delete(own as Listener);
   }
 
-  tell<N extends keyof E>(event: N, value: E[N]): void {
+  notify<N extends keyof E>(event: N, value: E[N]): void {
     for (const listener of [...(this.#lists.get(event) ?? [])]) {
       try {
         (listener as (value: E[N]) => void)(value);

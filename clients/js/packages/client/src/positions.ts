@@ -5,8 +5,8 @@ const WINDOW = 2;
 const HEADER = 17;
 
 /**
- * Tell whether a reader at this position has received all changes of a transaction; null where
- * the position does not tell, as one that the server keeps under a name.
+ * Whether a reader at this position has received all changes of a transaction; null where the
+ * position does not say, as one that the server keeps under a name.
  */
 export function hasPassed(position: string, transaction: bigint): boolean | null {
   const bytes = decoded(position.split(".")[0]!);

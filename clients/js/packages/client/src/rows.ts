@@ -68,6 +68,11 @@ export class Rows {
     return (this.#list ??= [...(this.#maps[0]?.values() ?? [])]);
   }
 
+  /** One row of the first table as it is now. */
+  get(at: string): Row | undefined {
+    return this.#maps[0]?.get(at);
+  }
+
   contents(): Contents {
     return { keys: this.#keys, maps: this.#maps };
   }

@@ -24,7 +24,7 @@ export interface Source {
   close(): void;
 }
 
-/** What a connection tells of itself. */
+/** What a connection reports. */
 export interface SourceHandlers {
   opened(): void;
   /** Something has arrived, if only a part of an event. */
@@ -118,7 +118,7 @@ export function openEventSource(
   return source;
 }
 
-/** Find out by a plain request why an `EventSource` failed: it tells no status itself. */
+/** Find out by a plain request why an `EventSource` failed: it has no status itself. */
 export async function reasonOf(address: () => Promise<string>, connection: Connection): Promise<Failure> {
   const ending = new AbortController();
   const { signal } = ending;

@@ -23,7 +23,7 @@ export interface StreamHandlers {
   /** Called once for each connection, before its address is made. */
   begins(): void;
   address(): Promise<string>;
-  heard(message: Message): void;
+  message(message: Message): void;
   changed(news: Partial<State>): void;
 }
 
@@ -39,7 +39,7 @@ export class Stream {
   #attempt = 0;
   #timer: ReturnType<typeof setTimeout> | null = null;
   #openedAt = 0;
-  #heardAt = 0;
+  #arrivedAt = 0;
   #isConnecting = false;
 
   constructor(connection: Connection, handlers: StreamHandlers) {
@@ -52,7 +52,7 @@ export class Stream {
     this.close();
     const turn = this.#turn;
     this.#openedAt = 0;
-    this.#heardAt = Date.now();
+    this.#arrivedAt = Date.now();
     this.#isConnecting = true;
     this.#handlers.changed({ status: "connecting", retryAt: null });
     if (turn !== this.#turn) return; // closed by a listener
@@ -89,18 +89,18 @@ export class Stream {
   check(): void {
     const patience = this.#connection.connectTimeout ?? CONNECT_TIMEOUT;
     const limit = this.#openedAt ? SILENCE * this.interval * 1000 : patience;
-    const silent = Date.now() - this.#heardAt;
+    const silent = Date.now() - this.#arrivedAt;
     const seconds = Math.round(silent / 1000);
-    if (this.#isConnecting && silent > limit) this.#lost({ reason: `nothing was heard for ${seconds} s` });
+    if (this.#isConnecting && silent > limit) this.#lost({ reason: `nothing arrived for ${seconds} s` });
   }
 
   #open(address: string, turn: number): Source {
     const now = <T extends unknown[]>(act: (...given: T) => void) => (...given: T) =>
       void (turn === this.#turn && act(...given));
     const handlers = {
-      opened: now(() => (this.#openedAt = this.#heardAt = Date.now())),
-      alive: now(() => (this.#heardAt = Date.now())),
-      frame: now((frame: Frame) => this.#hear(frame)),
+      opened: now(() => (this.#openedAt = this.#arrivedAt = Date.now())),
+      alive: now(() => (this.#arrivedAt = Date.now())),
+      frame: now((frame: Frame) => this.#take(frame)),
       failed: now((failure: Failure) => this.#lost(failure)),
     };
     if (this.#connection.transport !== "eventsource") return openFetch(address, this.#connection, handlers);
@@ -112,12 +112,12 @@ export class Stream {
     return reasonOf(() => this.#handlers.address(), this.#connection);
   }
 
-  #hear({ type, data: text, id }: Frame): void {
+  #take({ type, data: text, id }: Frame): void {
     if (!EVENTS.includes(type)) return;
     const data = parsed(text);
     if (!data) this.#lost({ reason: `the service sent a ${type} that is not JSON` });
     else if (type === "bye") this.#lost({ reason: String(data["reason"]), pause: pauseOf(data["retry"]) });
-    else this.#handlers.heard({ type, data, id });
+    else this.#handlers.message({ type, data, id });
   }
 
   #lost({ reason, pause, status }: Failure): void {

@@ -3,7 +3,7 @@ import { type ChangeData, changeFrom } from "./changes.js";
 import { ticketOf } from "./credentials.js";
 import { onComeback } from "./environment.js";
 import { Listeners } from "./listeners.js";
-import { type Difference, Rows } from "./rows.js";
+import { type Difference, keyOf, Rows } from "./rows.js";
 import { groupOf, joined, newsOf, passOn } from "./sharing.js";
 import { type Message, SILENCE, Stream } from "./stream.js";
 import type { SharedState, Tabs, TabsHandlers } from "./tabs.js";
@@ -63,8 +63,8 @@ export class LiveSubscription<R extends object> implements Subscription<R> {
     this.#stream = new Stream(options, {
       begins: () => this.#begin(),
       address: () => this.#wanted(),
-      heard: (message) => this.#hear(message),
-      changed: (news) => this.#tell(news),
+      message: (message) => this.#handle(message),
+      changed: (news) => this.#update(news),
     });
     this.#timer = setInterval(() => this.#check(), CHECK);
     this.#endComebacks = onComeback(() => this.#stream.hurry());
@@ -79,6 +79,10 @@ export class LiveSubscription<R extends object> implements Subscription<R> {
 
   get list(): readonly R[] {
     return this.#rows.list as readonly R[];
+  }
+
+  get(key: object): R | undefined {
+    return this.#rows.get(keyOf(key)) as R | undefined;
   }
 
   of<T extends object = R>(table: string): ReadonlyMap<string, T> | undefined {
@@ -107,7 +111,7 @@ export class LiveSubscription<R extends object> implements Subscription<R> {
     this.#endComebacks();
     this.#stream.close();
     this.#tabs?.close();
-    this.#tell({ status: "closed", reason: null, retryAt: null });
+    this.#update({ status: "closed", reason: null, retryAt: null });
     this.#transactions.close();
     this.#listeners.clear();
     this.#settle.reject(new Error("the subscription was closed before it was live"));
@@ -126,13 +130,13 @@ export class LiveSubscription<R extends object> implements Subscription<R> {
   }
 
   #sharing(): TabsHandlers {
-    const as = (role: State["role"]) => this.#tell({ role });
+    const as = (role: State["role"]) => this.#update({ role });
     return {
       lead: () => (as("leader"), void this.#stream.connect()),
       follow: () => (as("follower"), this.#stream.close()),
       alone: () => (as("alone"), (this.#tabs = null), void this.#stream.connect()),
-      heard: (message) => this.#receive(message),
-      status: ({ role: _, ...state }) => this.#tell(state),
+      message: (message) => this.#receive(message),
+      status: ({ role: _, ...state }) => this.#update(state),
       adopt: (state) => this.#adopt(state),
       state: () => (this.#whole ? this.#shared() : null),
       silence: () => (this.#state.status === "live" ? SILENCE * this.#stream.interval * 1000 : OVERDUE),
@@ -156,14 +160,14 @@ export class LiveSubscription<R extends object> implements Subscription<R> {
     return target.href;
   }
 
-  // Without a position and without a snapshot nothing can tell what happened meanwhile.
+  // Without a position and a snapshot, changes in between are lost.
   #confessGap(): void {
     if (!this.#wasLive || this.#position || this.#options.snapshot) return;
     this.#wasLive = false;
-    this.#hear({ type: "reset", data: { reason: NO_LOG, continues: true }, id: "" });
+    this.#handle({ type: "reset", data: { reason: NO_LOG, continues: true }, id: "" });
   }
 
-  #hear(message: Message): void {
+  #handle(message: Message): void {
     this.#receive(message);
     passOn(this.#tabs, message);
   }
@@ -178,7 +182,7 @@ export class LiveSubscription<R extends object> implements Subscription<R> {
     if (!this.#whole) return undefined;
     this.#moveTo(id);
     if (type === "heartbeat") this.#transactions.beat(id);
-    return this.#tell({ status: "live", reason: null, retryAt: null, attempt: 0 });
+    return this.#update({ status: "live", reason: null, retryAt: null, attempt: 0 });
   }
 
   #moveTo(position: string): void {
@@ -231,14 +235,14 @@ export class LiveSubscription<R extends object> implements Subscription<R> {
     if (rows) this.#complete(this.#rows.replace(rows));
     this.#whole = true;
     this.#transactions.reached(position);
-    this.#tell(news);
+    this.#update(news);
   }
 
   #emit(change: Change): void {
     this.#call("change", change as Change<any>);
   }
 
-  // Listeners of rows are told once for all that arrived together.
+  // Listeners of rows are notified once for all changes that arrived together.
   #touch(): void {
     if (this.#isTouched) return;
     this.#isTouched = true;
@@ -248,7 +252,7 @@ export class LiveSubscription<R extends object> implements Subscription<R> {
     });
   }
 
-  #tell(news: Partial<State>): void {
+  #update(news: Partial<State>): void {
     const old = this.#state;
     const names = Object.keys(news) as (keyof State)[];
     if (old.status === "closed" || names.every((name) => old[name] === news[name])) return;
@@ -257,11 +261,11 @@ export class LiveSubscription<R extends object> implements Subscription<R> {
     this.#wasLive ||= isLive;
     if (isLive) this.#settle.resolve(this);
     this.#tabs?.shareStatus(this.#state);
-    this.#listeners.tell("state", this.#state);
+    this.#listeners.notify("state", this.#state);
   }
 
   #call<E extends Exclude<keyof Events, "state">>(event: E, value: AllEvents[E]): void {
-    if (this.#state.status !== "closed") this.#listeners.tell(event, value);
+    if (this.#state.status !== "closed") this.#listeners.notify(event, value);
   }
 }
 

@@ -15,7 +15,7 @@ export interface TabsHandlers {
   lead(): void;
   follow(): void;
   alone(): void;
-  heard(message: Message): void;
+  message(message: Message): void;
   status(state: State): void;
   adopt(state: SharedState): void;
   state(): SharedState | null;
@@ -51,7 +51,7 @@ export class Tabs {
   #started = false;
   #synced = false;
   #asked = false;
-  #heardAt = Date.now();
+  #arrivedAt = Date.now();
   #term = 0;
   #n = 0;
 
@@ -85,7 +85,7 @@ export class Tabs {
 
   /** Depose a leader that does not answer, or sleeps: such tabs keep their lock. */
   check(): void {
-    const silent = Date.now() - this.#heardAt - this.#handlers.silence();
+    const silent = Date.now() - this.#arrivedAt - this.#handlers.silence();
     const isNeeded = isVisible() && this.#handlers.isOverdue();
     if ((silent > 1000 && this.#asked) || isNeeded) this.#depose();
     else if (silent > 0 && !this.#asked) {
@@ -109,7 +109,7 @@ export class Tabs {
 
   #depose(): void {
     this.#pending?.abort();
-    this.#heardAt = Date.now();
+    this.#arrivedAt = Date.now();
     this.#request({ steal: true }, 100);
   }
 
@@ -128,14 +128,14 @@ export class Tabs {
   #follow(): void {
     if (this.#closed) return;
     this.leads = this.#started = this.#synced = this.#asked = false;
-    this.#heardAt = Date.now();
+    this.#arrivedAt = Date.now();
     this.#pending = new AbortController();
     this.#handlers.follow();
     this.#post("hello");
     this.#request({ signal: this.#pending.signal }, 100);
   }
 
-  // The last leader may have told others more than us: ask before going on from where we are.
+  // The last leader may have passed on more than this tab received: ask the others first.
   #lead(pause: number): Promise<void> | undefined {
     if (this.#closed) return undefined;
     this.leads = true;
@@ -161,7 +161,7 @@ export class Tabs {
   #obey({ kind, term, n, state, status, message }: Post): void {
     if (kind === "hello" || kind === "ping" || term < this.#term) return;
     this.#term = term;
-    this.#heardAt = Date.now();
+    this.#arrivedAt = Date.now();
     this.#asked = false;
     if (kind === "election") this.#concede(n);
     else if (kind === "start" && n !== this.#n) this.#resync();
@@ -183,7 +183,7 @@ export class Tabs {
   #step(n: number, message: Message): void {
     if (n === this.#n + 1) {
       this.#n = n;
-      this.#handlers.heard(message);
+      this.#handlers.message(message);
     } else if (n > this.#n) this.#resync();
   }
 

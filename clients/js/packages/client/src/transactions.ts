@@ -102,7 +102,7 @@ export class Transactions {
     for (const wait of [...this.#waits]) if (isDone(wait)) wait.finish();
   }
 
-  // Of a filtered stream no event may tell that a transaction is over before the next heartbeat.
+  // Where a filter drops the last change of a batch, only the next heartbeat carries its end.
   #watchQuiet(): void {
     this.#cancelQuiet();
     if (![...this.#waits].some((wait) => wait.isSeen)) return;

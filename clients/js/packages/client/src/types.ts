@@ -74,7 +74,7 @@ export type TableWhere<R extends object = Row> = Some<string> | ColumnConditions
 /** For one table its conditions; for several an object that says which table they are for. */
 export type Where<R extends object = Row> = TableWhere<R> | Record<string, TableWhere>;
 
-/** What a token function is told. */
+/** The argument of a token function. */
 export interface TokenRequest {
   /** The service has just refused the last token: give another one, not one from a cache. */
   refused: boolean;
@@ -83,7 +83,7 @@ export interface TokenRequest {
 export type Token = string | ((request: TokenRequest) => string | null | Promise<string | null>);
 export type RequestHeaders = Record<string, string>;
 
-/** Whose rows are wanted, and which. */
+/** Which rows are wanted. */
 export interface StreamQuery<R extends object = Row> {
   /** `schema.table`, or several. */
   tables: Some<string>;
@@ -100,7 +100,7 @@ export interface StreamQuery<R extends object = Row> {
   conflate?: boolean;
 }
 
-/** What a subscription tells by itself; `subscription.on` adds more listeners. */
+/** Listeners from the start; `subscription.on` adds more. */
 export interface Callbacks<R extends object = Row> {
   onChange?(change: Change<R>): void;
   /** The rows are complete: at first, and whenever they had to be read again. */
@@ -110,7 +110,7 @@ export interface Callbacks<R extends object = Row> {
   onState?(state: State): void;
 }
 
-/** How the service is reached, and what proves who is asking. */
+/** How the service is reached, and with which credentials. */
 export interface Connection {
   /**
    * `fetch` (the default) can send headers and learns why it was refused; `eventsource` is the
@@ -179,6 +179,8 @@ export interface Subscription<R extends object = Row> {
   readonly rows: ReadonlyMap<string, R>;
   /** The same as an array, under the same rule. */
   readonly list: readonly R[];
+  /** One row of the first table by its key, without a copy of the map. */
+  get(key: object): R | undefined;
   /** Rows of one of the tables, by `keyOf(key)`. */
   of<T extends object = R>(table: string): ReadonlyMap<string, T> | undefined;
   readonly position: string | null;

@@ -11,7 +11,7 @@ export function conditions(where: TableWhere | undefined): string[] {
   return columns.flatMap(([column, tests]) => columnConditions(column, tests));
 }
 
-/** Tell conditions by column from conditions by table. */
+/** Whether these are conditions by column, not by table. */
 export function isByColumn(where: unknown): boolean {
   return isPlain(where) && Object.values(where).every(isPlain);
 }

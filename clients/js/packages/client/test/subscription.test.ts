@@ -61,6 +61,7 @@ describe("rows", () => {
     expect(rows.get("[1]")).toEqual({ id: 1, status: "new" });
     expect(orders.rows.get("[1]")).toEqual({ id: 1, status: "paid" });
     expect(orders.rows.get("[2]")).toBe(rows.get("[2]"));
+    expect(orders.get({ id: 2 })).toBe(rows.get("[2]"));
     const beat = next(orders, "state", () => true);
     const after = orders.rows;
     service.send(frame("heartbeat", { interval: 15 }, "3"));
@@ -212,6 +213,7 @@ describe("without a page", () => {
   test("a relative url says what is missing", () => {
     expect(() => subscribe({ tables: "public.orders" })).toThrow(/give url as a whole/);
     expect(() => subscribe({ tables: "public.orders", url: "/v1" })).toThrow(/give url as a whole/);
+    expect(() => subscribe({ tables: "a", url: "localhost:8080/v1" })).toThrow(/begin with http/);
     expect(() => subscribe({ tables: [], url: "http://x.example" })).toThrow(/tables is missing/);
   });
 

@@ -1,3 +1,5 @@
+"use client";
+
 import { useCallback, useEffect, useMemo, useRef, useSyncExternalStore } from "react";
 
 import type { Connection, KeyValue, Row, SubscribeOptions, Subscription, State } from "@rowsignal/client";
@@ -49,8 +51,8 @@ export function useRows<R extends object = Row>(
       key === null ? nothing : registry.listen(key, callingLatest(latest), listener),
     [registry, key],
   );
-  const look = () => (key === null ? BEFORE : registry.look(key));
-  const seen = useSyncExternalStore(listen, look, () => BEFORE) as Rows<R>;
+  const read = () => (key === null ? BEFORE : registry.read(key));
+  const seen = useSyncExternalStore(listen, read, () => BEFORE) as Rows<R>;
   return useMemo(
     () => (seen.isReady || !initialRows ? seen : { ...seen, rows: initialRows }),
     [seen, initialRows],

@@ -1,3 +1,5 @@
+"use client";
+
 import { createContext, createElement, type ReactNode, useContext, useState } from "react";
 
 import type { Connection, SubscribeOptions } from "@rowsignal/client";
@@ -21,7 +23,7 @@ export interface RowsignalProviderProps extends Defaults {
   children?: ReactNode;
 }
 
-/** Say once where the service is and who is asking; hooks below it share their subscriptions. */
+/** Set the address and the credentials once; hooks below it share their subscriptions. */
 export function RowsignalProvider({ children, ...defaults }: RowsignalProviderProps): ReactNode {
   const [registry] = useState(() => new Registry());
   return createElement(Context.Provider, { value: { registry, defaults } }, children);

@@ -36,13 +36,13 @@ class Entry {
   constructor(options: SubscribeOptions, onIdle: () => void) {
     this.#onIdle = onIdle;
     this.#subscription = subscribe(options);
-    this.#subscription.on("rows", () => this.#tell());
-    this.#subscription.on("state", () => this.#tell());
+    this.#subscription.on("rows", () => this.#notify());
+    this.#subscription.on("state", () => this.#notify());
   }
 
   /** The same object until something changes. */
   get seen(): Rows {
-    return (this.#seen ??= this.#look());
+    return (this.#seen ??= this.#read());
   }
 
   listen(listener: () => void): () => void {
@@ -54,13 +54,13 @@ class Entry {
     };
   }
 
-  #look(): Rows {
+  #read(): Rows {
     const { state, list, rows } = this.#subscription;
     this.#isReady ||= state.status === "live";
     return { rows: list, byKey: rows, state, isReady: this.#isReady, subscription: this.#subscription };
   }
 
-  #tell(): void {
+  #notify(): void {
     this.#seen = null;
     for (const listener of [...this.#listeners]) listener();
   }
@@ -82,7 +82,7 @@ export class Registry {
     return entry.listen(listener);
   }
 
-  look(key: string): Rows {
+  read(key: string): Rows {
     return this.#entries.get(key)?.seen ?? BEFORE;
   }
 }

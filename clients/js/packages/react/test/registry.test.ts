@@ -25,16 +25,16 @@ function listen(registry: Registry, key: string, listener: () => void): void {
 test("components share a subscription, and see one object until something changes", async () => {
   const registry = new Registry();
   const listeners = [vi.fn(), vi.fn()];
-  expect(registry.look("orders")).toBe(BEFORE);
+  expect(registry.read("orders")).toBe(BEFORE);
   for (const listener of listeners) listen(registry, "orders", listener);
-  await vi.waitUntil(() => registry.look("orders").isReady);
-  const seen = registry.look("orders");
+  await vi.waitUntil(() => registry.read("orders").isReady);
+  const seen = registry.read("orders");
   expect(seen.rows).toEqual([{ id: 1, status: "new" }]);
   expect(seen.byKey.get("[1]")).toBe(seen.rows[0]);
-  expect(registry.look("orders")).toBe(seen);
+  expect(registry.read("orders")).toBe(seen);
   service.send(change("update", 1, "paid", "2"));
-  await vi.waitUntil(() => registry.look("orders") !== seen);
-  expect(registry.look("orders").rows).toEqual([{ id: 1, status: "paid" }]);
+  await vi.waitUntil(() => registry.read("orders") !== seen);
+  expect(registry.read("orders").rows).toEqual([{ id: 1, status: "paid" }]);
   expect(listeners.map((listener) => listener.mock.calls.length > 0)).toEqual([true, true]);
   expect(service.asked.length).toBe(1);
 });
@@ -42,12 +42,12 @@ test("components share a subscription, and see one object until something change
 test("one that is left is kept for a moment, for a component that comes back, and then closed", async () => {
   const registry = new Registry();
   listen(registry, "orders", () => undefined);
-  await vi.waitUntil(() => registry.look("orders").isReady);
+  await vi.waitUntil(() => registry.read("orders").isReady);
   ends.splice(0).forEach((end) => end());
   listen(registry, "orders", () => undefined);
-  expect(registry.look("orders").isReady).toBe(true);
+  expect(registry.read("orders").isReady).toBe(true);
   ends.splice(0).forEach((end) => end());
-  await vi.waitUntil(() => registry.look("orders") === BEFORE, { timeout: 10_000 });
+  await vi.waitUntil(() => registry.read("orders") === BEFORE, { timeout: 10_000 });
   await vi.waitUntil(() => service.open === 0);
   expect(service.asked.length).toBe(1);
 });

@@ -42,7 +42,7 @@ export function rowsignalCollectionOptions<T extends object = Row, K extends Key
     if (!running) throw new Error(IDLE);
     return running.awaitTransaction(id, options);
   };
-  return { ...collectionPart(config), sync: { sync, rowUpdateMode: "full" }, utils: { awaitTransaction } };
+  return { ...config, sync: { sync, rowUpdateMode: "full" }, utils: { awaitTransaction } };
 }
 
 function follow<T extends object, K extends Key>(
@@ -55,18 +55,6 @@ function follow<T extends object, K extends Key>(
   subscription.on("change", (change) => writer.add(change));
   subscription.on("snapshot", () => writer.complete());
   subscription.on("rows", () => writer.flush());
+  subscription.on("state", ({ status, reason }) => status === "refused" && writer.refuse(reason));
   return { subscription, end: () => subscription.close() };
-}
-
-const OF_COLLECTION = [
-  "id", "getKey", "gcTime", "startSync", "autoIndex", "defaultIndexType", "compare", "onInsert", "onUpdate",
-  "onDelete", "defaultStringCollation",
-] as const;
-
-type CollectionPart<T extends object, K extends Key> = BaseCollectionConfig<T, K, never, RowsignalUtils>;
-
-function collectionPart<T extends object, K extends Key>(config: CollectionPart<T, K>): CollectionPart<T, K> {
-  const given = OF_COLLECTION.filter((name) => config[name as keyof typeof config] !== undefined);
-  const entries = given.map((name) => [name, config[name as keyof typeof config]]);
-  return Object.fromEntries(entries) as CollectionPart<T, K>;
 }

@@ -4,7 +4,7 @@ import type { SyncConfig } from "@tanstack/db";
 /** What a collection gives to write its rows with. */
 export type Writes<T extends object, K extends string | number> = Pick<
   Parameters<SyncConfig<T, K>["sync"]>[0],
-  "begin" | "write" | "commit" | "truncate" | "markReady"
+  "begin" | "write" | "commit" | "truncate" | "markReady" | "markError"
 >;
 
 /** Writes changes into a collection, those that arrived together in one transaction. */
@@ -34,14 +34,19 @@ export class RowWriter<T extends object, K extends string | number> {
     this.#writes.commit();
   }
 
-  /** Write, and tell the collection that all rows are there. */
+  /** Write, and mark the collection as complete. */
   complete(): void {
     this.flush();
     if (!this.#isReady) this.#writes.markReady();
     this.#isReady = true;
   }
 
-  // An update may be the first that is told of a row, and an insert may repeat one.
+  /** Let `preload()` fail while no row has come; the next snapshot mends that. */
+  refuse(reason: string | null): void {
+    if (!this.#isReady) this.#writes.markError(new Error(reason ?? "the service refuses this collection"));
+  }
+
+  // An update may be the first event of a row, and an insert may repeat one.
   #write({ operation, key, row }: Change<T>): void {
     if (operation === "truncate") this.#clear();
     else if (key && row) this.#put(keyOf(key), row);

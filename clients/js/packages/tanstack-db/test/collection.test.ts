@@ -105,6 +105,15 @@ test("waiting for a transaction of a collection that is not synchronised is refu
   await expect(orders().utils.awaitTransaction(1)).rejects.toThrow(/preload\(\) starts that/);
 });
 
+test("what the service refuses fails to load, and loads once it is granted", async () => {
+  service.refuse = () => [403, { detail: "orders are not for you" }];
+  const collection = orders();
+  await expect(collection.preload()).rejects.toThrow("orders are not for you");
+  service.refuse = () => null;
+  await vi.waitUntil(() => collection.size === 2);
+  expect(collection.status).toBe("ready");
+});
+
 test("a cleaned up collection leaves no stream open", async () => {
   const collection = orders();
   await collection.preload();
