@@ -12,5 +12,9 @@ export default defineConfig({
       "@rowsignal/tanstack-db": source("tanstack-db"),
     },
   },
-  test: { include: ["packages/*/test/*.test.ts", "packages/*/test/*.test.tsx"], pool: "threads" },
+  test: {
+    include: ["packages/*/test/*.test.ts", "packages/*/test/*.test.tsx"],
+    pool: "threads",
+    testTimeout: 30_000,
+  },
 });

@@ -16,7 +16,10 @@ from acceptance.npm_tools import once, only_one, run, sources
 from acceptance.programs import serving
 
 pytest_plugins = ["acceptance.browser", "acceptance.npm_workspace"]
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(300),  # the first one installs and builds
+]
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +96,10 @@ async def test_paying_waits_until_the_list_shows_it(
         await second.get_by_role("button", name="Pay").click()
         await expect(second).to_have_text("Order 220paidPay")
         await expect(page.locator("aside")).to_have_text("Order 2 of 20 is paid")
+        await page.get_by_role("button", name="Order 3").click()
+        await expect(page.locator("aside")).to_have_text("Order 3 of 30 is new")
+        await execute(engine, "delete from orders where id = 3")
+        await expect(page.locator("aside")).to_have_text("Order 3 is gone")
         assert await page.evaluate("texts") == ["new", "paying", "paid"]
         await page.close()
 
@@ -121,14 +128,63 @@ async def test_what_happens_while_the_service_is_away_is_not_missed(
         await page.close()
 
 
+async def test_what_a_transaction_wrote_is_shown_once_it_has_been_waited_for(
+    example: Path, engine: AsyncEngine, tmp_path: Path
+) -> None:
+    with serve(example, engine, free_port()) as address:
+        more = "insert into orders select id, 'new', 1 from generate_series(4, 100) as id"
+        await execute(engine, more)
+        assert follow(example, tmp_path, AWAIT, address) == ["100 awaited, 50 of them filtered"]
+
+
+AWAIT = """
+import { subscribe } from "@rowsignal/client";
+
+const address = process.argv[2];
+const url = `${address}/v1`;
+const all = await subscribe({ tables: "public.orders", url }).ready;
+const where = { id: { gt: 50 } };
+const upper = await subscribe({ tables: "public.orders", url, where }).ready;
+const counts = { all: 0, upper: 0 };
+
+async function payOne(id) {
+  const answer = await fetch(`${address}/orders/${id}/pay`, { method: "POST" });
+  const { transaction } = await answer.json();
+  const shown = async (orders, name) => {
+    await orders.awaitTransaction(transaction);
+    if (orders.get({ id }).status !== "paid") throw new Error(`${name} shows ${id} as it was`);
+    counts[name] += 1;
+  };
+  await Promise.all([shown(all, "all"), id > 50 && shown(upper, "upper")]);
+}
+
+const ids = all.list.map(({ id }) => id);
+const workers = Array.from({ length: 8 }, async () => {
+  while (ids.length) await payOne(ids.shift());
+});
+await Promise.all(workers);
+console.log(`${counts.all} awaited, ${counts.upper} of them filtered`);
+all.close();
+upper.close();
+"""
+
+
+def follow(example: Path, folder: Path, program: str, address: str) -> list[str]:
+    """Run a program for Node where the packages are found; return the lines that it prints."""
+    file = example.parent.parent / "node_modules" / f".{folder.name}.mjs"
+    file.write_text(program)
+    try:
+        return run("node", file, address, cwd=folder).splitlines()
+    finally:
+        file.unlink()
+
+
 async def test_in_node_a_client_and_a_collection_follow_a_real_service(
     example: Path, engine: AsyncEngine, tmp_path: Path
 ) -> None:
-    program = example.parent.parent / "node_modules" / ".follow.mjs"
-    program.write_text(FOLLOW)
     with serve(example, engine, free_port()) as address:
-        printed = run("node", program, address, cwd=tmp_path, NODE_OPTIONS="")
-    assert printed.splitlines() == ["3 rows", "paid in the map", "paid in the collection", "2 paid"]
+        printed = follow(example, tmp_path, FOLLOW, address)
+    assert printed == ["3 rows", "paid in the map", "paid in the collection", "2 paid"]
 
 
 FOLLOW = """

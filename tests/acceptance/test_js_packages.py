@@ -12,6 +12,7 @@ import rowsignal.sse.client
 from acceptance.npm_tools import LOCK, PACKAGES, found_node, run
 
 pytest_plugins = ["acceptance.npm_workspace"]
+pytestmark = pytest.mark.timeout(300)  # the first one installs and builds
 
 SERVED = Path(rowsignal.sse.client.__file__).parent
 NAMES = ("client", "react", "tanstack-db")

@@ -18,6 +18,7 @@ from acceptance.programs import serving
 from doc_pages import ROOT, Block, blocks
 
 pytest_plugins = ["acceptance.browser", "acceptance.npm_workspace"]
+pytestmark = pytest.mark.timeout(300)  # the first one installs and builds
 
 PAGE = ROOT / "docs" / "tutorials" / "react.md"
 FILE = re.compile(r"Save this as\s+`([\w.]+)`:$", re.MULTILINE)

@@ -1,6 +1,13 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 
+import { vi } from "vitest";
+
+/** Wait until a condition holds, however busy the machine is. */
+export function until(condition: () => unknown): Promise<unknown> {
+  return vi.waitUntil(condition, { timeout: 20_000, interval: 5 });
+}
+
 /** One request for a stream, as the service saw it. */
 export interface Asked {
   path: string;

@@ -1,7 +1,7 @@
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 
 import { type Change, type State, subscribe, type SubscribeOptions, type Subscription } from "../src/index.js";
-import { change, end, frame, row, ScriptedService } from "./service.js";
+import { change, end, frame, row, ScriptedService, until } from "./service.js";
 
 interface Order {
   id: number;
@@ -195,7 +195,7 @@ describe("connection", () => {
     await expect(orders.ready).rejects.toThrow("closed before it was live");
     expect(orders.state.status).toBe("closed");
     await expect(orders.awaitTransaction(1)).rejects.toThrow("was closed");
-    await vi.waitUntil(() => service.open === 0);
+    await until(() => service.open === 0);
   });
 
   test("a query in the url goes along with each request", async () => {

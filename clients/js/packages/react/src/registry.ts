@@ -4,8 +4,6 @@ import { subscribe, type Row, type State, type SubscribeOptions, type Subscripti
 export interface Rows<R extends object = Row> {
   /** All rows, in the order in which they came. */
   readonly rows: readonly R[];
-  /** The same by `keyOf(key)`. */
-  readonly byKey: ReadonlyMap<string, R>;
   readonly state: State;
   /** The rows have been complete once; they stay while the connection is away. */
   readonly isReady: boolean;
@@ -16,9 +14,8 @@ export interface Rows<R extends object = Row> {
 const IDLE_TIMEOUT = 1000; // ms for which a subscription that no component uses is kept
 
 /** What a component sees before there is a subscription, and on a server. */
-export const BEFORE: Rows<any> = {
+export const BEFORE: Rows<never> = {
   rows: [],
-  byKey: new Map(),
   state: { status: "connecting", reason: null, retryAt: null, attempt: 0, role: "alone" },
   isReady: false,
   subscription: null,
@@ -55,9 +52,9 @@ class Entry {
   }
 
   #read(): Rows {
-    const { state, list, rows } = this.#subscription;
+    const { state, list } = this.#subscription;
     this.#isReady ||= state.status === "live";
-    return { rows: list, byKey: rows, state, isReady: this.#isReady, subscription: this.#subscription };
+    return { rows: list, state, isReady: this.#isReady, subscription: this.#subscription };
   }
 
   #notify(): void {

@@ -1,7 +1,7 @@
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
 
 import { BEFORE, keyFor, Registry } from "../src/registry.js";
-import { change, end, row, ScriptedService } from "../../client/test/service.js";
+import { change, end, row, ScriptedService, until } from "../../client/test/service.js";
 
 let service: ScriptedService;
 let ends: (() => void)[];
@@ -27,13 +27,13 @@ test("components share a subscription, and see one object until something change
   const listeners = [vi.fn(), vi.fn()];
   expect(registry.read("orders")).toBe(BEFORE);
   for (const listener of listeners) listen(registry, "orders", listener);
-  await vi.waitUntil(() => registry.read("orders").isReady);
+  await until(() => registry.read("orders").isReady);
   const seen = registry.read("orders");
   expect(seen.rows).toEqual([{ id: 1, status: "new" }]);
-  expect(seen.byKey.get("[1]")).toBe(seen.rows[0]);
+  expect(seen.subscription!.get({ id: 1 })).toBe(seen.rows[0]);
   expect(registry.read("orders")).toBe(seen);
   service.send(change("update", 1, "paid", "2"));
-  await vi.waitUntil(() => registry.read("orders") !== seen);
+  await until(() => registry.read("orders") !== seen);
   expect(registry.read("orders").rows).toEqual([{ id: 1, status: "paid" }]);
   expect(listeners.map((listener) => listener.mock.calls.length > 0)).toEqual([true, true]);
   expect(service.asked.length).toBe(1);
@@ -42,13 +42,13 @@ test("components share a subscription, and see one object until something change
 test("one that is left is kept for a moment, for a component that comes back, and then closed", async () => {
   const registry = new Registry();
   listen(registry, "orders", () => undefined);
-  await vi.waitUntil(() => registry.read("orders").isReady);
+  await until(() => registry.read("orders").isReady);
   ends.splice(0).forEach((end) => end());
   listen(registry, "orders", () => undefined);
   expect(registry.read("orders").isReady).toBe(true);
   ends.splice(0).forEach((end) => end());
-  await vi.waitUntil(() => registry.read("orders") === BEFORE, { timeout: 10_000 });
-  await vi.waitUntil(() => service.open === 0);
+  await until(() => registry.read("orders") === BEFORE);
+  await until(() => service.open === 0);
   expect(service.asked.length).toBe(1);
 });
 

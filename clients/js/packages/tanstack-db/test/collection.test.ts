@@ -1,9 +1,9 @@
 import { createCollection, createLiveQueryCollection, eq } from "@tanstack/db";
-import { afterEach, beforeEach, expect, test, vi } from "vitest";
+import { afterEach, beforeEach, expect, test } from "vitest";
 
 import { rowsignalCollectionOptions } from "@rowsignal/tanstack-db";
 
-import { change, end, frame, position, row, ScriptedService } from "../../client/test/service.js";
+import { change, end, frame, position, row, ScriptedService, until } from "../../client/test/service.js";
 
 interface Order {
   id: number;
@@ -51,12 +51,12 @@ test("a collection holds the table's rows and follows it", async () => {
     change("insert", 3, "newer"),
     change("update", 4, "comes into sight"),
   );
-  await vi.waitUntil(() => collection.size === 3);
+  await until(() => collection.size === 3);
   expect(plain(collection.values())).toEqual(["1 paid", "3 newer", "4 comes into sight"]);
   service.send(frame("truncate", { operation: "truncate", schema: "public", table: "orders", key: null }));
-  await vi.waitUntil(() => collection.size === 0);
+  await until(() => collection.size === 0);
   service.send(change("insert", 1, "again"));
-  await vi.waitUntil(() => collection.size === 1);
+  await until(() => collection.size === 1);
   expect(collection.status).toBe("ready");
 });
 
@@ -65,7 +65,7 @@ test("after a reset it holds what the table holds", async () => {
   await collection.preload();
   service.opening = () => end([row(2, "paid"), row(3, "new")], position(600));
   service.send(frame("reset", { reason: "the log was pruned" }, ""));
-  await vi.waitUntil(() => collection.get(3));
+  await until(() => collection.get(3));
   expect(plain(collection.values())).toEqual(["2 paid", "3 new"]);
 });
 
@@ -78,7 +78,7 @@ test("a live query keeps up", async () => {
   await paid.preload();
   expect(paid.size).toBe(0);
   service.send(change("update", 2, "paid"));
-  await vi.waitUntil(() => paid.size === 1);
+  await until(() => paid.size === 1);
   expect(plain(paid.values())).toEqual(["2 paid"]);
 });
 
@@ -110,7 +110,7 @@ test("what the service refuses fails to load, and loads once it is granted", asy
   const collection = orders();
   await expect(collection.preload()).rejects.toThrow("orders are not for you");
   service.refuse = () => null;
-  await vi.waitUntil(() => collection.size === 2);
+  await until(() => collection.size === 2);
   expect(collection.status).toBe("ready");
 });
 
@@ -118,5 +118,5 @@ test("a cleaned up collection leaves no stream open", async () => {
   const collection = orders();
   await collection.preload();
   await collection.cleanup();
-  await vi.waitUntil(() => service.open === 0);
+  await until(() => service.open === 0);
 });
