@@ -59,15 +59,16 @@ export function useRows<R extends object = Row>(
   );
 }
 
-/** One row by its primary key; of several columns as an array. A key of null asks for nothing. */
+/** One row by its primary key; of several columns as an array. No key asks for nothing. */
 export function useRow<R extends object = Row>(
   table: string,
-  key: KeyValue | readonly KeyValue[] | null,
+  key: KeyValue | readonly KeyValue[] | null | undefined,
   { initialRow, ...wanted }: UseRowOptions<R> = {},
 ): OneRow<R> {
-  const pk = key === null ? undefined : { pk: [key] };
+  const isAsking = key !== null && key !== undefined;
+  const pk = isAsking ? { pk: [key] } : undefined;
   const options = { ...wanted, ...pk } as UseRowsOptions<R>;
-  const { rows, state, isReady, subscription } = useRows<R>(key === null ? null : table, options);
+  const { rows, state, isReady, subscription } = useRows<R>(isAsking ? table : null, options);
   const row = isReady ? rows[0] : initialRow;
   return useMemo(() => ({ row, state, isReady, subscription }), [row, state, isReady, subscription]);
 }
