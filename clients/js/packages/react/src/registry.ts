@@ -34,12 +34,17 @@ class Entry {
     this.#onIdle = onIdle;
     this.#subscription = subscribe(options);
     this.#subscription.on("rows", () => this.#notify());
-    this.#subscription.on("state", () => this.#notify());
+    this.#subscription.on("state", ({ status }) => {
+      this.#isReady ||= status === "live";
+      this.#notify();
+    });
   }
 
   /** The same object until something changes. */
   get seen(): Rows {
-    return (this.#seen ??= this.#read());
+    const { list: rows, state } = this.#subscription;
+    if (this.#seen?.rows === rows && this.#seen.state === state) return this.#seen;
+    return (this.#seen = { rows, state, isReady: this.#isReady, subscription: this.#subscription });
   }
 
   listen(listener: () => void): () => void {
@@ -51,14 +56,7 @@ class Entry {
     };
   }
 
-  #read(): Rows {
-    const { state, list } = this.#subscription;
-    this.#isReady ||= state.status === "live";
-    return { rows: list, state, isReady: this.#isReady, subscription: this.#subscription };
-  }
-
   #notify(): void {
-    this.#seen = null;
     for (const listener of [...this.#listeners]) listener();
   }
 

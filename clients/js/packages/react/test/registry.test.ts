@@ -1,7 +1,7 @@
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
 
 import { BEFORE, keyFor, Registry } from "../src/registry.js";
-import { change, end, row, ScriptedService, until } from "../../client/test/service.js";
+import { change, end, frame, row, ScriptedService, until } from "../../client/test/service.js";
 
 let service: ScriptedService;
 let ends: (() => void)[];
@@ -31,6 +31,9 @@ test("components share a subscription, and see one object until something change
   const seen = registry.read("orders");
   expect(seen.rows).toEqual([{ id: 1, status: "new" }]);
   expect(seen.subscription!.get({ id: 1 })).toBe(seen.rows[0]);
+  expect(registry.read("orders")).toBe(seen);
+  service.send(frame("heartbeat", { interval: 15 }, "1"), frame("heartbeat", { interval: 15 }, "2"));
+  await until(() => seen.subscription!.position === "2");
   expect(registry.read("orders")).toBe(seen);
   service.send(change("update", 1, "paid", "2"));
   await until(() => registry.read("orders") !== seen);

@@ -26,6 +26,16 @@ function OneOrder() {
   );
 }
 
+/** Never rendered: what the types take, and what they do not. */
+export function Typed() {
+  const { rows } = useRows<Order>("public.orders", { where: { status: { eq: "new" } }, pk: [1, 2] });
+  // @ts-expect-error -- no such column
+  useRows<Order>("public.orders", { where: { statsu: { eq: "new" } } });
+  // @ts-expect-error -- rows are not for writing
+  rows.push({ id: 1, status: "new" });
+  return useRow<Order>("public.orders", undefined).row?.status;
+}
+
 const text = (html: string) => html.replaceAll("<!-- -->", "");
 
 test("on a server the hooks show what they are given, and connect to nothing", () => {
