@@ -218,7 +218,7 @@ class MultiSessionScope:
             return
         try:
             commit = failure is None and self.rules.commit_on_exit
-            await scope.finish(commit=commit, commit_blocks=failure is None)
+            await scope.finish(commit=commit, commit_begun=failure is None)
         finally:
             self.slots.give()
 
@@ -262,7 +262,7 @@ class MultiSessionScope:
             except BaseException:
                 await run_to_completion(_roll_back(scopes))
                 raise
-        ending = _finish(scopes, commit=commit, commit_blocks=has_succeeded)
+        ending = _finish(scopes, commit=commit, commit_begun=has_succeeded)
         # Once the first session is committed, a cancellation must not keep the others from it
         await (run_to_completion(ending) if is_kept_whole else ending)
 
@@ -300,11 +300,11 @@ def _check_constraints(_: Session, connections: list[Connection]) -> None:
             connection.execute(text("set constraints all immediate"))
 
 
-async def _finish(scopes: list[SessionScope], *, commit: bool, commit_blocks: bool) -> None:
+async def _finish(scopes: list[SessionScope], *, commit: bool, commit_begun: bool) -> None:
     """End sessions one after another; the first that fails lets the others be rolled back."""
     try:
         while scopes:
-            await scopes.pop(0).finish(commit=commit, commit_blocks=commit_blocks)
+            await scopes.pop(0).finish(commit=commit, commit_begun=commit_begun)
     except BaseException:
         await run_to_completion(_roll_back(scopes))
         raise

@@ -13,7 +13,7 @@ from rowsignal.orm.request_sessions.engine_binding import EngineBinding
 from rowsignal.orm.request_sessions.pools import await_room
 from rowsignal.orm.sessions.aborted import connections_of
 from rowsignal.orm.sessions.finishing import ENDED, end, is_begun
-from rowsignal.orm.sessions.transactions import has_finished_blocks, make_whole
+from rowsignal.orm.sessions.transactions import make_whole
 
 
 class Scope(Protocol):
@@ -69,19 +69,15 @@ class SessionScope:
         """Count the connections that the session holds now."""
         return 0 if self.opened is None else len(connections_of(self.opened))
 
-    async def finish(
-        self, *, commit: bool, commit_begun: bool = False, commit_blocks: bool = False
-    ) -> None:
+    async def finish(self, *, commit: bool, commit_begun: bool = False) -> None:
         """End the session, once.
 
-        Without `commit`, `commit_begun` still commits a transaction that the program began by
-        `begin()`, and `commit_blocks` one that `get_transaction` began.
+        `commit_begun` commits what the program began by `begin()` or `get_transaction`.
         """
         session = self.opened
         if session is not None and not self.has_ended:
             self.has_ended = True
             commit = commit or (commit_begun and is_begun(session))
-            commit = commit or (commit_blocks and has_finished_blocks(session))
             await end(session, commit=commit)
         self.has_ended = True
 
@@ -120,7 +116,7 @@ class RequestScope(SessionScope):
         task = asyncio.current_task()
         for opener, block in reversed(self._blocks):
             session = block.opened
-            if opener is task and session is not None and session.in_transaction():
+            if opener is task and session is not None and session.sync_session.in_transaction():
                 await session.commit()
 
 
