@@ -86,13 +86,12 @@ class MultiSessionScope:
         """Count the connections that stay out while the current task waits.
 
         Those of its siblings return by themselves when the siblings end, unless the block keeps
-        every session to its end.
+        every session to its end: then those that are still being taken count, too.
         """
         if self.rules.all_or_nothing:
-            scopes = [*self._scopes.values(), *self._kept]
-        else:
-            tasks = {asyncio.current_task(), self._parent}
-            scopes = [self._scopes[task] for task in tasks if task in self._scopes]
+            return sum(scope.has_asked for scope in (*self._scopes.values(), *self._kept))
+        tasks = {asyncio.current_task(), self._parent}
+        scopes = [self._scopes[task] for task in tasks if task in self._scopes]
         return sum(scope.held_connections() for scope in scopes)
 
     @asynccontextmanager
@@ -186,7 +185,9 @@ class MultiSessionScope:
 
     def _open(self, task: AnyTask | None, timeout: float | None = None) -> SessionScope:
         timeout = self.rules.pool_timeout if timeout is None else timeout
-        scope = SessionScope(self.binding, self.outer, self._arguments, timeout)
+        # In a block that keeps its connections, waiting for one that a sibling holds is in vain
+        outer = self if self.rules.all_or_nothing else self.outer
+        scope = SessionScope(self.binding, outer, self._arguments, timeout)
         self._scopes[task] = scope
         return scope
 

@@ -35,11 +35,11 @@ class SessionScope:
 
     Making it costs nothing: a request that never asks for its session makes none, and a session
     takes no connection before its first statement. `pool_timeout` bounds how long that statement
-    waits for the connection.
+    waits for the connection; `has_asked` says that a guarded session has got so far.
     """
 
     __slots__ = (
-        "_arguments", "_pool_timeout", "binding", "has_ended", "opened", "outer",
+        "_arguments", "_pool_timeout", "binding", "has_asked", "has_ended", "opened", "outer",
     )  # fmt: skip
 
     def __init__(
@@ -51,6 +51,7 @@ class SessionScope:
     ) -> None:
         self.binding = binding
         self.outer = outer
+        self.has_asked = False
         self.has_ended = False
         self._arguments = arguments
         self._pool_timeout = pool_timeout
@@ -129,7 +130,7 @@ class PoolGuard:
 
     __slots__ = ("_find_bind", "_scope", "_session", "_timeout")
 
-    def __init__(self, session: AsyncSession, scope: Scope, timeout: float | None) -> None:
+    def __init__(self, session: AsyncSession, scope: SessionScope, timeout: float | None) -> None:
         self._find_bind = session.sync_session.get_bind
         self._session = session
         self._scope = scope
@@ -140,6 +141,7 @@ class PoolGuard:
         bind = self._find_bind(*args, **kwargs)
         if isinstance(bind, Engine) and in_greenlet() and not connections_of(self._session):
             self._refuse_waiting_for_itself()
+            self._scope.has_asked = True
             if self._timeout is not None:
                 await_room(bind, self._timeout)
         return bind
