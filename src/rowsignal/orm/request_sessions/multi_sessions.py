@@ -86,13 +86,12 @@ class MultiSessionScope:
         """Count the connections that stay out while the current task waits.
 
         Those of its siblings return by themselves when the siblings end, unless the block keeps
-        every session to its end.
+        every session to its end: then those that are still being taken count, too.
         """
         if self.rules.all_or_nothing:
-            scopes = [*self._scopes.values(), *self._kept]
-        else:
-            tasks = {asyncio.current_task(), self._parent}
-            scopes = [self._scopes[task] for task in tasks if task in self._scopes]
+            return sum(scope.has_asked for scope in (*self._scopes.values(), *self._kept))
+        tasks = {asyncio.current_task(), self._parent}
+        scopes = [self._scopes[task] for task in tasks if task in self._scopes]
         return sum(scope.held_connections() for scope in scopes)
 
     @asynccontextmanager
@@ -186,7 +185,9 @@ class MultiSessionScope:
 
     def _open(self, task: AnyTask | None, timeout: float | None = None) -> SessionScope:
         timeout = self.rules.pool_timeout if timeout is None else timeout
-        scope = SessionScope(self.binding, self.outer, self._arguments, timeout)
+        # In a block that keeps its connections, waiting for one that a sibling holds is in vain
+        outer = self if self.rules.all_or_nothing else self.outer
+        scope = SessionScope(self.binding, outer, self._arguments, timeout)
         self._scopes[task] = scope
         return scope
 
@@ -218,7 +219,7 @@ class MultiSessionScope:
             return
         try:
             commit = failure is None and self.rules.commit_on_exit
-            await scope.finish(commit=commit, commit_blocks=failure is None)
+            await scope.finish(commit=commit, commit_begun=failure is None)
         finally:
             self.slots.give()
 
@@ -262,7 +263,7 @@ class MultiSessionScope:
             except BaseException:
                 await run_to_completion(_roll_back(scopes))
                 raise
-        ending = _finish(scopes, commit=commit, commit_blocks=has_succeeded)
+        ending = _finish(scopes, commit=commit, commit_begun=has_succeeded)
         # Once the first session is committed, a cancellation must not keep the others from it
         await (run_to_completion(ending) if is_kept_whole else ending)
 
@@ -300,11 +301,11 @@ def _check_constraints(_: Session, connections: list[Connection]) -> None:
             connection.execute(text("set constraints all immediate"))
 
 
-async def _finish(scopes: list[SessionScope], *, commit: bool, commit_blocks: bool) -> None:
+async def _finish(scopes: list[SessionScope], *, commit: bool, commit_begun: bool) -> None:
     """End sessions one after another; the first that fails lets the others be rolled back."""
     try:
         while scopes:
-            await scopes.pop(0).finish(commit=commit, commit_blocks=commit_blocks)
+            await scopes.pop(0).finish(commit=commit, commit_begun=commit_begun)
     except BaseException:
         await run_to_completion(_roll_back(scopes))
         raise

@@ -221,7 +221,7 @@ class SessionBlock:
             await self._scope.finish(has_succeeded=has_succeeded)
         elif self._scope is not None:
             commit = has_succeeded and self._rules.commit_on_exit
-            await self._scope.finish(commit=commit, commit_blocks=has_succeeded)
+            await self._scope.finish(commit=commit, commit_begun=has_succeeded)
 
     def _open(self) -> SessionScope | MultiSessionScope:
         binding = self._proxy.require_binding()

@@ -13,7 +13,7 @@ from rowsignal.orm.request_sessions.engine_binding import EngineBinding
 from rowsignal.orm.request_sessions.pools import await_room
 from rowsignal.orm.sessions.aborted import connections_of
 from rowsignal.orm.sessions.finishing import ENDED, end, is_begun
-from rowsignal.orm.sessions.transactions import has_finished_blocks, make_whole
+from rowsignal.orm.sessions.transactions import make_whole
 
 
 class Scope(Protocol):
@@ -35,11 +35,11 @@ class SessionScope:
 
     Making it costs nothing: a request that never asks for its session makes none, and a session
     takes no connection before its first statement. `pool_timeout` bounds how long that statement
-    waits for the connection.
+    waits for the connection; `has_asked` says that a guarded session has got so far.
     """
 
     __slots__ = (
-        "_arguments", "_pool_timeout", "binding", "has_ended", "opened", "outer",
+        "_arguments", "_pool_timeout", "binding", "has_asked", "has_ended", "opened", "outer",
     )  # fmt: skip
 
     def __init__(
@@ -51,6 +51,7 @@ class SessionScope:
     ) -> None:
         self.binding = binding
         self.outer = outer
+        self.has_asked = False
         self.has_ended = False
         self._arguments = arguments
         self._pool_timeout = pool_timeout
@@ -69,19 +70,15 @@ class SessionScope:
         """Count the connections that the session holds now."""
         return 0 if self.opened is None else len(connections_of(self.opened))
 
-    async def finish(
-        self, *, commit: bool, commit_begun: bool = False, commit_blocks: bool = False
-    ) -> None:
+    async def finish(self, *, commit: bool, commit_begun: bool = False) -> None:
         """End the session, once.
 
-        Without `commit`, `commit_begun` still commits a transaction that the program began by
-        `begin()`, and `commit_blocks` one that `get_transaction` began.
+        `commit_begun` commits what the program began by `begin()` or `get_transaction`.
         """
         session = self.opened
         if session is not None and not self.has_ended:
             self.has_ended = True
             commit = commit or (commit_begun and is_begun(session))
-            commit = commit or (commit_blocks and has_finished_blocks(session))
             await end(session, commit=commit)
         self.has_ended = True
 
@@ -120,7 +117,7 @@ class RequestScope(SessionScope):
         task = asyncio.current_task()
         for opener, block in reversed(self._blocks):
             session = block.opened
-            if opener is task and session is not None and session.in_transaction():
+            if opener is task and session is not None and session.sync_session.in_transaction():
                 await session.commit()
 
 
@@ -133,7 +130,7 @@ class PoolGuard:
 
     __slots__ = ("_find_bind", "_scope", "_session", "_timeout")
 
-    def __init__(self, session: AsyncSession, scope: Scope, timeout: float | None) -> None:
+    def __init__(self, session: AsyncSession, scope: SessionScope, timeout: float | None) -> None:
         self._find_bind = session.sync_session.get_bind
         self._session = session
         self._scope = scope
@@ -144,6 +141,7 @@ class PoolGuard:
         bind = self._find_bind(*args, **kwargs)
         if isinstance(bind, Engine) and in_greenlet() and not connections_of(self._session):
             self._refuse_waiting_for_itself()
+            self._scope.has_asked = True
             if self._timeout is not None:
                 await_room(bind, self._timeout)
         return bind

@@ -76,7 +76,7 @@ async def open_session(session_maker: Callable[[], S]) -> AsyncIterator[S]:
         except BaseException:
             await end(session, commit=False)
             raise
-        await end(session, commit=session.in_transaction())
+        await end(session, commit=session.sync_session.in_transaction())
     except exc.TimeoutError as error:
         # SQLAlchemy's class, which only its pools raise: a TimeoutError of the block passes
         raise pool_exhausted(error) from error

@@ -34,6 +34,7 @@ def retire(session: AsyncSession) -> None:
     SQLAlchemy itself would begin anew and take a connection that nothing returns.
     """
     session.sync_session.get_bind = refuse  # type: ignore[method-assign] # shadows it for one object
+    vars(session).pop("in_transaction", None)  # see make_whole
 
 
 def is_begun(session: AsyncSession) -> bool:
@@ -85,8 +86,8 @@ async def end(session: AsyncSession, *, commit: bool) -> None:
 
 
 async def _close(session: AsyncSession) -> None:
-    """Close a session that holds no connection."""
-    if _overrides(session, "close"):
+    """Close a session after its commit, in which its class may have begun another transaction."""
+    if _overrides(session, "close") or session.sync_session.in_transaction():
         await run_to_completion(_close_by_override(session))
     else:
         session.sync_session.close()

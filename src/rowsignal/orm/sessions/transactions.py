@@ -7,30 +7,30 @@ from weakref import WeakSet
 
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm import Session
 
 from rowsignal.orm.sessions.aborted import refuse_aborted
 
 S = TypeVar("S", bound=AsyncSession)
 
-# The sessions that are committed as a whole, and the transactions that blocks began in them
 _whole: WeakSet[Session] = WeakSet()
-_begun: WeakSet[SessionTransaction] = WeakSet()
 
 
 def make_whole(session: AsyncSession) -> None:
-    """Make each `get_transaction` in a session a savepoint: the session's end commits them all.
+    """Make a session one transaction, which its end commits: each `get_transaction` a savepoint.
 
+    The session says that it is in a transaction before the first statement begins one, so that
+    helpers of other libraries take savepoints, too; `session.begin()` is possible all the same.
     Its commits raise `AbortedTransactionError` where PostgreSQL has undone the transaction.
     """
     if not event.contains(Session, "before_commit", _before_commit):
         event.listen(Session, "before_commit", _before_commit)
     _whole.add(session.sync_session)
+    session.in_transaction = _is_whole  # type: ignore[method-assign] # shadows it for one object
 
 
-def has_finished_blocks(session: AsyncSession) -> bool:
-    """Tell whether the open transaction was begun by a `get_transaction` in a whole session."""
-    return session.sync_session.get_transaction() in _begun
+def _is_whole() -> bool:
+    return True
 
 
 @asynccontextmanager
@@ -51,7 +51,7 @@ async def get_transaction(session: S) -> AsyncIterator[S]:
     Raises `AbortedTransactionError` instead of committing what PostgreSQL has already undone
     because a failed statement's error was caught inside the block.
     """
-    if session.in_transaction() or _begin_whole(session.sync_session):
+    if session.in_transaction():
         async with session.begin_nested():
             yield session
     else:
@@ -67,17 +67,6 @@ def _before_commit(session: Session) -> None:
     """
     if session in _whole and not session.in_nested_transaction():
         refuse_aborted(session)
-
-
-def _begin_whole(session: Session) -> bool:
-    """Begin the transaction of a session that is committed as a whole; False for any other.
-
-    It takes no connection: SQLAlchemy does that with the first statement.
-    """
-    if session not in _whole:
-        return False
-    _begun.add(session.begin())
-    return True
 
 
 transaction = get_transaction

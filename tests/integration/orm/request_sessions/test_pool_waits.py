@@ -134,6 +134,18 @@ async def test_nested_block_that_waits_for_its_own_task_is_refused(database_url:
     await single.dispose()
 
 
+@pytest.mark.parametrize("by_parent", [True, False])
+async def test_whole_block_larger_than_the_pool_is_refused(
+    db: SessionProxy, engine: AsyncEngine, by_parent: bool
+) -> None:
+    tasks = SIZE if by_parent else SIZE + 1
+    with pytest.raises(PoolTimeoutError, match="around"):
+        async with db(multi_sessions=True, all_or_nothing=True, commit_on_exit=True):
+            await db.gather(*(write(db, row) for row in range(tasks)))
+            await write(db, tasks)
+    assert await entries(engine) == []
+
+
 async def test_pools_own_timeout_is_told_with_its_numbers(database_url: str) -> None:
     engine = create_async_engine(database_url, pool_size=1, max_overflow=0, pool_timeout=0.05)
     db = proxy_of(engine)

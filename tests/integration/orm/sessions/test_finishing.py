@@ -40,6 +40,14 @@ class Cleaning(Recording):
         await super().close()
 
 
+class Reading(Recording):
+    """Reads again after its commit, and leaves the transaction of that open."""
+
+    async def commit(self) -> None:
+        await super().commit()
+        await self.execute(text("select 1"))
+
+
 class Forgetful(Recording):
     async def close(self) -> None:
         calls.append("close")
@@ -98,7 +106,7 @@ every = pytest.mark.parametrize("begin", [block, several, context])
 
 
 @every
-@pytest.mark.parametrize("session_class", [Recording, Cleaning, Forgetful])
+@pytest.mark.parametrize("session_class", [Recording, Cleaning, Forgetful, Reading])
 async def test_session_that_commits_is_closed_by_its_class(
     pooled: AsyncEngine, begin: Open, session_class: type[AsyncSession]
 ) -> None:
@@ -117,6 +125,19 @@ async def test_session_that_fails_is_rolled_back_and_closed_by_its_class(
             await session.execute(text("select 1"))
             raise LookupError
     assert calls == ["rollback", "close"]
+
+
+@every
+async def test_class_that_reads_after_its_commit_returns_its_connection(
+    pooled: AsyncEngine, begin: Open
+) -> None:
+    class Plain(AsyncSession):
+        async def commit(self) -> None:
+            await super().commit()
+            await self.execute(text("select 1"))
+
+    async with begin(pooled, Plain) as session:
+        await session.execute(text("select 1"))
 
 
 @every

@@ -2,7 +2,7 @@
 """All that a request or a context does is one transaction."""
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Annotated, Any
 
 import pytest
@@ -104,6 +104,22 @@ async def write(session: AsyncSession, *numbers: int) -> None:
         session.add_all([Entry(id=number) for number in numbers])
 
 
+@asynccontextmanager
+async def of_another_library(session: AsyncSession) -> AsyncIterator[None]:
+    """Do as helpers do that know nothing of rowsignal."""
+    if session.in_transaction():
+        async with session.begin_nested():
+            yield
+    else:
+        async with session.begin():
+            yield
+
+
+async def write_by_another_library(session: AsyncSession, *numbers: int) -> None:
+    async with of_another_library(session):
+        session.add_all([Entry(id=number) for number in numbers])
+
+
 async def write_under_lock(session: AsyncSession, *numbers: int) -> None:
     async with lock_tables(session, [Entry]):
         session.add_all([Entry(id=number) for number in numbers])
@@ -119,7 +135,7 @@ async def fail(session: AsyncSession, how: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("how", FAILURES)
-@pytest.mark.parametrize("first", [write, write_under_lock])
+@pytest.mark.parametrize("first", [write, write_under_lock, write_by_another_library])
 async def test_request_that_fails_leaves_nothing_of_its_blocks(
     pooled: AsyncEngine, engine: AsyncEngine, kind: str, how: str, first: Any
 ) -> None:
@@ -163,10 +179,11 @@ async def test_request_that_succeeds_keeps_its_blocks_but_those_that_failed(
         with suppress(IntegrityError):
             await write(session, 2, 1)
         await write_under_lock(session, 3)
+        await write_by_another_library(session, 4)
 
     async with served(requests.app) as client:
         assert (await client.post("/")).status_code == 200
-    assert await entries(engine) == [1, 3]
+    assert await entries(engine) == [1, 3, 4]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -247,7 +264,7 @@ class Block:
         await self.block.__aexit__(*error)
 
 
-@pytest.mark.parametrize("first", [write, write_under_lock])
+@pytest.mark.parametrize("first", [write, write_under_lock, write_by_another_library])
 @pytest.mark.parametrize("how", FAILURES)
 async def test_context_that_fails_leaves_nothing_of_its_blocks(
     contexts: Contexts, engine: AsyncEngine, first: Any, how: str
