@@ -207,7 +207,6 @@ export declare class TransactionTimeoutError extends Error {
     readonly name = "TransactionTimeoutError";
     constructor(id: bigint, milliseconds: number);
 }
-type Probe = (position: string, signal: AbortSignal) => Promise<Passed | null>;
 
 /**
  * Follow tables: the maps hold their rows, listeners get what changes.
