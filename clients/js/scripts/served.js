@@ -46,7 +46,7 @@ function declarations() {
 
 // Top-level statements end in column 0; of the modules beside types.ts only public names count.
 function statements(text, index) {
-  const parts = text.split(/\n(?=\/\*\*|export |import |declare )/).map((part) => part.trim());
+  const parts = text.split(/\n(?=\/\*\*|export |import |declare |interface |type )/).map((part) => part.trim());
   const whole = parts.reduce(withComment, []);
   return whole.filter((part) => {
     const name = PUBLIC.exec(part.replace(/^\/\*\*.*?\*\/\n/s, ""))?.[1];

@@ -76,35 +76,7 @@ act(),listen=globalThis.addEventListener?.bind(globalThis);for(let name of ONLIN
 return isPage()&&document.addEventListener("visibilitychange",whenVisible,{signal}),()=>ending.abort()}var Listeners=class{#lists=new Map;add(event,listener){let own=value=>listener(value),list=this.#lists.get(event)??
 new Set;return this.#lists.set(event,list.add(own)),()=>{list.delete(own)}}notify(event,value){for(let listener of[
 ...this.#lists.get(event)??[]])try{listener(value)}catch(error){report(error)}}clear(){this.#lists.clear()}};function report(error){
-typeof reportError=="function"?reportError(error):console.error(error)}var Tabs=class{leads=!1;#name;#handlers;#channel;#release=null;#pending=null;#closed=!1;#started=!1;#synced=!1;#asked=!1;#arrivedAt=Date.
-now();#term=0;#n=0;constructor(name,handlers){if(this.#name=name,this.#handlers=handlers,!navigator.locks)throw new TypeError(
-"there are no locks here");this.#channel=new BroadcastChannel(name),this.#channel.onmessage=({data})=>this.leads?
-this.#answer(data):this.#obey(data),this.#request({ifAvailable:!0},0)}get follows(){return!this.leads}forward(message){
-this.#n+=1,this.#post("event",{message})}renew(){this.#n+=1,this.#shareState()}shareStatus(status){this.leads&&
-this.#post("status",{status})}check(){let silent=Date.now()-this.#arrivedAt-this.#handlers.silence(),isNeeded=isVisible()&&
-this.#handlers.isOverdue();silent>1e3&&this.#asked||isNeeded?this.#depose():silent>0&&!this.#asked&&(this.#asked=
-!0,this.#post("ping"))}close(){this.#closed=!0,this.leads=!1,this.#pending?.abort(),this.#release?.(),this.#channel.
-close()}#shareState(){let state=this.#handlers.state();this.leads&&state&&this.#post("state",{state})}#depose(){
-this.#pending?.abort(),this.#arrivedAt=Date.now(),this.#request({steal:!0},100)}#post(kind,content={}){this.#closed||
-this.#channel.postMessage({kind,term:this.#term,n:this.#n,...content})}#request(options,pause){let granted=lock=>lock?
-this.#lead(pause):this.#follow();navigator.locks.request(this.#name,options,granted).catch(error=>{error.name!==
-"AbortError"?this.#handlers.alone():this.leads&&this.#follow()})}#follow(){this.#closed||(this.leads=this.#started=
-this.#synced=this.#asked=!1,this.#arrivedAt=Date.now(),this.#pending=new AbortController,this.#handlers.follow(),
-this.#post("hello"),this.#request({signal:this.#pending.signal},100))}#lead(pause){if(!this.#closed)return this.
-leads=!0,this.#term=Math.max(Date.now(),this.#term+1),pause&&this.#post("election"),setTimeout(()=>this.#start(),
-pause),new Promise(resolve=>this.#release=resolve)}#start(){this.leads&&(this.#started=!0,this.#post("start"),
-this.#handlers.lead())}#answer({kind,n,state}){kind==="ping"?this.#post("pong"):kind==="hello"&&this.#started?
-this.#shareState():kind==="state"&&!this.#started&&n>this.#n&&this.#take(n,state)}#obey({kind,term,n,state,status,
-message}){kind==="hello"||kind==="ping"||term<this.#term||(this.#term=term,this.#arrivedAt=Date.now(),this.#asked=
-!1,kind==="election"?this.#concede(n):kind==="start"&&n!==this.#n?this.#resync():kind==="state"&&(n>this.#n||!this.#synced)?
-this.#take(n,state):kind==="event"&&this.#synced?this.#step(n,message):kind==="status"&&this.#synced&&this.#handlers.
-status(status))}#concede(n){let state=this.#synced&&this.#n>n&&this.#handlers.state();state&&this.#post("state",
-{state})}#resync(){this.#synced=!1,this.#post("hello")}#step(n,message){n===this.#n+1?(this.#n=n,this.#handlers.
-message(message)):n>this.#n&&this.#resync()}#take(n,state){this.#n=n,this.#synced=!0,this.#handlers.adopt(state)}};function groupOf(options,address){let{ticket,token,headers,after,snapshot=!0}=options,share=options.share??(isPage()&&
-!(ticket||token||headers));return!share||after?null:`rowsignal ${share===!0?"":share} ${snapshot} ${address}`}
-function joined(name,handlers){try{return new Tabs(name,handlers)}catch{return null}}function passOn(tabs,message){
-message.type==="snapshot-end"?tabs?.renew():message.type!=="snapshot"&&tabs?.forward(message)}function newsOf({
-status,reason,retryAt}){return{status,reason,retryAt}}var FrameParser=class{#rest="";#type="";#data=[];#id="";#begun=!1;feed(text2){return this.#lines(text2).map(line=>this.#take(
+typeof reportError=="function"?reportError(error):console.error(error)}var FrameParser=class{#rest="";#type="";#data=[];#id="";#begun=!1;feed(text2){return this.#lines(text2).map(line=>this.#take(
 line)).filter(frame=>frame!==null)}#lines(text2){!this.#begun&&text2&&(this.#begun=!0,text2=text2.replace(/^\uFEFF/,
 ""));let all=this.#rest+text2,end=all.endsWith("\r")?all.length-1:all.length,lines=all.slice(0,end).split(/\r\n|\r|\n/);
 return this.#rest=lines.pop()+all.slice(end),lines}#take(line){if(line==="")return this.#finish();let colon=line.
@@ -132,7 +104,40 @@ source.addEventListener(type,({data,lastEventId})=>{handlers.alive(),handlers.fr
 return source}async function reasonOf(address,connection){let ending=new AbortController,{signal}=ending,target="";
 try{target=await address();let answer=await fetchOf(connection)(target,{signal,credentials:credentialsOf(connection)});
 return answer.ok?{reason:LOST}:await refusal(answer)}catch(error){return error instanceof ConnectionError||!target?
-failureOf(error):{reason:unreachable(target)}}finally{ending.abort()}}var SILENCE=2.5,REFUSALS=[401,403,404,422],SETTLED=1e4,ASK_EVERY=4,DELAYS=[500,3e4],CONNECT_TIMEOUT=2e4,Stream=class{interval=15;#connection;#handlers;#delays;#source=null;#turn=0;#attempt=0;#timer=null;#openedAt=0;#arrivedAt=0;#isConnecting=!1;constructor(connection,handlers){
+failureOf(error):{reason:unreachable(target)}}finally{ending.abort()}}var TIMEOUT=5e3;function probe(address,connection,signal){return new Promise(resolve=>{let transactions=new Set,
+source=null,finish=passed=>{clearTimeout(timer),source?.close(),resolve(passed)},timer=setTimeout(()=>finish(null),
+TIMEOUT);signal.addEventListener("abort",()=>finish(null));let frame=({type,data,id})=>{let transaction=transactionOf(
+data);transaction?transactions.add(transaction):type==="heartbeat"&&id?finish({position:id,transactions}):(type===
+"reset"||type==="bye")&&finish(null)},ignore=()=>{};source=openFetch(address,connection,{opened:ignore,alive:ignore,
+frame,failed:()=>finish(null)})})}function transactionOf(data){let{transaction_id:id=null}=JSON.parse(data);return id}var Tabs=class{leads=!1;#name;#handlers;#channel;#release=null;#pending=null;#closed=!1;#started=!1;#synced=!1;#asked=!1;#arrivedAt=Date.
+now();#term=0;#n=0;constructor(name,handlers){if(this.#name=name,this.#handlers=handlers,!navigator.locks)throw new TypeError(
+"there are no locks here");this.#channel=new BroadcastChannel(name),this.#channel.onmessage=({data})=>this.leads?
+this.#answer(data):this.#obey(data),this.#request({ifAvailable:!0},0)}get follows(){return!this.leads}forward(message){
+this.#n+=1,this.#post("event",{message})}renew(){this.#n+=1,this.#shareState()}shareStatus(status){this.leads&&
+this.#post("status",{status})}check(){let silent=Date.now()-this.#arrivedAt-this.#handlers.silence(),isNeeded=isVisible()&&
+this.#handlers.isOverdue();silent>1e3&&this.#asked||isNeeded?this.#depose():silent>0&&!this.#asked&&(this.#asked=
+!0,this.#post("ping"))}close(){this.#closed=!0,this.leads=!1,this.#pending?.abort(),this.#release?.(),this.#channel.
+close()}#shareState(){let state=this.#handlers.state();this.leads&&state&&this.#post("state",{state})}#depose(){
+this.#pending?.abort(),this.#arrivedAt=Date.now(),this.#request({steal:!0},100)}#post(kind,content={}){this.#closed||
+this.#channel.postMessage({kind,term:this.#term,n:this.#n,...content})}#request(options,pause){let granted=lock=>lock?
+this.#lead(pause):this.#follow();navigator.locks.request(this.#name,options,granted).catch(error=>{error.name!==
+"AbortError"?this.#handlers.alone():this.leads&&this.#follow()})}#follow(){this.#closed||(this.leads=this.#started=
+this.#synced=this.#asked=!1,this.#arrivedAt=Date.now(),this.#pending=new AbortController,this.#handlers.follow(),
+this.#post("hello"),this.#request({signal:this.#pending.signal},100))}#lead(pause){if(!this.#closed)return this.
+leads=!0,this.#term=Math.max(Date.now(),this.#term+1),pause&&this.#post("election"),setTimeout(()=>this.#start(),
+pause),new Promise(resolve=>this.#release=resolve)}#start(){this.leads&&(this.#started=!0,this.#post("start"),
+this.#handlers.lead())}#answer({kind,n,state}){kind==="ping"?this.#post("pong"):kind==="hello"&&this.#started?
+this.#shareState():kind==="state"&&!this.#started&&n>this.#n&&this.#take(n,state)}#obey({kind,term,n,state,status,
+message}){kind==="hello"||kind==="ping"||term<this.#term||(this.#term=term,this.#arrivedAt=Date.now(),this.#asked=
+!1,kind==="election"?this.#concede(n):kind==="start"&&n!==this.#n?this.#resync():kind==="state"&&(n>this.#n||!this.#synced)?
+this.#take(n,state):kind==="event"&&this.#synced?this.#step(n,message):kind==="status"&&this.#synced&&this.#handlers.
+status(status))}#concede(n){let state=this.#synced&&this.#n>n&&this.#handlers.state();state&&this.#post("state",
+{state})}#resync(){this.#synced=!1,this.#post("hello")}#step(n,message){n===this.#n+1?(this.#n=n,this.#handlers.
+message(message)):n>this.#n&&this.#resync()}#take(n,state){this.#n=n,this.#synced=!0,this.#handlers.adopt(state)}};function groupOf(options,address){let{ticket,token,headers,after,snapshot=!0}=options,share=options.share??(isPage()&&
+!(ticket||token||headers));return!share||after?null:`rowsignal ${share===!0?"":share} ${snapshot} ${address}`}
+function joined(name,handlers){try{return new Tabs(name,handlers)}catch{return null}}function passOn(tabs,message){
+message.type==="snapshot-end"?tabs?.renew():message.type!=="snapshot"&&tabs?.forward(message)}function newsOf({
+status,reason,retryAt}){return{status,reason,retryAt}}var SILENCE=2.5,REFUSALS=[401,403,404,422],SETTLED=1e4,ASK_EVERY=4,DELAYS=[500,3e4],CONNECT_TIMEOUT=2e4,Stream=class{interval=15;#connection;#handlers;#delays;#source=null;#turn=0;#attempt=0;#timer=null;#openedAt=0;#arrivedAt=0;#isConnecting=!1;constructor(connection,handlers){
 this.#connection=connection,this.#handlers=handlers,this.#delays=connection.retryDelays??DELAYS}async connect(){
 this.close();let turn=this.#turn;if(this.#openedAt=0,this.#arrivedAt=Date.now(),this.#isConnecting=!0,this.#handlers.
 changed({status:"connecting",retryAt:null}),turn===this.#turn)try{this.#handlers.begins();let address=await this.#handlers.
@@ -160,28 +165,35 @@ void 0?null:transaction<xmax&&!isRunning(numbers,xmax,transaction)}function isRu
 let left=numbers.next().value??0n;for(let xid=xmax;left>0n;left-=1n)if(xid-=numbers.next().value??0n,xid===transaction)
 return!0;return!1}function decoded(text2){try{let raw=atob(text2.replaceAll("-","+").replaceAll("_","/"));return Uint8Array.
 from(raw,character=>character.charCodeAt(0))}catch{return null}}function*varints(bytes){let number=0n,shift=0n;
-for(let byte of bytes)number|=BigInt(byte&127)<<shift,shift+=7n,byte<128&&(yield number,number=shift=0n)}var TIMEOUT=3e4,REMEMBERED=1e3,QUIET=200,TransactionTimeoutError=class extends Error{name="TransactionTimeoutE\
-rror";constructor(id,milliseconds){super(`transaction ${id} was not seen within ${milliseconds} ms: was it com\
-mitted, on this database, and did it return pg_current_xact_id()?`)}},Transactions=class{#waits=new Set;#seen=new Set;#timer=null;#changedAt=0;#position=null;#ended=null;wait(id,{
-timeout=TIMEOUT,signal}={}){let number=numberOf(id);return new Promise((resolve,reject)=>{let late=()=>wait.finish(
-new TransactionTimeoutError(number,timeout)),aborted=()=>wait.finish(signal.reason),timer=setTimeout(late,timeout),
-finish=error=>{clearTimeout(timer),signal?.removeEventListener("abort",aborted),this.#waits.delete(wait),error===
-void 0?resolve():reject(error)},wait={id:number,isSeen:this.#seen.has(String(number)),precedesSnapshot:!1,finish};
-this.#waits.add(wait),signal?.addEventListener("abort",aborted),signal?.aborted?aborted():this.#begin(wait)})}beginsSnapshot(){
-for(let wait of this.#waits)wait.precedesSnapshot=!0}completed(){this.#finish(wait=>wait.precedesSnapshot)}saw(id){
-let text2=String(id);this.#changedAt=Date.now(),this.#remember(text2);for(let wait of this.#waits)wait.isSeen||=
-String(wait.id)===text2;this.#watchQuiet()}beat(id){(id||!this.#position)&&this.#finish(wait=>wait.isSeen)}reached(position){
-this.#position=position,position&&this.#finish(wait=>hasPassed(position,wait.id)===!0)}close(){this.#ended=new Error(
-"the subscription was closed"),this.#cancelQuiet();for(let wait of[...this.#waits])wait.finish(this.#ended)}#begin(wait){
-this.#ended?wait.finish(this.#ended):this.#position&&hasPassed(this.#position,wait.id)?wait.finish():this.#watchQuiet()}#finish(isDone){
+for(let byte of bytes)number|=BigInt(byte&127)<<shift,shift+=7n,byte<128&&(yield number,number=shift=0n)}var TIMEOUT2=3e4,REMEMBERED=1e3,PROBES=[300,5e3],QUIET=200,TransactionTimeoutError=class extends Error{name="T\
+ransactionTimeoutError";constructor(id,milliseconds){super(`transaction ${id} was not seen within ${milliseconds}\
+ ms: was it committed, on this database, and did it return pg_current_xact_id()?`)}},Transactions=class{#waits=new Set;#seen=new Set;#timer=null;#changedAt=0;#position=null;#ended=null;#probe;#ending=new AbortController;#probing=null;#pause=PROBES[0];constructor(probe2){
+this.#probe=probe2}wait(id,{timeout=TIMEOUT2,signal}={}){let number=numberOf(id);return new Promise((resolve,reject)=>{
+let late=()=>wait.finish(new TransactionTimeoutError(number,timeout)),aborted=()=>wait.finish(signal.reason),timer=setTimeout(
+late,timeout),finish=error=>{clearTimeout(timer),signal?.removeEventListener("abort",aborted),this.#waits.delete(
+wait),error===void 0?resolve():reject(error)},wait={id:number,isSeen:this.#seen.has(String(number)),precedesSnapshot:!1,
+finish};this.#waits.add(wait),signal?.addEventListener("abort",aborted),signal?.aborted?aborted():this.#begin(
+wait)})}beginsSnapshot(){for(let wait of this.#waits)wait.precedesSnapshot=!0}completed(){this.#finish(wait=>wait.
+precedesSnapshot)}saw(id){let text2=String(id);this.#changedAt=Date.now(),this.#remember(text2);for(let wait of this.#waits)
+wait.isSeen||=String(wait.id)===text2;this.#watchQuiet()}beat(id){(id||!this.#position)&&this.#finish(wait=>wait.
+isSeen)}reached(position){this.#position=position,position&&this.#finish(wait=>hasPassed(position,wait.id)===!0)}close(){
+this.#ended=new Error("the subscription was closed"),this.#cancelQuiet(),this.#probing!==null&&clearTimeout(this.#probing),
+this.#ending.abort();for(let wait of[...this.#waits])wait.finish(this.#ended)}#begin(wait){this.#ended?wait.finish(
+this.#ended):this.#position&&hasPassed(this.#position,wait.id)?wait.finish():(this.#watchQuiet(),this.#pause=PROBES[0],
+this.#probeLater())}#probeLater(){let hasUnseen=[...this.#waits].some(wait=>!wait.isSeen);this.#probing!==null||
+this.#ended||!hasUnseen||(this.#probing=setTimeout(()=>{this.#ask()},this.#pause),this.#pause=Math.min(PROBES[1],
+this.#pause*2))}async#ask(){let passed=this.#position?await this.#probe(this.#position,this.#ending.signal).catch(
+()=>null):null;passed&&this.#finish(wait=>!wait.isSeen&&isOutOfSight(wait.id,passed)),this.#probing=null,this.#probeLater()}#finish(isDone){
 for(let wait of[...this.#waits])isDone(wait)&&wait.finish()}#watchQuiet(){if(this.#cancelQuiet(),![...this.#waits].
 some(wait=>wait.isSeen))return;let left=Math.max(0,this.#changedAt+QUIET-Date.now());this.#timer=setTimeout(()=>this.#finish(
 wait=>wait.isSeen),left)}#cancelQuiet(){this.#timer!==null&&clearTimeout(this.#timer),this.#timer=null}#remember(id){
-this.#seen.add(id),this.#seen.size>REMEMBERED&&this.#seen.delete(this.#seen.values().next().value)}};function numberOf(id){
+this.#seen.add(id),this.#seen.size>REMEMBERED&&this.#seen.delete(this.#seen.values().next().value)}};function isOutOfSight(id,{
+position,transactions}){return!transactions.has(String(id))&&hasPassed(position,id)===!0}function numberOf(id){
 let text2=String(id);if(/^\d+$/.test(text2))return BigInt(text2);throw new TypeError(`${JSON.stringify(text2)}\
  is no transaction id: pass the text of pg_current_xact_id()`)}var OVERDUE=2e3,CHECK=1e3,NO_LOG="the connection was lost, and these tables keep no log to resume from",NO_HEADERS='\
 an EventSource cannot send headers: leave out transport: "eventsource"',NEW={status:"connecting",reason:null,retryAt:null,
-attempt:0,role:"alone"},LiveSubscription=class{ready;#options;#base;#address;#rows;#stream;#listeners=new Listeners;#transactions=new Transactions;#tabs=null;#position;#state=NEW;#whole=!1;#isFull=!1;#wasLive=!1;#isTouched=!1;#settle;#timer;#endComebacks;constructor(options,base){
+attempt:0,role:"alone"},LiveSubscription=class{ready;#options;#base;#address;#rows;#stream;#listeners=new Listeners;#transactions=new Transactions(
+(...asked)=>this.#probe(...asked));#tabs=null;#position;#state=NEW;#whole=!1;#isFull=!1;#wasLive=!1;#isTouched=!1;#settle;#timer;#endComebacks;constructor(options,base){
 let{snapshot=!0,after,maxRows=1e4,transport,headers}=options;if(transport==="eventsource"&&headers)throw new TypeError(
 NO_HEADERS);this.#options={...options,snapshot},this.#base=base,this.#address=streamAddress(options,base),this.#rows=
 new Rows(listed(options.tables),snapshot?1/0:maxRows),this.#position=after??null,this.#transactions.reached(this.#position),
@@ -204,8 +216,9 @@ connect()),message:message=>this.#receive(message),status:({role:_,...state})=>t
 state),state:()=>this.#whole?this.#shared():null,silence:()=>this.#state.status==="live"?SILENCE*this.#stream.
 interval*1e3:OVERDUE,isOverdue:()=>this.#state.retryAt!==null&&Date.now()-this.#state.retryAt>OVERDUE}}#begin(){
 this.#rows.unstage(),this.#confessGap(),this.#whole=!this.#options.snapshot||!!this.#position,this.#whole||this.#transactions.
-beginsSnapshot()}async#wanted(){let target=new URL(this.#address);this.#position?target.searchParams.set("afte\
-r",this.#position):this.#options.snapshot&&target.searchParams.set("snapshot","true");let ticket=await ticketOf(
+beginsSnapshot()}async#probe(position,signal){return this.#state.status!=="live"?null:probe(await this.#wanted(
+position),this.#options,signal)}async#wanted(after=this.#position){let target=new URL(this.#address);after?target.
+searchParams.set("after",after):this.#options.snapshot&&target.searchParams.set("snapshot","true");let ticket=await ticketOf(
 this.#options,()=>ticketAddress(this.#options.url,this.#base));return ticket&&target.searchParams.set("ticket",
 ticket),target.href}#confessGap(){!this.#wasLive||this.#position||this.#options.snapshot||(this.#wasLive=!1,this.#handle(
 {type:"reset",data:{reason:NO_LOG,continues:!0},id:""}))}#handle(message){this.#receive(message),passOn(this.#tabs,

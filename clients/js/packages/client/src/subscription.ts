@@ -3,6 +3,7 @@ import { type ChangeData, changeFrom } from "./changes.js";
 import { ticketOf } from "./credentials.js";
 import { onComeback } from "./environment.js";
 import { Listeners } from "./listeners.js";
+import { type Passed, probe } from "./probe.js";
 import { type Difference, keyOf, Rows } from "./rows.js";
 import { groupOf, joined, newsOf, passOn } from "./sharing.js";
 import { type Message, SILENCE, Stream } from "./stream.js";
@@ -36,7 +37,7 @@ export class LiveSubscription<R extends object> implements Subscription<R> {
   readonly #rows: Rows;
   readonly #stream: Stream;
   readonly #listeners = new Listeners<AllEvents>();
-  readonly #transactions = new Transactions();
+  readonly #transactions = new Transactions((...asked) => this.#probe(...asked));
   #tabs: Tabs | null = null;
   #position: string | null;
   #state: State = NEW;
@@ -151,9 +152,14 @@ export class LiveSubscription<R extends object> implements Subscription<R> {
     if (!this.#whole) this.#transactions.beginsSnapshot();
   }
 
-  async #wanted(): Promise<string> {
+  async #probe(position: string, signal: AbortSignal): Promise<Passed | null> {
+    if (this.#state.status !== "live") return null;
+    return probe(await this.#wanted(position), this.#options, signal);
+  }
+
+  async #wanted(after = this.#position): Promise<string> {
     const target = new URL(this.#address);
-    if (this.#position) target.searchParams.set("after", this.#position);
+    if (after) target.searchParams.set("after", after);
     else if (this.#options.snapshot) target.searchParams.set("snapshot", "true");
     const ticket = await ticketOf(this.#options, () => ticketAddress(this.#options.url, this.#base));
     if (ticket) target.searchParams.set("ticket", ticket);

@@ -1,8 +1,10 @@
 import { hasPassed } from "./positions.js";
+import type { Passed } from "./probe.js";
 import type { AwaitOptions } from "./types.js";
 
 const TIMEOUT = 30_000;
 const REMEMBERED = 1000;
+const PROBES = [300, 5000] as const; // ms before the first and between the last questions
 const QUIET = 200; // ms after its last change in which a transaction's other changes would arrive
 
 /** The stream did not pass a transaction in time. */
@@ -16,6 +18,8 @@ export class TransactionTimeoutError extends Error {
     );
   }
 }
+
+type Probe = (position: string, signal: AbortSignal) => Promise<Passed | null>;
 
 interface Wait {
   id: bigint;
@@ -32,6 +36,15 @@ export class Transactions {
   #changedAt = 0;
   #position: string | null = null;
   #ended: Error | null = null;
+  readonly #probe: Probe;
+  readonly #ending = new AbortController();
+  #probing: ReturnType<typeof setTimeout> | null = null;
+  #pause: number = PROBES[0];
+
+  /** `probe` asks the service how far it is after a position. */
+  constructor(probe: Probe) {
+    this.#probe = probe;
+  }
 
   wait(id: string | number | bigint, { timeout = TIMEOUT, signal }: AwaitOptions = {}): Promise<void> {
     const number = numberOf(id);
@@ -89,13 +102,34 @@ export class Transactions {
   close(): void {
     this.#ended = new Error("the subscription was closed");
     this.#cancelQuiet();
+    if (this.#probing !== null) clearTimeout(this.#probing);
+    this.#ending.abort();
     for (const wait of [...this.#waits]) wait.finish(this.#ended);
   }
 
   #begin(wait: Wait): void {
     if (this.#ended) wait.finish(this.#ended);
     else if (this.#position && hasPassed(this.#position, wait.id)) wait.finish();
-    else this.#watchQuiet();
+    else {
+      this.#watchQuiet();
+      this.#pause = PROBES[0];
+      this.#probeLater();
+    }
+  }
+
+  // A transaction that changed nothing in sight has no event, and heartbeats are rare: ask.
+  #probeLater(): void {
+    const hasUnseen = [...this.#waits].some((wait) => !wait.isSeen);
+    if (this.#probing !== null || this.#ended || !hasUnseen) return;
+    this.#probing = setTimeout(() => void this.#ask(), this.#pause);
+    this.#pause = Math.min(PROBES[1], this.#pause * 2);
+  }
+
+  async #ask(): Promise<void> {
+    const passed = this.#position ? await this.#probe(this.#position, this.#ending.signal).catch(() => null) : null;
+    if (passed) this.#finish((wait) => !wait.isSeen && isOutOfSight(wait.id, passed));
+    this.#probing = null;
+    this.#probeLater();
   }
 
   #finish(isDone: (wait: Wait) => boolean): void {
@@ -119,6 +153,10 @@ export class Transactions {
     this.#seen.add(id);
     if (this.#seen.size > REMEMBERED) this.#seen.delete(this.#seen.values().next().value!);
   }
+}
+
+function isOutOfSight(id: bigint, { position, transactions }: Passed): boolean {
+  return !transactions.has(String(id)) && hasPassed(position, id) === true;
 }
 
 function numberOf(id: string | number | bigint): bigint {

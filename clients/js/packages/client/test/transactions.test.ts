@@ -2,7 +2,7 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 
 import { subscribe, type Subscription, TransactionTimeoutError } from "../src/index.js";
 import { hasPassed } from "../src/positions.js";
-import { between, change, end, frame, position, row, ScriptedService } from "./service.js";
+import { between, change, end, frame, position, row, ScriptedService, until } from "./service.js";
 
 let service: ScriptedService;
 let orders: Subscription;
@@ -55,6 +55,22 @@ test("one that wrote nothing to be seen here is passed by a heartbeat", async ()
   expect(await isPending(running)).toBe(true);
   service.send(frame("heartbeat", { interval: 15 }, position(602)));
   await running;
+});
+
+test("one that nothing else would tell of is asked for beside the stream", async () => {
+  await follow(end([], position(500)));
+  const beat = (id?: string) => frame("heartbeat", { interval: 15 }, id);
+  service.opening = () => beat() + change("insert", 9, "new", between(500, 710, 1), 701) + beat(position(710));
+  const [hidden, shown] = [orders.awaitTransaction(700), orders.awaitTransaction(701)];
+  await hidden;
+  expect(await isPending(shown)).toBe(true);
+  expect(service.asked[1]!.query.get("after")).toBe(position(500));
+  expect(orders.rows.size).toBe(0);
+  service.send(change("insert", 9, "new", position(710), 701));
+  await shown;
+  expect(orders.rows.size).toBe(1);
+  orders.close();
+  await until(() => service.open === 0);
 });
 
 test("one that is part of what is shown already resolves at once", async () => {
