@@ -30,6 +30,7 @@ from rowsignal.exceptions import (
     NotFoundError,
     NotWatchedError,
     PendingChangesError,
+    PoolerError,
     PoolExhaustedError,
     PoolTimeoutError,
     PositionError,
@@ -43,6 +44,7 @@ from rowsignal.exceptions import (
     StandbyError,
     TriggerInstallError,
     UnavailableError,
+    UnreadableRowError,
     WaitTimeoutError,
 )
 from rowsignal.hooks import Hooks
@@ -97,7 +99,12 @@ from rowsignal.triggers import (
     watched,
 )
 from rowsignal.triggers.health import TableStatus, TriggerState
-from rowsignal.waiting import wait_for_row_change
+from rowsignal.waiting import (
+    wait_for_any_row_change,
+    wait_for_row,
+    wait_for_row_change,
+    wait_for_row_deleted,
+)
 
 __all__ = [
     "AbortedTransactionError",
@@ -130,6 +137,7 @@ __all__ = [
     "PendingChangesError",
     "PoolExhaustedError",
     "PoolTimeoutError",
+    "PoolerError",
     "PositionError",
     "ProxyBoundError",
     "PruneReport",
@@ -153,6 +161,7 @@ __all__ = [
     "TriggerInstallError",
     "TriggerState",
     "UnavailableError",
+    "UnreadableRowError",
     "WaitTimeoutError",
     "advisory_lock",
     "async_url",
@@ -187,7 +196,10 @@ __all__ = [
     "trigger_status",
     "uninstall_triggers",
     "update_or_create",
+    "wait_for_any_row_change",
+    "wait_for_row",
     "wait_for_row_change",
+    "wait_for_row_deleted",
     "watch",
     "watched",
 ]

@@ -60,6 +60,12 @@ class PrometheusHooks(Hooks):
             ["table"],
             registry=registry,
         )
+        self.restarts = Counter(
+            "rowsignal_task_restarts",
+            "Times that a task failed unforeseen and began again.",
+            ["task"],
+            registry=registry,
+        )
 
     def connected(self, *, epoch: int) -> None:  # noqa: ARG002 -- counted, not shown
         """Count a connection."""
@@ -91,3 +97,7 @@ class PrometheusHooks(Hooks):
     def reset(self, *, table: str, reason: str) -> None:  # noqa: ARG002 -- a sentence is no label
         """Count a reset."""
         self.resets.labels(table=table).inc()
+
+    def task_restarted(self, *, task: str, reason: str) -> None:  # noqa: ARG002 -- no label
+        """Count a restart."""
+        self.restarts.labels(task=task).inc()

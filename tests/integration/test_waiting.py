@@ -271,7 +271,7 @@ async def test_bad_arguments_are_refused_with_the_way_out(
 
 
 async def test_what_is_no_session_or_no_model_is_refused(engine: AsyncEngine) -> None:
-    with pytest.raises(TypeError, match="can not wait"):
+    with pytest.raises(TypeError, match="cannot wait"):
         await wait_for_row_change("postgresql://", Order, 1)  # type: ignore[arg-type] -- wrong on purpose
     with pytest.raises(TypeError, match="not a mapped class"):
         await wait_for_row_change(engine, dict, 1)
