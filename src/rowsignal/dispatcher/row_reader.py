@@ -174,20 +174,20 @@ class RowReader:
         return sum(map(self.rows.answer, question.waits, found))
 
     async def _query(self, question: Question) -> list[Found | None]:
-        key_columns = self._key_columns(self.rows)
-        if any(key_columns):
-            try:
-                return await self._query_with(question, key_columns)
-            except Exception as error:
-                if not is_schema_mismatch(error):
-                    raise  # else, say, rowsignal's schema was dropped: hints are for all rows
-                logger.info("%s: reading without keys: %s", self.label, describe(error))
-        return await self._query_with(question, ())
+        try:
+            return await self._query_with(question, is_keyed=True)
+        except Exception as error:
+            if not is_schema_mismatch(error) or not any(self._key_columns(self.rows)):
+                raise  # else, say, rowsignal's schema was dropped: hints are for all rows
+            logger.info("%s: reading without keys: %s", self.label, describe(error))
+        return await self._query_with(question, is_keyed=False)
 
-    async def _query_with(self, question: Question, key_columns: KeyColumns) -> list[Found | None]:
-        wanted = RowQuery(self.rows.attributes, key_columns, question.criterion)
-
+    async def _query_with(self, question: Question, *, is_keyed: bool) -> list[Found | None]:
         async def work(connection: AsyncConnection) -> list[Found | None]:
+            # Not before its turn: by then more is known of the triggers, and of what is needed.
+            key_columns = self._key_columns(self.rows) if is_keyed else ()
+            key_columns = key_columns if any(key_columns) else ()
+            wanted = RowQuery(self.rows.attributes, key_columns, question.criterion)
             return await read_rows(
                 connection, self.rows.shape, wanted, question.keys, question.parameters
             )
