@@ -192,7 +192,9 @@ class RowReader:
                 connection, self.rows.shape, wanted, question.keys, question.parameters
             )
 
-        return await self._listener.reads.run(work, lane=self.rows, timeout=self._pace.answer)
+        return await self._listener.reads.run(
+            work, lane=self.rows, timeout=self._pace.answer, rows=len(question)
+        )
 
     def _mismatch(self, question: Question, error: Exception) -> int:
         """Go on for a while where a table that was read is missing: it may be renamed and back."""
@@ -255,7 +257,9 @@ class RowReader:
 
     async def _instances(self, loads: list[Load]) -> list[Any]:
         work = partial(_load_all, rows=self.rows, keys=[key for key, _ in loads])
-        return await self._listener.reads.run(work, lane=self.rows, timeout=self._pace.answer)
+        return await self._listener.reads.run(
+            work, lane=self.rows, timeout=self._pace.answer, rows=len(loads)
+        )
 
     async def _postpone(
         self, due: set[Any], asked: list[asyncio.Future[int]], error: Exception

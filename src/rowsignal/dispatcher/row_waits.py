@@ -52,18 +52,16 @@ class Subscription:
         needs: Iterable[str],
         interval: float,
     ) -> None:
-        shape = watch.shape
-        wanted = tuple(shape.columns) if attributes is None else tuple(attributes)
+        wanted = watch.selection(attributes)
         self.watch = watch
         self.primary_key = primary_key
         self.row_id = hashable(primary_key)
         self.condition = condition
-        self.columns = tuple(map(watch.places.__getitem__, wanted))
-        self.names = None if attributes is None else shape.names_in_database(attributes)
-        self.needs = frozenset(needs) | frozenset(wanted if condition.is_comparing else ())
+        self.columns, self.names = wanted.places, wanted.names
+        self.needs = watch.shared(needs, wanted.attributes if condition.is_comparing else ())
         self.baseline: tuple[Any, ...] | None = None
-        if seen is not None and not seen.keys().isdisjoint(wanted):
-            self.baseline = tuple(seen.get(name, UNKNOWN) for name in wanted)
+        if seen is not None and not seen.keys().isdisjoint(wanted.attributes):
+            self.baseline = tuple(seen.get(name, UNKNOWN) for name in wanted.attributes)
         self.interval = interval
         self.is_read = False
         self.was_found = False
@@ -74,6 +72,11 @@ class Subscription:
     def criterion(self) -> Criterion | None:
         """Return what PostgreSQL is to evaluate for this wait."""
         return self.condition.criterion if isinstance(self.condition, Matches) else None
+
+    def reopen(self) -> None:
+        """Give the wait a new future, if its own was cancelled with the task that awaited it."""
+        if self.future.cancelled():
+            self.future = asyncio.get_running_loop().create_future()
 
     def offer(self, found: Found | None) -> bool:
         """Judge a row just read; tell whether that ended the wait."""
@@ -129,7 +132,9 @@ class Subscription:
         return f"{model} {key!r} does not exist any more: it was deleted before the wait began."
 
     def _is_changed(self, found: Found) -> bool:
-        current = tuple(map(found.values.__getitem__, self.columns))
+        current = found.values
+        if len(self.columns) < len(current):
+            current = tuple(map(current.__getitem__, self.columns))
         if self.baseline is None:
             self.baseline = current
             return False
@@ -147,6 +152,15 @@ class Subscription:
 
 def _or_none(value: Any) -> Any:
     return UNKNOWN if value is UNKNOWN else None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Attributes, their places in a row that was read, and their names in the database."""
+
+    attributes: tuple[str, ...]
+    places: tuple[int, ...]
+    names: frozenset[str] | None
 
 
 @dataclass(slots=True)
@@ -184,6 +198,8 @@ class RowWatch:
         self.intervals: Counter[float] = Counter()
         self._needs: Counter[frozenset[str]] = Counter()
         self._criteria = 0
+        self._selections: dict[tuple[str, ...] | None, Selection] = {}
+        self._shared: dict[frozenset[str], frozenset[str]] = {}
         self._types = tuple(column.type for column in shape.columns.values())
         self._waits: dict[Any, list[Subscription]] = {}
         self._unknown_keys = (None,) * len(shape.tables)
@@ -206,6 +222,21 @@ class RowWatch:
         """Return the attributes to read for all waits, in the order of the shape."""
         needed = frozenset[str]().union(*self._needs)
         return tuple(name for name in self.shape.columns if name in needed)
+
+    def selection(self, attributes: Sequence[str] | None) -> Selection:
+        """Return what attributes (None: all) are in rows; thousands of waits share it."""
+        key = None if attributes is None else tuple(attributes)
+        if key not in self._selections:
+            wanted = tuple(self.shape.columns) if key is None else key
+            places = tuple(map(self.places.__getitem__, wanted))
+            names = None if key is None else self.shape.names_in_database(key)
+            self._selections[key] = Selection(wanted, places, names)
+        return self._selections[key]
+
+    def shared(self, *attributes: Iterable[str]) -> frozenset[str]:
+        """Return the union of attributes as one object for all who ask for the same."""
+        union = frozenset[str]().union(*attributes)
+        return self._shared.setdefault(union, union)
 
     def needs_only(self, columns: tuple[str, ...]) -> bool:
         """Tell whether every wait is for some of these columns (of the database's names)."""

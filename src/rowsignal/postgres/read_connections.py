@@ -19,10 +19,10 @@ Result = TypeVar("Result")
 Work = Callable[[AsyncConnection], Awaitable[Result]]
 
 # An ALTER TABLE that waits blocks new readers, too: each wait for a lock counts.
-QUICK = {"lock_timeout": "20ms", "statement_timeout": "500ms"}
+QUICK = {"lock_timeout": "20ms", "statement_timeout": "1s"}
 SLOW = {"lock_timeout": "200ms", "statement_timeout": "10s"}
-SLOW_READ = 0.25  # seconds from which a lane is slow
-QUICK_READ = 0.1  # seconds up to which a slow lane is quick again
+SLOW_READ = 0.25  # seconds from which a lane is slow, for a single row
+SLOW_ROW = 0.0002  # and for each further one
 
 
 class ReadConnections:
@@ -34,19 +34,23 @@ class ReadConnections:
         self._slow = SideConnection(make_engine(), settings=SLOW, attempts=self.attempts)
         self._slow_lanes: set[Hashable] = set()
 
-    async def run(self, work: Work[Result], *, timeout: float, lane: Hashable = None) -> Result:
+    async def run(
+        self, work: Work[Result], *, timeout: float, lane: Hashable = None, rows: int = 1
+    ) -> Result:
         """Run `work`, which may be run twice; raise PostgreSQL's 55P03 while its table is locked.
 
-        `TimeoutError` after `timeout` seconds of its turn.
+        `TimeoutError` after `timeout` seconds of its turn. `rows` is how many it reads: many may
+        take their time.
         """
+        limit = SLOW_READ + SLOW_ROW * rows
         if lane not in self._slow_lanes:
             try:
-                return await self._timed(self._quick, work, lane, timeout)
+                return await self._timed(self._quick, work, lane, timeout, limit)
             except Exception as error:
                 if not is_locked(error):
                     raise
             self._slow_lanes.add(lane)
-        return await self._timed(self._slow, work, lane, timeout)
+        return await self._timed(self._slow, work, lane, timeout, limit)
 
     def is_slow(self, lane: Hashable) -> bool:
         """Tell whether reads of a lane have met a lock or taken long lately."""
@@ -61,7 +65,12 @@ class ReadConnections:
         await asyncio.gather(self._quick.close(), self._slow.close())
 
     async def _timed(
-        self, connection: SideConnection, work: Work[Result], lane: Hashable, timeout: float
+        self,
+        connection: SideConnection,
+        work: Work[Result],
+        lane: Hashable,
+        timeout: float,
+        limit: float,
     ) -> Result:
         began = 0.0
 
@@ -72,8 +81,8 @@ class ReadConnections:
 
         result = await connection.run(timed, timeout=timeout)
         seconds = time.perf_counter() - began
-        if seconds > SLOW_READ:
+        if seconds > limit:
             self._slow_lanes.add(lane)
-        elif seconds < QUICK_READ:
+        elif seconds < limit / 2:
             self._slow_lanes.discard(lane)
         return result

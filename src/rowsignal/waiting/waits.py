@@ -1,8 +1,7 @@
 """The waits: for a change of a row, for a condition, for a row to be there or to be gone."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -135,7 +134,7 @@ async def wait_for_row(
 
     order = await wait_for_row(session, Order, 42, timeout=30)
     """
-    wait = _Wait(session, model, None, None, interval, timeout, Appears())
+    wait = _Wait(session, model, None, None, interval, timeout, APPEARS)
     await wait.begin({None: (pk_value, primary_key_of(wait.target.shape.mapper, pk_value))})
     _, row = await wait.outcome()
     return cast("Model", row)
@@ -155,7 +154,7 @@ async def wait_for_row_deleted(
 
         await wait_for_row_deleted(session, Order, 42, timeout=30)
     """
-    wait = _Wait(session, model, None, None, interval, timeout, Disappears())
+    wait = _Wait(session, model, None, None, interval, timeout, DISAPPEARS)
     await wait.begin({None: (pk_value, primary_key_of(wait.target.shape.mapper, pk_value))})
     await wait.outcome()
 
@@ -168,8 +167,33 @@ class _Row:
     subscription: Subscription
 
 
+async def _silently(future: asyncio.Future[Any]) -> None:
+    """Wait for a future; what it raises is asked for later."""
+    try:
+        await future
+    except Exception:  # noqa: BLE001 -- it stays in the future
+        return
+
+
+CHANGES = Changes()
+APPEARS = Appears()
+DISAPPEARS = Disappears()
+
+
 class _Wait:
     """A wait for the first of some rows of a model."""
+
+    __slots__ = (
+        "_attributes",
+        "_condition",
+        "_deadline",
+        "_dispatcher",
+        "_interval",
+        "_rows",
+        "_timeout",
+        "_view",
+        "target",
+    )
 
     def __init__(
         self,
@@ -209,25 +233,26 @@ class _Wait:
 
     async def outcome(self) -> tuple[Any, Any]:
         """Return the key and the row that ended the wait first."""
-        with ExitStack() as stack:
-            for row in self._rows:
-                stack.callback(self._dispatcher.unsubscribe, row.subscription)
+        try:
             ended = await self._first()
             found = await self._found(ended.subscription)
             return ended.given, await self._presented(ended.subscription, found)
+        finally:
+            for row in self._rows:
+                self._dispatcher.unsubscribe(row.subscription)
 
     async def _baseline(self, key: PrimaryKey) -> tuple[Condition, dict[str, Any] | None]:
         """Return what ends the wait for a row, and what its caller saw last of it."""
         session, shape = self.target.session, self.target.shape
         if session is None:
-            return self._condition or Changes(), None
+            return self._condition or CHANGES, None
         if await is_within_outer_transaction(self._view, key):
             return self._condition or Changes(is_patient=True), None
         held = held_instance(session, shape.mapper, key)
         if held is None or self._condition is not None:
-            return self._condition or Changes(), None
+            return self._condition or CHANGES, None
         seen = loaded_values(held, shape)
-        return Changes(), seen | dict(outside_values(self._view, key) or {})
+        return CHANGES, seen | dict(outside_values(self._view, key) or {})
 
     def _subscribe(
         self, key: PrimaryKey, condition: Condition, seen: dict[str, Any] | None
@@ -261,21 +286,32 @@ class _Wait:
 
     async def _first(self) -> _Row:
         """Return the row whose wait ended first; raise `WaitTimeoutError` where none does."""
-        futures = [row.subscription.future for row in self._rows]
-        try:
-            async with asyncio.timeout_at(self._deadline) as limit:
-                await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            await self._last_read()
+        if self._deadline is None:
+            await self._any()
+        else:
+            limit = asyncio.timeout_at(self._deadline)
+            try:
+                async with limit:
+                    await self._any()
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                await self._last_read()
         for row in self._rows:
             if row.subscription.future.done():
                 return row
         raise WaitTimeoutError(self._complaint())
 
+    def _any(self) -> Awaitable[object]:
+        futures = [row.subscription.future for row in self._rows]
+        if len(futures) == 1:
+            return _silently(futures[0])
+        return asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+
     async def _last_read(self) -> None:
         subscriptions = [row.subscription for row in self._rows]
+        for one in subscriptions:
+            one.reopen()
         if any(one.future.done() for one in subscriptions):
             return
         rows = subscriptions[0].watch
