@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import inspect
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
-from sqlalchemy.orm import Session, make_transient_to_detached
+from sqlalchemy.orm import Session, make_transient_to_detached, undefer
 from sqlalchemy.orm.attributes import set_committed_value
 
 from rowsignal.dispatcher.row_query import UNREAD, Found, key_parameters
@@ -45,7 +45,7 @@ async def load_instances(
     """Return a detached object of its own for each key, all columns loaded; None for no row."""
     async with AsyncSession(connection, expire_on_commit=False) as session:
         result = await session.execute(
-            shape.entity_query,
+            shape.entity_query.options(undefer("*")),
             key_parameters(keys),
             execution_options={"schema_translate_map": shape.schema_translate_map or None},
         )

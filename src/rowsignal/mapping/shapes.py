@@ -18,7 +18,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.orm import ColumnProperty, Mapper, undefer
+from sqlalchemy.orm import ColumnProperty, Mapper
 from sqlalchemy.sql.expression import ColumnElement, TableValuedAlias
 from sqlalchemy.types import TypeEngine
 
@@ -121,11 +121,7 @@ class RowShape:
     def entity_query(self) -> Select[Any]:
         """Return the query for whole objects by primary key: ordinal and object."""
         waited, same = self._waited(())
-        return (
-            select(waited.c.n, self.mapper.class_)
-            .join_from(waited, self.mapper.class_, same)
-            .options(undefer("*"))
-        )
+        return select(waited.c.n, self.mapper.class_).join_from(waited, self.mapper.class_, same)
 
     @cached_property
     def _queries(self) -> dict[RowQuery, Select[Any]]:
@@ -173,4 +169,4 @@ def _key(table: Table, names: Sequence[str] | None) -> ColumnElement[Any]:
 
 
 def _array(name: str, type_: TypeEngine[Any]) -> BindParameter[Any]:
-    return bindparam(name, type_=ARRAY(type_))
+    return bindparam(name, type_=ARRAY(type_, dimensions=1))

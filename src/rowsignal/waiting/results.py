@@ -15,11 +15,13 @@ from rowsignal.dispatcher import (
     loaded_values,
     overlay,
 )
-from rowsignal.dispatcher.row_query import UNREAD
+from rowsignal.dispatcher.row_query import UNREAD, key_parameters
 from rowsignal.exceptions import NotFoundError
-from rowsignal.mapping import RowShape, held_instance
+from rowsignal.mapping import PrimaryKey, RowShape, held_instance
 from rowsignal.waiting.arguments import shown
 from rowsignal.waiting.sessions import SessionView, keep_outside_values
+
+GRACE = 2.0  # seconds to load what has been found, though the time is over
 
 
 async def attached(
@@ -42,7 +44,7 @@ async def _refreshed(
         return build_instance(shape, found)  # no session can hold a key that cannot be hashed
     instance = held_instance(session, shape.mapper, subscription.primary_key)
     if instance is None:
-        instance = await session.get(shape.mapper.class_, subscription.primary_key)
+        instance = await _loaded(session, shape, subscription.primary_key)
     elif _has_more_than_columns(instance, shape):
         await session.refresh(instance)
     if instance is None:
@@ -51,6 +53,19 @@ async def _refreshed(
             " this session's transaction cannot see the row: it was deleted since, or inserted"
             " after the transaction's snapshot."
         )
+    return instance
+
+
+async def _loaded(session: AsyncSession, shape: RowShape, key: PrimaryKey) -> Any:
+    instance = await session.get(shape.mapper.class_, key)
+    if instance is None:  # `get` compares a real with a double: 0.1 is another number then
+        options = {"schema_translate_map": shape.schema_translate_map or None}
+        with session.no_autoflush:
+            result = await session.execute(
+                shape.entity_query, key_parameters([key]), execution_options=options
+            )
+        for _, found in result.unique():
+            instance = found
     return instance
 
 
@@ -66,8 +81,9 @@ async def detached(
     is_hashable = subscription.row_id is subscription.primary_key
     if not is_hashable or (shape.is_plain and UNREAD not in map(_unread, found.values)):
         return build_instance(shape, found)
+    now = asyncio.get_running_loop().time()
     try:
-        async with asyncio.timeout_at(deadline):
+        async with asyncio.timeout_at(None if deadline is None else max(deadline, now + GRACE)):
             instance = await dispatcher.load(shape, subscription.primary_key)
     except TimeoutError:
         return build_instance(shape, found)

@@ -1,6 +1,7 @@
 """What the caller's session sees, holds and has written, beside what is committed."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -42,6 +43,18 @@ class SessionView:
     written: frozenset[str] = frozenset()
 
 
+@asynccontextmanager
+async def asked(target: Target) -> AsyncIterator[None]:
+    """Leave the session in no transaction, if it was in none before it was asked."""
+    session = target.session
+    was_open = session is None or session.in_transaction()
+    try:
+        yield
+    finally:
+        if session is not None and not was_open:
+            await session.run_sync(_end_transaction)
+
+
 async def view_of(target: Target, dispatcher: Dispatcher) -> SessionView:
     """Return the view of the caller's session, the target's names resolved as it resolves them.
 
@@ -51,20 +64,17 @@ async def view_of(target: Target, dispatcher: Dispatcher) -> SessionView:
     session = target.session
     if session is None or not session.sync_session.is_active:
         return SessionView(target)
-    was_open = _has_connection(session.sync_session)
-    if not was_open and not _has_hooks(session.sync_session, target.engine):
+    sync = session.sync_session
+    if not _has_connection(sync, target) and not _has_hooks(sync, target.engine):
         return SessionView(target)
-    try:
-        connection = await session.connection(bind_arguments={"mapper": target.shape.mapper})
-        return await _ask(connection, target, dispatcher)
-    finally:
-        if not was_open:
-            await session.run_sync(_end_transaction)
+    connection = await session.connection(bind_arguments={"mapper": target.shape.mapper})
+    return await _ask(connection, target, dispatcher)
 
 
-def _has_connection(session: Session) -> bool:
+def _has_connection(session: Session, target: Target) -> bool:
     transaction = session.get_transaction()
-    return transaction is not None and bool(transaction._connections)
+    is_connected = transaction is not None and bool(transaction._connections)
+    return is_connected or isinstance(session.get_bind(target.shape.mapper), Connection)
 
 
 def _has_hooks(session: Session, engine: AsyncEngine) -> bool:

@@ -38,6 +38,7 @@ from rowsignal.waiting.arguments import checked_interval, deadline_of, keys_of, 
 from rowsignal.waiting.results import attached, detached
 from rowsignal.waiting.sessions import (
     SessionView,
+    asked,
     is_within_outer_transaction,
     outside_values,
     refuse_unfinished,
@@ -225,9 +226,10 @@ class _Wait:
         if target.session is not None:
             for _, key in keys.values():
                 refuse_unfinished(target.session, target.shape, key)
-        self._view = await view_of(target, self._dispatcher)
-        self.target = self._view.target
-        plans = [(given, key, await self._baseline(key)) for given, key in keys.values()]
+        async with asked(target):
+            self._view = await view_of(target, self._dispatcher)
+            self.target = self._view.target
+            plans = [(given, key, await self._baseline(key)) for given, key in keys.values()]
         for given, key, (condition, seen) in plans:
             self._rows.append(_Row(given, self._subscribe(key, condition, seen)))
 
@@ -282,7 +284,8 @@ class _Wait:
             return shape.columns
         if isinstance(condition, Disappears):
             return ()
-        return shape.eager_attributes if self.target.session is not None else ()
+        is_enough = self.target.session is not None or shape.is_plain
+        return shape.eager_attributes if is_enough else ()
 
     async def _first(self) -> _Row:
         """Return the row whose wait ended first; raise `WaitTimeoutError` where none does."""
