@@ -41,6 +41,7 @@ class Dispatcher:
         self._log_wakes = 0
         self._has_overflown = False
         self._is_taking_soon = False
+        self._retirements: dict[RowWatch, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     @classmethod
@@ -92,8 +93,7 @@ class Dispatcher:
         rows = subscription.watch
         rows.remove(subscription)
         if not rows:
-            loop = asyncio.get_running_loop()
-            loop.call_later(self.pace.linger, self._retire, rows)
+            self._retire_later(rows)
 
     def look(self, rows: RowWatch, row_ids: Iterable[Any]) -> asyncio.Future[int]:
         """Read rows soon; the future gives how many waits that read ended, or its outage."""
@@ -175,7 +175,17 @@ class Dispatcher:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    def _retire_later(self, rows: RowWatch) -> None:
+        earlier = self._retirements.pop(rows, None)
+        if earlier is not None:
+            earlier.cancel()
+        loop = asyncio.get_running_loop()
+        self._retirements[rows] = loop.call_later(self.pace.linger, self._retire, rows)
+
     def _retire(self, rows: RowWatch) -> None:
+        timer = self._retirements.pop(rows, None)
+        if timer is not None:
+            timer.cancel()
         reader = self._readers.get(rows.shape)
         if rows or reader is None or reader.rows is not rows:
             return

@@ -255,13 +255,14 @@ class Listener:
         """Close the connections; leave no task."""
         self._is_kept_open = False
         _registry.drop(self)
-        if self._retirement is not None:
-            self._retirement.cancel()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         for receiver in tuple(self._receivers):
             await receiver.stopped()
+        if self._retirement is not None:
+            self._retirement.cancel()
+            self._retirement = None
         await asyncio.gather(self.own.close(), self.reads.close())
 
     def _start(self, first: asyncio.Future[None] | None = None) -> None:

@@ -1,8 +1,9 @@
-"""What ends a wait besides a change: a condition, a row that appears or goes, the first of several."""
+"""What else ends a wait: a condition, a row that appears or goes, the first of several."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
@@ -168,6 +169,10 @@ async def test_a_criterion_that_fails_on_one_row_ends_that_wait_alone(shop: Asyn
     assert {order.total for order in await asyncio.gather(*fine)} == {Decimal("0.5")}
 
 
+def call(function: Any, order: Order) -> Any:
+    return function(order)
+
+
 async def async_condition(order: Order) -> bool:
     return True
 
@@ -192,7 +197,7 @@ async def test_conditions_that_cannot_work_are_refused(
 
 async def test_an_awaitable_answer_is_refused(shop: AsyncEngine) -> None:
     with pytest.raises(TypeError, match="asynchronous"):
-        await wait_for_row_change(shop, Order, 1, until=lambda order: async_condition(order))
+        await wait_for_row_change(shop, Order, 1, until=partial(call, async_condition))
 
 
 async def test_a_row_that_appears(shop: AsyncEngine) -> None:
