@@ -92,6 +92,20 @@ async def test_only_the_named_columns_count(shop: AsyncEngine) -> None:
         await waiting
 
 
+async def test_all_columns_may_be_named_in_any_order(
+    shop: AsyncEngine, session: AsyncSession
+) -> None:
+    await session.get_one(Line, (1, 2))
+    await session.commit()
+    waiting = asyncio.create_task(
+        wait_for_row_change(session, Line, (1, 2), columns=["quantity", "number", "order_id"])
+    )
+    await until_watched(shop)
+    assert not waiting.done()
+    await commit(shop, update(Line).values(quantity=5))
+    assert (await waiting).quantity == 5
+
+
 async def test_a_change_since_the_load_returns_at_once(
     shop: AsyncEngine, session: AsyncSession
 ) -> None:

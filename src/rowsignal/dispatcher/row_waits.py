@@ -227,7 +227,8 @@ class RowWatch:
         """Return what attributes (None: all) are in rows; thousands of waits share it."""
         key = None if attributes is None else tuple(attributes)
         if key not in self._selections:
-            wanted = tuple(self.shape.columns) if key is None else key
+            # In the shape's order: with all columns, a row's values are the baseline as they are.
+            wanted = tuple(name for name in self.shape.columns if key is None or name in key)
             places = tuple(map(self.places.__getitem__, wanted))
             names = None if key is None else self.shape.names_in_database(key)
             self._selections[key] = Selection(wanted, places, names)
