@@ -32,6 +32,7 @@ from rowsignal.exceptions import (
     NotPermittedError,
     NotWatchedError,
     PendingChangesError,
+    PoolerError,
     PoolExhaustedError,
     PoolTimeoutError,
     PositionError,
@@ -46,6 +47,7 @@ from rowsignal.exceptions import (
     StandbyError,
     TriggerInstallError,
     UnavailableError,
+    UnreadableRowError,
     WaitTimeoutError,
 )
 from rowsignal.hooks import Hooks
@@ -102,7 +104,12 @@ from rowsignal.triggers import (
     watched,
 )
 from rowsignal.triggers.health import TableStatus, TriggerState
-from rowsignal.waiting import wait_for_row_change
+from rowsignal.waiting import (
+    wait_for_any_row_change,
+    wait_for_row,
+    wait_for_row_change,
+    wait_for_row_deleted,
+)
 
 __all__ = [
     "AbortedTransactionError",
@@ -138,6 +145,7 @@ __all__ = [
     "PendingChangesError",
     "PoolExhaustedError",
     "PoolTimeoutError",
+    "PoolerError",
     "PositionError",
     "ProxyBoundError",
     "PruneReport",
@@ -162,6 +170,7 @@ __all__ = [
     "TriggerInstallError",
     "TriggerState",
     "UnavailableError",
+    "UnreadableRowError",
     "WaitTimeoutError",
     "add_exception_handlers",
     "advisory_lock",
@@ -197,7 +206,10 @@ __all__ = [
     "trigger_status",
     "uninstall_triggers",
     "update_or_create",
+    "wait_for_any_row_change",
+    "wait_for_row",
     "wait_for_row_change",
+    "wait_for_row_deleted",
     "watch",
     "watched",
 ]

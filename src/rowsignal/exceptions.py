@@ -23,6 +23,17 @@ class WaitTimeoutError(RowSignalError, TimeoutError):
     """A row did not change in time."""
 
 
+class UnreadableRowError(RowSignalError, ValueError):
+    """A waited-for row holds a value, or has a key, that this process cannot read or send.
+
+    `__cause__` is what the driver, the column's type or PostgreSQL says.
+    """
+
+
+class PoolerError(RowSignalError, RuntimeError):
+    """A connection pooler is in between, and the engine is not made for it."""
+
+
 class PendingChangesError(RowSignalError, ValueError):
     """The caller's own unfinished work would be mistaken for, or lost to, a change."""
 

@@ -1,8 +1,12 @@
 """Hooks: what a listener, a dispatcher, a stream or the service reports as it happens."""
 
+import logging
+
+logger = logging.getLogger("rowsignal.hooks")
+
 
 class Hooks:
-    """Receives events; every method returns at once and must not raise.
+    """Receives events. Methods return at once; what one raises is logged, and the rest goes on.
 
     `table` is `schema.name`. Inherit from it and override what is of interest.
     """
@@ -28,5 +32,58 @@ class Hooks:
     def reset(self, *, table: str, reason: str) -> None:
         """Report that a reader was told to start again."""
 
-    def restarted(self, *, task: str) -> None:
-        """Report a task of the service that failed and was started again."""
+    def task_restarted(self, *, task: str, reason: str) -> None:
+        """Report that a task failed in a way nobody foresaw, and goes on; `task` names it."""
+
+
+class GuardedHooks(Hooks):
+    """Passes events on; an exception of a hook ends nothing but itself."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self._hooks = hooks
+        self._broken: set[str] = set()
+
+    def connected(self, *, epoch: int) -> None:
+        """Pass it on."""
+        self._tell("connected", epoch=epoch)
+
+    def degraded(self, *, reason: str) -> None:
+        """Pass it on."""
+        self._tell("degraded", reason=reason)
+
+    def notified(self, *, accepted: bool) -> None:
+        """Pass it on."""
+        self._tell("notified", accepted=accepted)
+
+    def looked(self, *, table: str, rows: int, seconds: float) -> None:
+        """Pass it on."""
+        self._tell("looked", table=table, rows=rows, seconds=seconds)
+
+    def mode_changed(self, *, table: str, mode: str) -> None:
+        """Pass it on."""
+        self._tell("mode_changed", table=table, mode=mode)
+
+    def delivered(self, *, table: str, count: int) -> None:
+        """Pass it on."""
+        self._tell("delivered", table=table, count=count)
+
+    def reset(self, *, table: str, reason: str) -> None:
+        """Pass it on."""
+        self._tell("reset", table=table, reason=reason)
+
+    def task_restarted(self, *, task: str, reason: str) -> None:
+        """Pass it on."""
+        self._tell("task_restarted", task=task, reason=reason)
+
+    def _tell(self, event: str, **facts: object) -> None:
+        try:
+            getattr(self._hooks, event)(**facts)
+        except Exception:
+            if event not in self._broken:  # once: it may be called for every notification
+                logger.exception("the hook %s has failed", event)
+            self._broken.add(event)
+
+
+def guarded(hooks: Hooks) -> Hooks:
+    """Return hooks that cannot harm their caller."""
+    return hooks if type(hooks) is Hooks or isinstance(hooks, GuardedHooks) else GuardedHooks(hooks)

@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing, asynccontextmanager, suppress
-from weakref import WeakKeyDictionary
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -30,8 +29,6 @@ logger = logging.getLogger("rowsignal.log_tail")
 SLOWEST_POLL = 0.5
 LONGEST_PAUSE = 0.1  # between looks: a slow one says that the machine is busy, or the log
 EMPTY_PACE = 1.0  # how often subscribers hear that nothing has happened
-
-_tails: WeakKeyDictionary[Listener, "LogTail"] = WeakKeyDictionary()
 
 
 class LogTail:
@@ -67,9 +64,7 @@ class LogTail:
     def of(cls, engine: AsyncEngine) -> "LogTail":
         """Return the running event loop's tail for an engine."""
         listener = Listener.of(engine)
-        if listener not in _tails:
-            _tails[listener] = cls(listener)
-        return _tails[listener]
+        return listener.companion(cls, lambda: cls(listener))
 
     @property
     def subscribers(self) -> int:

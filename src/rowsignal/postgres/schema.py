@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from rowsignal.exceptions import SchemaVersionError
 from rowsignal.postgres import integrity
 from rowsignal.postgres.binds import AsyncBind, SyncBind, SyncConnection, execute, run_on
-from rowsignal.postgres.errors import sqlstate_of
+from rowsignal.postgres.errors import sqlstate
 from rowsignal.postgres.ownership import check_owner
 from rowsignal.postgres.statements import migrations, query, read, split
 
@@ -140,7 +140,7 @@ def _begin(connection: Connection) -> int:
         with connection.begin_nested():
             _execute(connection, "schema.sql")
     except DBAPIError as error:
-        if sqlstate_of(error) not in CREATED_MEANWHILE:
+        if sqlstate(error) not in CREATED_MEANWHILE:
             raise
         check_owner(connection)
     return version(connection)

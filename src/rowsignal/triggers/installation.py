@@ -12,7 +12,7 @@ from rowsignal.exceptions import LockTimeoutError, TriggerInstallError
 from rowsignal.identifiers import literal, qualify
 from rowsignal.postgres import schema
 from rowsignal.postgres.binds import AsyncBind, SyncBind, SyncConnection, execute, record, run_on
-from rowsignal.postgres.errors import message_of, sqlstate_of
+from rowsignal.postgres.errors import message, sqlstate
 from rowsignal.postgres.ownership import check_owner
 from rowsignal.triggers.catalog import TableFacts, read_facts
 from rowsignal.triggers.health import TableStatus, TriggerState, judge
@@ -233,7 +233,7 @@ def _guarded(connection: Connection, lock_timeout: float) -> Iterator[None]:
 
 
 def _translate(error: DBAPIError, lock_timeout: float) -> Exception:
-    state, sentence = sqlstate_of(error), message_of(error)
+    state, sentence = sqlstate(error), message(error)
     if state in REFUSALS:
         return TriggerInstallError(sentence)
     if state in BUSY:
