@@ -47,6 +47,7 @@ class LogSubscription:
         self._pushed = asyncio.Event()
         self._is_behind = after is not None
         self._error: BaseException | None = None
+        self._is_interrupted = False
         self._joint: str | None = None  # where the pushed batches begin, while still behind
 
     async def begin(self) -> None:
@@ -59,6 +60,16 @@ class LogSubscription:
     def is_behind(self) -> bool:
         """Tell whether the log is being read for this reader alone."""
         return self._is_behind
+
+    @property
+    def is_level(self) -> bool:
+        """Tell whether all that the tail has pushed has been taken."""
+        return not self._is_behind and not self._buffer
+
+    def interrupt(self) -> None:
+        """Make the iterator return, if only an empty batch."""
+        self._is_interrupted = True
+        self._pushed.set()
 
     def attached(self, position: str) -> None:
         """Take note that batches after `position` will be pushed."""
@@ -92,6 +103,9 @@ class LogSubscription:
 
     async def __anext__(self) -> Batch | Reset:
         while True:
+            if self._is_interrupted:
+                self._is_interrupted = False
+                return Batch(changes=[], position=self.position)
             if self._is_behind:
                 item = await self._read_on()
             elif self._buffer:
