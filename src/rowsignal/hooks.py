@@ -27,3 +27,6 @@ class Hooks:
 
     def reset(self, *, table: str, reason: str) -> None:
         """Report that a reader was told to start again."""
+
+    def restarted(self, *, task: str) -> None:
+        """Report a task of the service that failed and was started again."""

@@ -62,9 +62,9 @@ class LogSubscription:
         return self._is_behind
 
     @property
-    def is_level(self) -> bool:
-        """Tell whether all that the tail has pushed has been taken."""
-        return not self._is_behind and not self._buffer
+    def has_unread(self) -> bool:
+        """Tell whether something that the tail has pushed is still to be taken."""
+        return not self._is_behind and bool(self._buffer)
 
     def interrupt(self) -> None:
         """Make the iterator return, if only an empty batch."""

@@ -207,7 +207,7 @@ async def rows_by_key(
 ) -> list[Row | None]:
     """Return the rows with these keys, in their order, in one query; None for absent ones."""
     statement = _by_key(shape, tuple(columns))
-    result = await connection.execute(statement, {"keys": _keys_as_json(shape, keys)})
+    result = await connection.execute(statement, {"keys": keys_as_json(shape, keys)})
     numbers, texts = [], []
     for number, values in result:
         numbers.append(number)
@@ -234,7 +234,7 @@ async def all_rows(
     if condition is not None:
         statement = statement.where(condition)
     if keys is not None:
-        given = given_keys(shape, bindparam("keys", _keys_as_json(shape, keys), TEXT))
+        given = given_keys(shape, bindparam("keys", keys_as_json(shape, keys), TEXT))
         statement = statement.join(given, has_given_key(shape, source, given))
     result = await connection.stream(statement, execution_options={"yield_per": PAGE})
     async for page in result.partitions(PAGE):
@@ -268,7 +268,8 @@ def has_given_key(
     )
 
 
-def _keys_as_json(shape: TableShape, keys: Iterable[Mapping[str, Any]]) -> str:
+def keys_as_json(shape: TableShape, keys: Iterable[Mapping[str, Any]]) -> str:
+    """Return keys as the JSON array that `given_keys` takes."""
     return json.dumps(
         [
             {NUMBER: number}

@@ -88,8 +88,13 @@ class ChangeFeed:
 
     @property
     def is_level(self) -> bool:
-        """Tell whether all that the tail of the log has read has been taken."""
-        return self._log is None or self._log.subscription.is_level
+        """Tell whether the tail of the log carries this feed along."""
+        return self._log is None or not self._log.subscription.is_behind
+
+    @property
+    def has_unread(self) -> bool:
+        """Tell whether changes that the tail has handed over are still to be taken."""
+        return self._log is not None and self._log.subscription.has_unread
 
     def state_changed(self, name: TableName, state: TableState, reason: str | None) -> None:
         """Take a table's new state; changes of the others go on."""
@@ -97,7 +102,7 @@ class ChangeFeed:
         self.states[name] = state
         self._learn()
         if reason is not None:
-            self._notices.append(TableReset(reason=reason, table=name))
+            self._notices.append(TableReset(reason=reason, table=name, is_of_capture=True))
             self._is_stale |= _source(was) != _source(state)
             for source in self._sources:
                 source.interrupt()

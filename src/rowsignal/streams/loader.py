@@ -45,9 +45,10 @@ class RowChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableReset(Reset):
-    """A gap in the changes of one table."""
+    """A gap in the changes of one table; `is_of_capture`: how they are captured has changed."""
 
     table: TableName
+    is_of_capture: bool = False
 
 
 Loaded = RowChange | TableReset
