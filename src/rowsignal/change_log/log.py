@@ -28,7 +28,6 @@ from rowsignal.change_log.reader import (
     Look,
     PositionLost,
     QuickReader,
-    TableName,
     Window,
     driver_of,
     explained,
@@ -44,6 +43,7 @@ from rowsignal.change_log.records import (
     decode_values,
 )
 from rowsignal.changes import Change, Reset
+from rowsignal.identifiers import QualifiedName
 from rowsignal.postgres.connections import beside
 from rowsignal.postgres.statements import query
 
@@ -110,7 +110,7 @@ class ChangeLog:
         after: str,
         *,
         until: str | None = None,
-        tables: Sequence[TableName] | None = None,
+        tables: Sequence[QualifiedName] | None = None,
         limit: int = PAGE,
         is_durable: bool = False,
     ) -> Batch | Reset:
@@ -144,7 +144,7 @@ class ChangeLog:
         self,
         after: str,
         *,
-        tables: Sequence[TableName] | None = None,
+        tables: Sequence[QualifiedName] | None = None,
         size: int = PAGE,
         is_durable: bool = False,
     ) -> AsyncGenerator[Batch | Reset, None]:
@@ -195,7 +195,7 @@ class ChangeLog:
         self,
         start: AnyPosition,
         end: AnyPosition | None,
-        tables: Sequence[TableName] | None,
+        tables: Sequence[QualifiedName] | None,
         limit: int,
     ) -> Look:
         async with log_transaction(self._engine) as transaction:
@@ -300,7 +300,7 @@ class _Texts:
 class _BatchMaker:
     window: Window
     texts: _Texts
-    names: Mapping[int, TableName]
+    names: Mapping[int, QualifiedName]
 
     def make(self, records: Sequence[Record], *, is_rest: bool) -> Batch:
         """Return the batch of some records; `is_rest` when the window ends with them."""

@@ -15,10 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from rowsignal.change_log.positions import AnyPosition, Position, Snapshot
 from rowsignal.change_log.records import ID, RELATION, WIDTH, Record
 from rowsignal.exceptions import PendingChangesError, SchemaVersionError, StandbyError
+from rowsignal.identifiers import QualifiedName
 from rowsignal.postgres.connections import is_direct, throw_away
 from rowsignal.postgres.statements import query
 
-TableName = tuple[str, str]
 Result = TypeVar("Result")
 
 ANSWER = 10.0  # seconds for what takes milliseconds, on a connection that is not dead
@@ -115,7 +115,7 @@ class Look:
 
     window: Window
     records: Sequence[Record]
-    names: Mapping[int, TableName]
+    names: Mapping[int, QualifiedName]
 
 
 class LogTransaction:
@@ -189,7 +189,7 @@ class LogTransaction:
             found = await self.driver.fetch(query("log_relation_names"), list(unknown))
             self.names.update({row["oid"]: (row["schema"], row["name"]) for row in found})
 
-    async def relations(self, tables: Sequence[TableName]) -> list[int]:
+    async def relations(self, tables: Sequence[QualifiedName]) -> list[int]:
         """Return the relations that tables consist of, partitions included."""
         schemas, names = [table[0] for table in tables], [table[1] for table in tables]
         records = await self.driver.fetch(query("log_relations"), schemas, names)
@@ -255,7 +255,7 @@ class QuickReader:
         self._is_mixed = False  # whether changes of tables that nobody asked for were seen
 
     async def look(
-        self, after: Position, tables: Sequence[TableName] | None, limit: int
+        self, after: Position, tables: Sequence[QualifiedName] | None, limit: int
     ) -> Look | None:
         """Return the first changes after a position; None where a transaction has to do it.
 
@@ -287,7 +287,7 @@ class QuickReader:
         self,
         driver: asyncpg.Connection,
         after: Position,
-        tables: Sequence[TableName] | None,
+        tables: Sequence[QualifiedName] | None,
         limit: int,
     ) -> Look:
         wanted = tables if self._is_mixed else None
@@ -341,7 +341,7 @@ async def _look(
     driver: asyncpg.Connection,
     origin: str,
     after: Position,
-    tables: Sequence[TableName] | None,
+    tables: Sequence[QualifiedName] | None,
     limit: int,
 ) -> Look:
     seen = after.seen

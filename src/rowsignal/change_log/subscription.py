@@ -8,8 +8,8 @@ from typing import Protocol, Self
 
 from rowsignal.change_log.log import Batch, ChangeLog
 from rowsignal.change_log.positions import decode
-from rowsignal.change_log.reader import TableName
 from rowsignal.changes import Reset
+from rowsignal.identifiers import QualifiedName
 from rowsignal.listener import OUTAGES, reconnect_delays
 
 
@@ -33,7 +33,7 @@ class LogSubscription:
     """
 
     def __init__(
-        self, tail: Tail, tables: tuple[TableName, ...], after: str | None, limit: int
+        self, tail: Tail, tables: tuple[QualifiedName, ...], after: str | None, limit: int
     ) -> None:
         if after is not None:
             decode(after)  # raises for what is no position

@@ -17,10 +17,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.change_log.log import Batch, ChangeLog
 from rowsignal.change_log.pruning import keep_pruned
-from rowsignal.change_log.reader import TableName
 from rowsignal.change_log.subscription import LogSubscription
 from rowsignal.changes import Reset
 from rowsignal.exceptions import RowSignalError
+from rowsignal.identifiers import QualifiedName
 from rowsignal.listener import OUTAGES, Lease, Listener, reconnect_delays
 from rowsignal.listener.pacing import Pace, Rate
 from rowsignal.payload import LOG_BUCKET, LOG_CHANNEL
@@ -54,7 +54,7 @@ class LogTail:
         self._rate = Rate(self._pace.busy_rate)
         self._stay = 0.0  # nothing is known yet: sleep at once
         self._subscribers: set[LogSubscription] = set()
-        self._tables: Counter[TableName] = Counter()
+        self._tables: Counter[QualifiedName] = Counter()
         self._lookers: list[tuple[asyncio.Future[str], LogSubscription | None]] = []
         self._woken = asyncio.Event()
         self._starting = asyncio.Lock()
@@ -78,7 +78,7 @@ class LogTail:
 
     @asynccontextmanager
     async def subscribe(
-        self, tables: Iterable[TableName], *, after: str | None = None, limit: int = 10_000
+        self, tables: Iterable[QualifiedName], *, after: str | None = None, limit: int = 10_000
     ) -> AsyncIterator[LogSubscription]:
         """Read the changes of (schema, table) pairs, from a position on or from now.
 

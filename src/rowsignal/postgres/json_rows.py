@@ -6,7 +6,7 @@ would look for a cast, `format` calls the output function alone.
 """
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,9 +34,12 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, OID, TEXT, array
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.types import UserDefinedType
 
+from rowsignal.identifiers import QualifiedName
 from rowsignal.postgres.connections import beside
 from rowsignal.postgres.json_values import Values, decode_rows, key_value
 from rowsignal.postgres.statements import query
+
+Condition = Callable[[FromClause], ColumnElement[bool]]
 
 PAGE = 500
 NUMBER = "n"  # of a key among those asked for; key columns are called k0, k1, ...
@@ -109,7 +112,7 @@ class TableShape:
     has_children: bool = False
 
     @property
-    def full_name(self) -> tuple[str, str]:
+    def full_name(self) -> QualifiedName:
         """The schema and the name."""
         return self.schema, self.name
 
@@ -170,13 +173,13 @@ async def one_view(engine: AsyncEngine, url: str | None = None) -> AsyncIterator
 
 
 async def table_shapes(
-    connection: AsyncConnection, names: Iterable[tuple[str, str]]
-) -> dict[tuple[str, str], TableShape]:
+    connection: AsyncConnection, names: Iterable[QualifiedName]
+) -> dict[QualifiedName, TableShape]:
     """Return the shapes of tables by schema and name; those that do not exist are left out."""
     pairs = list(names)
     asked = [schema for schema, _ in pairs], [name for _, name in pairs]
     found = await connection.exec_driver_sql(query("table_shapes"), asked)
-    shapes = map(_shape, found.mappings())
+    shapes = [_shape(dict(facts)) for facts in found.mappings()]
     return {shape.full_name: shape for shape in shapes}
 
 
@@ -222,17 +225,17 @@ async def all_rows(
     connection: AsyncConnection,
     shape: TableShape,
     columns: Sequence[str],
-    condition: ColumnElement[bool] | None = None,
+    condition: Condition | None = None,
     keys: Sequence[Mapping[str, Any]] | None = None,
 ) -> AsyncGenerator[list[Row], None]:
     """Yield the rows of a table in pages, in bounded memory.
 
-    `condition` is an expression over columns by name, `keys` narrows to rows with these keys.
+    `condition` makes an expression over the table's columns, `keys` narrows to rows with these.
     """
     source = shape.source()
     statement = select(_texts(shape, columns, source)).select_from(source)
     if condition is not None:
-        statement = statement.where(condition)
+        statement = statement.where(condition(source))
     if keys is not None:
         given = given_keys(shape, bindparam("keys", keys_as_json(shape, keys), TEXT))
         statement = statement.join(given, has_given_key(shape, source, given))
@@ -316,7 +319,9 @@ def _as_json(value: ColumnElement[Any], plain_domains: Sequence[int]) -> ColumnE
     type_ = cast(func.pg_typeof(value), OID)
     is_plain = cast(type_, BigInteger) < literal_column(FIRST_USER_OID)
     if plain_domains:
-        listed = literal_column(f"'{{{','.join(map(str, plain_domains))}}}'::oid[]")
+        listed: ColumnElement[Any] = literal_column(
+            f"'{{{','.join(map(str, plain_domains))}}}'::oid[]"
+        )
         is_plain = or_(is_plain, type_ == func.any(listed))
     as_text = func.to_json(func.format(literal_column("'%s'"), value))
     chosen = case(
@@ -335,4 +340,3 @@ def _rows(
     keys = [dict(zip(names, map(key_value, texts[:width]), strict=True)) for texts in pages]
     values = decode_rows(columns, [texts[width:] for texts in pages])
     return [Row(key, row) for key, row in zip(keys, values, strict=True)]
-

@@ -14,12 +14,12 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from rowsignal.identifiers import QualifiedName
 from rowsignal.listener import Listener
 from rowsignal.postgres.errors import describe
 from rowsignal.postgres.json_rows import TableShape, table_shapes
 from rowsignal.streams.side_reader import SideReader
 from rowsignal.triggers.catalog import Capture, captures
-from rowsignal.triggers.settings import TableName
 
 logger = logging.getLogger("rowsignal.streams")
 
@@ -80,7 +80,7 @@ def _key(shape: TableShape) -> list[tuple[str, int]]:
 class StateReader(Protocol):
     """A stream that follows tables. Its methods must not block."""
 
-    def state_changed(self, name: TableName, state: TableState, reason: str | None) -> None:
+    def state_changed(self, name: QualifiedName, state: TableState, reason: str | None) -> None:
         """Take a table's new state; with a `reason`, changes may be missing."""
 
 
@@ -90,8 +90,8 @@ class TableCatalog:
 
     reader: SideReader
     interval: float = INTERVAL
-    states: dict[TableName, TableState] = field(default_factory=dict)
-    _readers: dict[TableName, set[StateReader]] = field(default_factory=dict)
+    states: dict[QualifiedName, TableState] = field(default_factory=dict)
+    _readers: dict[QualifiedName, set[StateReader]] = field(default_factory=dict)
     _task: asyncio.Task[None] | None = None
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -104,8 +104,8 @@ class TableCatalog:
         return _catalogs[listener]
 
     async def follow(
-        self, names: Iterable[TableName], reader: StateReader
-    ) -> Mapping[TableName, TableState]:
+        self, names: Iterable[QualifiedName], reader: StateReader
+    ) -> Mapping[QualifiedName, TableState]:
         """Return the states of tables, and tell `reader` when one changes, until `unfollow`."""
         wanted = list(names)
         for name in wanted:
@@ -119,7 +119,7 @@ class TableCatalog:
             self._task = asyncio.create_task(self._run(), name="rowsignal table catalogue")
         return {name: self.states[name] for name in wanted}
 
-    def unfollow(self, names: Iterable[TableName], reader: StateReader) -> None:
+    def unfollow(self, names: Iterable[QualifiedName], reader: StateReader) -> None:
         """Tell `reader` nothing any more."""
         for name in names:
             readers = self._readers.get(name, set())
@@ -143,7 +143,7 @@ class TableCatalog:
                 for reader in tuple(self._readers.get(name, ())):
                     reader.state_changed(name, state, known.difference(state))
 
-    async def ask(self, names: Iterable[TableName]) -> dict[TableName, TableState]:
+    async def ask(self, names: Iterable[QualifiedName]) -> dict[QualifiedName, TableState]:
         """Return the states of tables without following them."""
         return await self.reader.read(partial(_states, names=list(names)), timeout=QUERY_TIMEOUT)
 
@@ -161,8 +161,8 @@ class TableCatalog:
 
 
 async def _states(
-    connection: AsyncConnection, names: Sequence[TableName]
-) -> dict[TableName, TableState]:
+    connection: AsyncConnection, names: Sequence[QualifiedName]
+) -> dict[QualifiedName, TableState]:
     found = await captures(connection, names)
     shapes = await table_shapes(connection, names)
     return {

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from rowsignal.change_log.tail import LogTail
 from rowsignal.changes import Reset
 from rowsignal.dispatcher import Dispatcher
+from rowsignal.identifiers import QualifiedName
 from rowsignal.listener import reconnect_delays
 from rowsignal.postgres.errors import describe, is_outage
 from rowsignal.postgres.json_rows import TableShape
@@ -19,7 +20,6 @@ from rowsignal.streams.catalog import TableCatalog, TableState
 from rowsignal.streams.loader import Loaded, RowChange, RowLoader, TableReset
 from rowsignal.streams.side_reader import SideReader
 from rowsignal.streams.sources import HintSource, LogSource, Portion, Source
-from rowsignal.triggers.settings import TableName
 
 logger = logging.getLogger("rowsignal.streams")
 
@@ -37,7 +37,7 @@ class ChangeFeed:
     def __init__(
         self,
         engine: AsyncEngine,
-        names: Iterable[TableName],
+        names: Iterable[QualifiedName],
         *,
         after: str | None = None,
         begin: Callable[["ChangeFeed"], Awaitable[str | None]] | None = None,
@@ -48,8 +48,8 @@ class ChangeFeed:
         `begin` is called once, when no notification is missed any more.
         """
         self.position: str | None = None
-        self.states: dict[TableName, TableState] = {}
-        self.shapes: dict[TableName, TableShape] = {}
+        self.states: dict[QualifiedName, TableState] = {}
+        self.shapes: dict[QualifiedName, TableShape] = {}
         self._engine = engine
         self._names = list(names)
         self._after = after
@@ -96,7 +96,7 @@ class ChangeFeed:
         """Tell whether changes that the tail has handed over are still to be taken."""
         return self._log is not None and self._log.subscription.has_unread
 
-    def state_changed(self, name: TableName, state: TableState, reason: str | None) -> None:
+    def state_changed(self, name: QualifiedName, state: TableState, reason: str | None) -> None:
         """Take a table's new state; changes of the others go on."""
         was = self.states[name]
         self.states[name] = state
@@ -124,7 +124,7 @@ class ChangeFeed:
     async def load(
         self,
         portion: Portion,
-        wanted: Mapping[TableName, frozenset[str]],
+        wanted: Mapping[QualifiedName, frozenset[str]],
         *,
         prefers_log: bool = True,
     ) -> list[Loaded | Reset]:

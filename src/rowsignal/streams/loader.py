@@ -10,11 +10,11 @@ from sqlalchemy import func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rowsignal.changes import Change, Operation, Reset
+from rowsignal.identifiers import QualifiedName
 from rowsignal.postgres.errors import describe, is_outage, is_schema_mismatch, sqlstate
 from rowsignal.postgres.json_rows import Row, TableShape, rows_by_key
 from rowsignal.postgres.json_values import Values
 from rowsignal.streams.side_reader import SideReader
-from rowsignal.triggers.settings import TableName
 
 logger = logging.getLogger("rowsignal.streams")
 
@@ -23,7 +23,7 @@ NO_KEY = "Any rows may have changed: {} came without a key."
 REFILLED = "The table may have been truncated, and has rows again."
 
 Key = Mapping[str, Any]
-Shapes = Mapping[TableName, TableShape]
+Shapes = Mapping[QualifiedName, TableShape]
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class RowChange:
     old: Values | None = None
 
     @property
-    def table(self) -> TableName:
+    def table(self) -> QualifiedName:
         """The schema and name of the table."""
         return self.change.schema, self.change.table
 
@@ -47,7 +47,7 @@ class RowChange:
 class TableReset(Reset):
     """A gap in the changes of one table; `is_of_capture`: how they are captured has changed."""
 
-    table: TableName
+    table: QualifiedName
     is_of_capture: bool = False
 
 
@@ -80,7 +80,7 @@ class RowLoader:
     async def load(
         self,
         changes: Iterable[RowChange],
-        wanted: Mapping[TableName, frozenset[str]],
+        wanted: Mapping[QualifiedName, frozenset[str]],
         *,
         prefers_log: bool = True,
         is_hearsay: bool = False,
@@ -92,7 +92,7 @@ class RowLoader:
         which any role can send: they are believed as far as the tables confirm them.
         """
         told = [self._bare(it) for it in changes if it.table in self.shapes]
-        unread: dict[TableName, dict[str, Key]] = {}
+        unread: dict[QualifiedName, dict[str, Key]] = {}
         for it in told:
             if it.change.key is not None and self._must_read(it, wanted, prefers_log=prefers_log):
                 unread.setdefault(it.table, {})[repr(it.change.key)] = it.change.key
@@ -117,7 +117,7 @@ class RowLoader:
         return RowChange(replace(it.change, row=None))
 
     def _must_read(
-        self, it: RowChange, wanted: Mapping[TableName, frozenset[str]], *, prefers_log: bool
+        self, it: RowChange, wanted: Mapping[QualifiedName, frozenset[str]], *, prefers_log: bool
     ) -> bool:
         if self.shapes[it.table].has_row_security:
             return True

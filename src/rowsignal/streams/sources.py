@@ -15,7 +15,6 @@ from rowsignal.dispatcher import Dispatcher
 from rowsignal.payload import Hint
 from rowsignal.streams.loader import RowChange
 from rowsignal.triggers.catalog import Capture
-from rowsignal.triggers.settings import TableName
 
 START_TIMEOUT = 2.0
 LOST = "Changes may be missing from here: {}."
@@ -54,8 +53,7 @@ def portion_of(item: Batch | Reset) -> Portion:
         return Portion([item], item.position)
     olds = item.before or repeat(None)
     changes = [
-        RowChange(change, change.row, old)
-        for change, old in zip(item.changes, olds, strict=False)
+        RowChange(change, change.row, old) for change, old in zip(item.changes, olds, strict=False)
     ]
     return Portion(changes, item.position)
 
@@ -85,7 +83,7 @@ class HintSource:
 
     def __init__(self, dispatcher: Dispatcher, tables: Sequence[Capture], limit: int) -> None:
         self._dispatcher = dispatcher
-        self._names: list[TableName] = [(it.schema, it.table) for it in tables]
+        self._names = [(it.schema, it.table) for it in tables]
         self._by_token = {token: it for it in tables for token, _ in it.channels}
         self._limit = limit
         self._items: deque[RowChange | Reset] = deque()

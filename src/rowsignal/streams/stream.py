@@ -205,8 +205,13 @@ class ChangeStream:
             columns = sorted(tables.columns[name].intersection(shape.columns))
             async for rows in all_rows(connection, shape, columns):
                 changes = [
-                    Change(operation=Operation.INSERT, schema=name[0], table=name[1],
-                           key=row.key, row=row.values)
+                    Change(
+                        operation=Operation.INSERT,
+                        schema=name[0],
+                        table=name[1],
+                        key=row.key,
+                        row=row.values,
+                    )
                     for row in rows
                 ]
                 if shape.has_row_security:

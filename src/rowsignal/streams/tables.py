@@ -11,10 +11,10 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from rowsignal.changes import Change, ChangeFilter
 from rowsignal.exceptions import TriggerInstallError
+from rowsignal.identifiers import QualifiedName
 from rowsignal.mapping import PrimaryKey, RowShape, Target, attributes_of, primary_key_of
 from rowsignal.payload import decode_json
 from rowsignal.triggers.catalog import Capture, captures
-from rowsignal.triggers.settings import TableName
 
 Columns = Sequence[InstrumentedAttribute[Any] | str]
 
@@ -23,9 +23,9 @@ Columns = Sequence[InstrumentedAttribute[Any] | str]
 class WatchedTables:
     """Tables under the names that their changes carry, and which of the changes count."""
 
-    names: tuple[TableName, ...]
+    names: tuple[QualifiedName, ...]
     filter: ChangeFilter
-    columns: dict[TableName, frozenset[str]]
+    columns: dict[QualifiedName, frozenset[str]]
 
     def wants(self, change: Change) -> bool:
         """Tell whether a change counts."""

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rowsignal.changes import Operation, Reset
+from rowsignal.identifiers import QualifiedName
 from rowsignal.streams.loader import RowChange
-from rowsignal.triggers.settings import TableName
 
 MAX_KEYS = 100_000
 UNKNOWN = (
@@ -24,9 +24,9 @@ class VisibleKeys:
     def __init__(self, *, is_known: bool, limit: int = MAX_KEYS) -> None:
         self._is_known = is_known
         self._limit = limit
-        self._keys: dict[TableName, set[str] | None] = {}
+        self._keys: dict[QualifiedName, set[str] | None] = {}
 
-    def add(self, table: TableName, keys: Iterable[Mapping[str, Any]]) -> None:
+    def add(self, table: QualifiedName, keys: Iterable[Mapping[str, Any]]) -> None:
         """Note rows that are shown."""
         known = self._of(table)
         if known is not None:
@@ -61,5 +61,5 @@ class VisibleKeys:
             known.discard(key)
         return was_seen
 
-    def _of(self, table: TableName) -> set[str] | None:
+    def _of(self, table: QualifiedName) -> set[str] | None:
         return self._keys.setdefault(table, set() if self._is_known else None)

@@ -102,10 +102,10 @@ class Capture:
     """How changes of a table make themselves known.
 
     `kind` is "hint", "log" or None; `is_complete` tells whether no trigger is missing or disabled
-    on the table and all that belongs to it, `is_notifying` whether they notify, too. `channels` are the (token, bucket) pairs of the hints of the
-    table and of its inheritance children, `relations` the oids of everything that a writer may
-    lock to write its rows. `key_columns` is the key that hints carry, in order; `columns` names
-    the columns whose changes are told, None for all.
+    on the table and all that belongs to it, `is_notifying` whether they notify, too. `channels` are
+    the (token, bucket) pairs of the hints of the table and of its inheritance children, `relations`
+    the oids of everything that a writer may lock to write its rows. `key_columns` is the key that
+    hints carry, in order; `columns` names the columns whose changes are told, None for all.
     """
 
     schema: str | None

@@ -120,12 +120,12 @@ class Distribution:
             rows = group.show(events)
         except UnknownHistoryError:
             self._give_up(group, UNKNOWN)
-        except Exception:  # the application's schema has the last word, and may refuse a row
+        except Exception as error:  # noqa: BLE001 -- an application's schema may refuse a row
             if len(events) > 1:
                 for event in events:
                     self._show(group, [event])
             else:
-                self._pass_by(group, events[0])
+                self._pass_by(group, events[0], error)
         else:
             self._write(group, rows)
 
@@ -144,9 +144,9 @@ class Distribution:
         for name, count in Counter(name for (name, _), _ in rows).items():
             self.context.hooks.delivered(table=name, count=count * len(group.readers))
 
-    def _pass_by(self, group: SubscriberGroup, event: Event) -> None:
+    def _pass_by(self, group: SubscriberGroup, event: Event, error: Exception) -> None:
         name = event.exposure.name
-        logger.exception("a row of %s could not be shown", name)
+        logger.error("a row of %s could not be shown", name, exc_info=error)
         chunk = frames.reset(UNSHOWABLE, continues=True)
         for reader in group.readers:
             reader.push(chunk)

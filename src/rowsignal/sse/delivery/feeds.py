@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from rowsignal.change_log.tail import LogTail
 from rowsignal.changes import Reset
 from rowsignal.exceptions import NotWatchedError
+from rowsignal.identifiers import QualifiedName
 from rowsignal.sse.access.exposures import Exposure
 from rowsignal.sse.access.views import Event
 from rowsignal.sse.delivery.context import DeliveryContext
@@ -16,7 +17,6 @@ from rowsignal.sse.delivery.distribution import Distribution
 from rowsignal.streams.feed import ChangeFeed
 from rowsignal.streams.loader import Loaded, RowChange, TableReset
 from rowsignal.streams.sources import Portion
-from rowsignal.triggers.settings import TableName
 
 logger = logging.getLogger("rowsignal.sse")
 
@@ -103,7 +103,7 @@ class TableFeed:
             if state.fault is not None:
                 raise NotWatchedError(f"{state.fault} Run `rowsignal install {state.label}`.")
 
-    def wanted(self) -> Mapping[TableName, frozenset[str]]:
+    def wanted(self) -> Mapping[QualifiedName, frozenset[str]]:
         """Return the columns that readers are shown or filtered by, by table."""
         return {
             name: it.columns | self.distribution.filter_columns(it.name)
@@ -132,7 +132,7 @@ class TableFeed:
         await self._moved.wait()
 
     async def events(
-        self, portion: Portion, wanted: Mapping[TableName, frozenset[str]]
+        self, portion: Portion, wanted: Mapping[QualifiedName, frozenset[str]]
     ) -> list[Event | Reset]:
         """Return what a portion of changes tells of the tables, with their rows."""
         loaded = await self.changes.load(portion, wanted)

@@ -118,7 +118,7 @@ async def begin_by_log(
 ) -> AsyncGenerator[bytes, None]:
     """Show the rows or the changes that lie behind, then join at one exact position."""
     yield frames.retry(start.limits.retry) + start.beat()
-    after, distribution = beginning.after, start.feed.distribution
+    after = beginning.after
     if after is None and beginning.snapshot:
         reading = Reading()
         async for chunk in _snapshot(start, group, reading):
@@ -207,9 +207,7 @@ async def _read(start: StartContext, group: SubscriberGroup, after: str, until: 
 
 async def _show(start: StartContext, group: SubscriberGroup, batch: Batch) -> bytes:
     exposures = [lens.exposure for lens in group.lenses.values()]
-    wanted = {
-        it.full_name: it.columns | group.lenses[it.name].filter_columns for it in exposures
-    }
+    wanted = {it.full_name: it.columns | group.lenses[it.name].filter_columns for it in exposures}
     async with start.turns.request(start.principal):
         items = await start.feed.events(portion_of(batch), wanted)
     for item in items:

@@ -1,9 +1,11 @@
 """The rows of a view: its conditions and keys as a question to PostgreSQL."""
 
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rowsignal.exceptions import NotWatchedError
@@ -15,6 +17,8 @@ from rowsignal.sse.access.filters import where_clause
 from rowsignal.sse.access.views import RowKey, TableView
 
 __all__ = ["all_rows", "current_row", "current_rows", "having_keys", "pin_settings", "shape_of"]
+
+DIALECT = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
 
 
 async def shape_of(connection: AsyncConnection, exposure: Exposure) -> TableShape:
@@ -33,14 +37,12 @@ def having_keys(
     shape = TableShape(*exposure.full_name, 0, (), tuple(map(_key_column, table.primary_key)))
     texts = json_rows.keys_as_json(shape, _named(exposure, keys))
     given = json_rows.given_keys(shape, sa.bindparam(None, texts, sa.Text(), unique=True))
-    same = (
-        table.c[part.name] == given.c[f"k{place}"] for place, part in enumerate(shape.key)
-    )
+    same = (table.c[part.name] == given.c[f"k{place}"] for place, part in enumerate(shape.key))
     return query.join(given, sa.and_(*same))
 
 
 def _key_column(column: sa.Column[Any]) -> KeyColumn:
-    type_ = plain_type(column.type).compile(dialect=sa.dialects.postgresql.dialect())
+    type_ = plain_type(column.type).compile(DIALECT)
     return KeyColumn(column.name, type_, base=0, equality="=", is_exact=True)
 
 
@@ -70,7 +72,7 @@ async def current_row(
     """
     shape = await shape_of(connection, exposure)
     wanted = sorted({*exposure.key, *exposure.columns})
-    condition = where_clause(view.conditions, exposure.table)
+    condition = partial(where_clause, view.conditions)
     keys = _named(exposure, [key])
     async for page in json_rows.all_rows(connection, shape, wanted, condition, keys):
         return page[0].values
@@ -83,7 +85,7 @@ async def all_rows(
     """Yield the current rows of a view in pages, in bounded memory."""
     shape = await shape_of(connection, exposure)
     wanted = sorted({*exposure.key, *exposure.columns, *view.filter_columns})
-    condition = where_clause(view.conditions, exposure.table)
+    condition = partial(where_clause, view.conditions)
     keys = None if view.keys is None else _named(exposure, view.keys)
     async for page in json_rows.all_rows(connection, shape, wanted, condition, keys):
         yield [row.values for row in page]
