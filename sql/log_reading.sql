@@ -75,6 +75,7 @@ select
             0
         )
     ).object_names as name,
+    case when c.operation = 't' then pg_catalog.pg_partition_root(c.relation) <> c.relation end as is_part,
     pg_catalog.pg_is_in_recovery() as is_standby,
     pg_catalog.pg_current_xact_id_if_assigned() is not null as has_written,
     pg_catalog.pg_current_snapshot()::text as now,
@@ -105,7 +106,7 @@ order by c.id
 
 -- :: log_relation_names
 -- A partition goes by its root's name, by which programs know it.
-select c.oid, n.nspname::text as schema, r.relname::text as name
+select c.oid, n.nspname::text as schema, r.relname::text as name, r.oid <> c.oid as is_part
 from pg_catalog.pg_class as c
 join pg_catalog.pg_class as r on r.oid = coalesce(pg_catalog.pg_partition_root(c.oid), c.oid)
 join pg_catalog.pg_namespace as n on n.oid = r.relnamespace

@@ -1,7 +1,15 @@
 """The change log: every committed change of every logged table, exactly once between positions."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Container,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from operator import itemgetter
@@ -132,7 +140,7 @@ class ChangeLog:
                 look = await self._look(start, end, tables, limit + 1)
             has_inner = len(look.records) > 1
             texts = await self._texts(look.window, has_inner=has_inner)
-            maker = _BatchMaker(look.window, texts, look.names)
+            maker = _BatchMaker(look.window, texts, look.names, look.parts)
             return maker.make(look.records[:limit], is_rest=len(look.records) <= limit)
 
         batch = await self._or_reset(first_page)
@@ -160,7 +168,8 @@ class ChangeLog:
                 async with log_transaction(self._engine) as transaction:
                     window = await transaction.window(decode(after))
                     relations = None if tables is None else await transaction.relations(tables)
-                    maker = _BatchMaker(window, await self._texts(window), transaction.names)
+                    texts = await self._texts(window)
+                    maker = _BatchMaker(window, texts, transaction.names, transaction.parts)
                     if is_durable:
                         await self._flush()
                     async for records in transaction.pages(window, relations, size):
@@ -204,7 +213,7 @@ class ChangeLog:
             records: Sequence[Record] = ()
             if not window.is_empty:
                 records = await transaction.changes(window, relations, limit)
-        return Look(window, records, transaction.names)
+        return Look(window, records, transaction.names, transaction.parts)
 
     async def _head(self) -> Head:
         async with log_transaction(self._engine) as transaction:
@@ -301,6 +310,7 @@ class _BatchMaker:
     window: Window
     texts: _Texts
     names: Mapping[int, QualifiedName]
+    parts: Container[int]
 
     def make(self, records: Sequence[Record], *, is_rest: bool) -> Batch:
         """Return the batch of some records; `is_rest` when the window ends with them."""
@@ -309,7 +319,7 @@ class _BatchMaker:
         if not self.names.keys() >= set(map(itemgetter(RELATION), records)):
             known = [record for record in records if record[RELATION] in self.names]
         return Batch(
-            changes=decode_changes(known, self.names, self.texts.prefix, last),
+            changes=decode_changes(known, self.names, self.parts, self.texts.prefix, last),
             position=last,
             before=decode_values([record[OLD_ROW] for record in known]),
             is_complete=is_rest and self.window.is_last,

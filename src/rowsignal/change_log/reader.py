@@ -1,7 +1,7 @@
 """One look at the change log: a transaction or a statement that sees one snapshot of it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Container, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -116,6 +116,7 @@ class Look:
     window: Window
     records: Sequence[Record]
     names: Mapping[int, QualifiedName]
+    parts: Container[int]  # relations that are partitions
 
 
 class LogTransaction:
@@ -123,7 +124,8 @@ class LogTransaction:
 
     def __init__(self, driver: asyncpg.Connection) -> None:
         self.driver = driver
-        self.names: dict[int, tuple[str, str]] = {}
+        self.names: dict[int, QualifiedName] = {}
+        self.parts: set[int] = set()
 
     async def head(self) -> Head:
         """Return what the log is."""
@@ -188,6 +190,7 @@ class LogTransaction:
         if unknown:
             found = await self.driver.fetch(query("log_relation_names"), list(unknown))
             self.names.update({row["oid"]: (row["schema"], row["name"]) for row in found})
+            self.parts.update(row["oid"] for row in found if row["is_part"])
 
     async def relations(self, tables: Sequence[QualifiedName]) -> list[int]:
         """Return the relations that tables consist of, partitions included."""
@@ -356,6 +359,7 @@ async def _look(
         Window.after(after, head, None),
         [row[:WIDTH] for row in rows if row[ID] is not None],
         {row[RELATION]: tuple(row["name"]) for row in rows if row["name"] is not None},
+        {row[RELATION] for row in rows if row["is_part"]},
     )
 
 

@@ -24,6 +24,7 @@ from rowsignal.identifiers import QualifiedName
 from rowsignal.listener import OUTAGES, Lease, Listener, reconnect_delays
 from rowsignal.listener.pacing import Pace, Rate
 from rowsignal.payload import LOG_BUCKET, LOG_CHANNEL
+from rowsignal.postgres.errors import describe
 
 logger = logging.getLogger("rowsignal.log_tail")
 
@@ -189,8 +190,8 @@ class LogTail:
                 try:
                     await self._stay_awake()
                     await self._sleep()
-                except (*OUTAGES, RowSignalError) as error:
-                    logger.warning("the change log can not be read just now: %s", error)
+                except Exception as error:  # noqa: BLE001 -- reported, and it goes on
+                    self._report(error)
                     self._enter("polling")
                     if self.position != reached:  # it worked for a while: start over, soon
                         delays = reconnect_delays()
@@ -203,6 +204,14 @@ class LogTail:
             pruning.cancel()
             await asyncio.gather(pruning, return_exceptions=True)
             await asyncio.shield(self.log.aclose())
+
+    def _report(self, error: Exception) -> None:
+        """Log a failure; one that nobody foresaw is told to the hooks, too, for it goes on."""
+        if isinstance(error, (*OUTAGES, RowSignalError)):
+            logger.warning("the change log cannot be read just now: %s", describe(error))
+            return
+        logger.error("reading the change log has failed, and is tried again", exc_info=error)
+        self._listener.hooks.restarted(task="log tail")
 
     async def _stay_awake(self) -> None:
         """Look in intervals until nothing has changed for a while and the log can be armed."""

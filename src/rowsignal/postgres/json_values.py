@@ -25,9 +25,14 @@ def _integer(digits: str) -> int | Decimal:
 
 
 _decode_any = json.JSONDecoder(parse_float=Decimal, parse_int=_integer).decode
-_decode_key = json.JSONDecoder(
-    parse_float=str, parse_int=lambda it: int(it) if len(it) <= MAX_DIGITS else it
-).decode
+
+
+def short_integer(digits: str) -> int | str:
+    """Return a key's integer, or the text of one that has too many digits for Python."""
+    return int(digits) if len(digits) <= MAX_DIGITS else digits
+
+
+_decode_key = json.JSONDecoder(parse_float=str, parse_int=short_integer).decode
 
 
 def decode_value(text: str | None) -> Any:
