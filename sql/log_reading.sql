@@ -26,7 +26,8 @@ select
 select p.before::text, p.after::text from rowsignal.stored_position as p where p.id = $1
 
 -- :: log_changes
--- What was not visible in the old snapshot ($1: its xmax, $2: its running transactions) and is in
+-- What was not visible in the old snapshot ($1: its xmax, $2: those of its running transactions that
+-- have ended) and is in
 -- the new one ($3), after an id ($4), of some tables ($5) or all. One OR of both conditions would
 -- be a scan of the whole index. The order of ids is the order of changes of a row. Times and arrays
 -- come in the forms that are cheapest to decode: a catch-up may take millions. $2 comes as text: for
@@ -62,8 +63,9 @@ select pg_catalog.regexp_replace(rowsignal.log_origin_v1(), '[^:]*$', '')
 
 -- :: log_look
 -- The head, and what has become visible after a snapshot ($1: its xmax, $2: its running
--- transactions) of an incarnation ($3), up to a number ($4): log_head and log_changes at once, up to
--- the snapshot of this very statement. Without changes one row comes that has the head alone. Where
+-- transactions) of an incarnation ($3): log_head and log_changes at once, up to the snapshot of this
+-- very statement. A number ($4) bounds what is looked at: as many rows are any of those there are,
+-- fewer are all of them. A transaction that still runs has nothing to show, however much it wrote. Without changes one row comes that has the head alone. Where
 -- only some tables are wanted, log_relations says which ($6, $7). Every node of the plan counts: who
 -- is woken after a pause runs with cold caches.
 select
@@ -94,12 +96,15 @@ left join lateral (
     from (
         select * from rowsignal.change where xid >= $1
         union all
-        select * from rowsignal.change where xid = any ($2::xid8[])
+        select * from rowsignal.change
+        where xid = any (array(
+            select r.xid from unnest($2::xid8[]) as r (xid)
+            where pg_catalog.pg_visible_in_snapshot(r.xid, pg_catalog.pg_current_snapshot())
+        ))
     ) as c
     where pg_catalog.pg_visible_in_snapshot(c.xid, pg_catalog.pg_current_snapshot())
         and i.id = $3
         {of_tables}
-    order by c.id
     limit $4
 ) as c on true
 order by c.id

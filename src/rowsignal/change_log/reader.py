@@ -154,7 +154,8 @@ class LogTransaction:
 
     def _arguments(self, window: Window, relations: Sequence[int] | None) -> tuple[object, ...]:
         seen = window.seen
-        running = list(map(str, seen.running))
+        # One that runs on has nothing to show, however much it has written.
+        running = [str(xid) for xid in seen.running if window.upto.sees(xid)]
         return seen.xmax, running, str(window.upto), window.last_id, relations
 
     async def changes(
@@ -163,8 +164,13 @@ class LogTransaction:
         """Return the first changes of a window."""
         arguments = self._arguments(window, relations)
         records = await self.driver.fetch(query("log_changes"), *arguments, limit)
-        await self._learn(records)
+        await self.learn(records)
         return records  # type: ignore[no-any-return]
+
+    async def cursor(self, window: Window, relations: Sequence[int] | None) -> Any:
+        """Open asyncpg's cursor on all changes of a window."""
+        arguments = self._arguments(window, relations)
+        return await self.driver.cursor(query("log_changes"), *arguments, None)
 
     async def pages(
         self, window: Window, relations: Sequence[int] | None, size: int
@@ -173,18 +179,17 @@ class LogTransaction:
 
         The next page is on its way while its predecessor is being worked on.
         """
-        arguments = self._arguments(window, relations)
-        cursor = await self.driver.cursor(query("log_changes"), *arguments, None)
+        cursor = await self.cursor(window, relations)
         page = await cursor.fetch(size)
         while len(page) == size:
-            await self._learn(page)
+            await self.learn(page)
             async with _started(cursor.fetch(size)) as coming:
                 yield page
                 page = await coming
-        await self._learn(page)
+        await self.learn(page)
         yield page
 
-    async def _learn(self, records: Sequence[Record]) -> None:
+    async def learn(self, records: Sequence[Record]) -> None:
         """Ask for the names of relations that have not been seen in this transaction."""
         unknown = set(map(itemgetter(RELATION), records)).difference(self.names)
         if unknown:

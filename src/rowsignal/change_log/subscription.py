@@ -6,7 +6,8 @@ from dataclasses import replace
 from itertools import compress
 from typing import Protocol, Self
 
-from rowsignal.change_log.log import Batch, ChangeLog
+from rowsignal.change_log.batches import Batch
+from rowsignal.change_log.log import PAGE, ChangeLog
 from rowsignal.change_log.positions import decode
 from rowsignal.changes import Reset
 from rowsignal.identifiers import QualifiedName
@@ -48,6 +49,7 @@ class LogSubscription:
         self._is_behind = after is not None
         self._error: BaseException | None = None
         self._is_interrupted = False
+        self._lags_from: str | None = None  # what was pushed is to be taken first
         self._joint: str | None = None  # where the pushed batches begin, while still behind
 
     async def begin(self) -> None:
@@ -59,7 +61,7 @@ class LogSubscription:
     @property
     def is_behind(self) -> bool:
         """Tell whether the log is being read for this reader alone."""
-        return self._is_behind
+        return self._is_behind or self._lags_from is not None
 
     @property
     def has_unread(self) -> bool:
@@ -69,6 +71,11 @@ class LogSubscription:
     def interrupt(self) -> None:
         """Make the iterator return, if only an empty batch."""
         self._is_interrupted = True
+        self._pushed.set()
+
+    def lag(self, position: str) -> None:
+        """Read the log alone, after `position`: there is more than others should wait for."""
+        self._lags_from = position
         self._pushed.set()
 
     def attached(self, position: str) -> None:
@@ -111,6 +118,10 @@ class LogSubscription:
             elif self._buffer:
                 item = self._buffer.popleft()
                 self._buffered -= len(item.changes) if isinstance(item, Batch) else 0
+            elif self._lags_from is not None:
+                self.position, self._lags_from = self._lags_from, None
+                self._is_behind, self._joint = True, None
+                continue
             elif self._error is not None:
                 raise self._error
             else:
@@ -126,7 +137,7 @@ class LogSubscription:
         while True:
             try:
                 item = await self._tail.log.read(
-                    self.position, until=self._joint, tables=self.tables, limit=self._limit
+                    self.position, until=self._joint, tables=self.tables, limit=PAGE
                 )
                 if isinstance(item, Reset):
                     self._tail.detach(self)
@@ -141,6 +152,7 @@ class LogSubscription:
                 return item
 
     def _clear(self) -> None:
+        self._lags_from = None
         self._buffer.clear()
         self._buffered = 0
 

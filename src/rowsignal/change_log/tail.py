@@ -10,12 +10,13 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from weakref import WeakKeyDictionary
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from rowsignal.change_log.log import Batch, ChangeLog
+from rowsignal.change_log.batches import Batch
+from rowsignal.change_log.log import ChangeLog
 from rowsignal.change_log.pruning import keep_pruned
 from rowsignal.change_log.subscription import LogSubscription
 from rowsignal.changes import Reset
@@ -30,6 +31,7 @@ logger = logging.getLogger("rowsignal.log_tail")
 
 SLOWEST_POLL = 0.5
 LONGEST_PAUSE = 0.1  # between looks: a slow one says that the machine is busy, or the log
+HEAVY_SHARE = 0.1  # of more than a page: a table's subscribers then read alone
 EMPTY_PACE = 1.0  # how often subscribers hear that nothing has happened
 
 _tails: WeakKeyDictionary[Listener, "LogTail"] = WeakKeyDictionary()
@@ -277,14 +279,24 @@ class LogTail:
         return has_changed
 
     async def _read_all(self) -> bool:
-        tables = list(self._tables)
-        first = await self.log.read(self.position, tables=tables)
-        has_changed = self._publish(first)
-        if isinstance(first, Batch) and not first.is_complete:
-            async with aclosing(self.log.pages(self.position, tables=tables)) as pages:
-                async for item in pages:
-                    self._publish(item)
-        return has_changed
+        """Read what is there for all; subscribers of tables with too much read it alone.
+
+        So a huge transaction, or a flood into one table, delays no reader of another.
+        """
+        has_changed = False
+        while True:
+            tables = {name for it in self._subscribers for name in it.tables}
+            item = await self.log.glance(self.position, sorted(tables))
+            if not isinstance(item, Counter):
+                return self._publish(item) or has_changed
+            has_changed = True
+            self._let_lag(_heavy(item))
+
+    def _let_lag(self, tables: set[QualifiedName]) -> None:
+        for subscription in tuple(self._subscribers):
+            if not tables.isdisjoint(subscription.tables):
+                self.detach(subscription)
+                subscription.lag(self.position)
 
     def _publish(self, item: Batch | Reset) -> bool:
         self.position = item.position or self.position
@@ -306,3 +318,8 @@ class LogTail:
             async with asyncio.timeout(seconds):
                 await self._woken.wait()
         self._woken.clear()
+
+
+def _heavy(counts: Counter[QualifiedName]) -> set[QualifiedName]:
+    """Return the tables that make up much of what was counted."""
+    return {name for name, count in counts.items() if count >= counts.total() * HEAVY_SHARE}
