@@ -27,12 +27,11 @@ select p.before::text, p.after::text from rowsignal.stored_position as p where p
 
 -- :: log_changes
 -- What was not visible in the old snapshot ($1: its xmax, $2: those of its running transactions that
--- have ended) and is in
--- the new one ($3), after an id ($4), of some tables ($5) or all. One OR of both conditions would
--- be a scan of the whole index. The order of ids is the order of changes of a row. Times and arrays
--- come in the forms that are cheapest to decode: a catch-up may take millions. $2 comes as text: for
--- an array of xid8 asyncpg asks about the type first, and makes our `jit = off` outlast the
--- transaction, on a connection that may be a pooler's.
+-- have ended) and is in the new one ($3), after an id ($4), of some tables ($5) or all. One OR of
+-- both conditions would be a scan of the whole index. The order of ids is the order of changes of a
+-- row. Times and arrays come in the forms that are cheapest to decode: a catch-up may take millions.
+-- $2 comes as text: for an array of xid8 asyncpg asks about the type first, and makes our `jit = off`
+-- outlast the transaction, on a connection that may be a pooler's.
 select
     c.id, c.xid, date_part('epoch', c.captured_at) as captured_at, c.relation, c.operation,
     c.key::text, c.changed::text, c.old_row::text, c.new_row::text

@@ -341,7 +341,7 @@ class QuickReader:
 def look_statement(*, is_narrowed: bool) -> str:
     """Return the statement of a look at all tables, or at some of them."""
     relations = query("log_relations").replace("$1", "$6").replace("$2", "$7")
-    condition = f"and c.relation in ({relations})" if is_narrowed else ""
+    condition = f"and c.relation = any (array({relations}))" if is_narrowed else ""
     return query("log_look").replace("{of_tables}", condition)
 
 
