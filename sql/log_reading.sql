@@ -25,6 +25,15 @@ select
 -- :: log_stored_position
 select p.before::text, p.after::text from rowsignal.stored_position as p where p.id = $1
 
+-- :: log_max_running
+-- How many transactions can run at once, in sessions of all kinds and prepared ones.
+select
+    pg_catalog.current_setting('max_connections')::integer
+    + pg_catalog.current_setting('max_prepared_transactions')::integer
+    + pg_catalog.current_setting('max_worker_processes')::integer
+    + pg_catalog.current_setting('max_wal_senders')::integer
+    + pg_catalog.current_setting('autovacuum_max_workers')::integer
+
 -- :: log_changes
 -- What was not visible in the old snapshot ($1: its xmax, $2: those of its running transactions that
 -- have ended) and is in the new one ($3), after an id ($4), of some tables ($5) or all. One OR of

@@ -287,9 +287,15 @@ class ChangeLog:
             return Texts("", whole)
         prefix = window_prefix(log, seen, upto)
         if len(prefix) + ID_DIGITS > MAX_LENGTH:
+            await self._check_length(seen)
             key = await self._ask("log_store_position", str(seen), str(upto))
             prefix = stored_prefix(log, key)
         return Texts(prefix, whole)
+
+    async def _check_length(self, seen: Snapshot) -> None:
+        """Keep no position for a reader that has made one up: it would be kept for each."""
+        if len(seen.running) > await self._ask("log_max_running"):
+            raise PositionLost("the position names more transactions than can run at once")
 
     async def _store(self, incarnation: UUID, snapshot: Snapshot) -> str:
         key = await self._ask("log_store_position", str(snapshot), None)
