@@ -125,8 +125,11 @@ class RowLoader:
         return columns is not None and not (prefers_log and is_told(it, columns))
 
     async def _without_key(self, it: RowChange, *, is_hearsay: bool) -> Loaded:
+        """Return a change of unknown rows: a hint for many, a truncate, or one that lost its key."""
         change = it.change
         if change.operation is not Operation.TRUNCATE:
+            if is_hearsay:
+                return it
             reason = NO_KEY.format(f"an {change.operation}")
             return TableReset(reason=reason, position=change.position, table=it.table)
         shape = self.shapes[it.table]

@@ -99,7 +99,7 @@ async def test_a_forged_key_of_the_wrong_kind_is_ignored(writer, engine, key) ->
         await writer.execute("select pg_notify('rowsignal', $1)", hint)
         await writer.execute("insert into odd values (1)")
         item = await following(changes)
-        if isinstance(item, Reset):  # a key of another length may stand for any rows
+        if item.key is None:  # a key of another length may stand for any rows
             assert key == "[1, 2]"
             item = await following(changes)
         assert (item.operation, item.key) == (Operation.INSERT, {"id": 1})
