@@ -8,8 +8,7 @@ import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.change_log.retention import prune
-from rowsignal.exceptions import RowSignalError
-from rowsignal.listener import OUTAGES
+from rowsignal.postgres.errors import describe
 
 logger = logging.getLogger("rowsignal.pruning")
 
@@ -32,7 +31,7 @@ async def keep_pruned(
         except asyncpg.InsufficientPrivilegeError:
             logger.info("this role may not prune the change log, so somebody else has to")
             return
-        except (*OUTAGES, RowSignalError) as error:
-            if said != str(error):  # it may stay so for days
-                said = str(error)
+        except Exception as error:  # noqa: BLE001 -- whatever it was, it is tried again
+            if said != describe(error):  # it may stay so for days
+                said = describe(error)
                 logger.warning("the change log could not be pruned: %s", said)

@@ -10,24 +10,27 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from rowsignal.change_log.log import Batch, ChangeLog
+from rowsignal.change_log.batches import Batch
+from rowsignal.change_log.log import ChangeLog
 from rowsignal.change_log.pruning import keep_pruned
-from rowsignal.change_log.reader import TableName
 from rowsignal.change_log.subscription import LogSubscription
 from rowsignal.changes import Reset
 from rowsignal.exceptions import RowSignalError
+from rowsignal.identifiers import QualifiedName
 from rowsignal.listener import OUTAGES, Lease, Listener, reconnect_delays
 from rowsignal.listener.pacing import Pace, Rate
 from rowsignal.payload import LOG_BUCKET, LOG_CHANNEL
+from rowsignal.postgres.errors import describe
 
 logger = logging.getLogger("rowsignal.log_tail")
 
 SLOWEST_POLL = 0.5
 LONGEST_PAUSE = 0.1  # between looks: a slow one says that the machine is busy, or the log
+HEAVY_SHARE = 0.1  # of more than a page: a table's subscribers then read alone
 EMPTY_PACE = 1.0  # how often subscribers hear that nothing has happened
 
 
@@ -51,7 +54,7 @@ class LogTail:
         self._rate = Rate(self._pace.busy_rate)
         self._stay = 0.0  # nothing is known yet: sleep at once
         self._subscribers: set[LogSubscription] = set()
-        self._tables: Counter[TableName] = Counter()
+        self._tables: Counter[QualifiedName] = Counter()
         self._lookers: list[tuple[asyncio.Future[str], LogSubscription | None]] = []
         self._woken = asyncio.Event()
         self._starting = asyncio.Lock()
@@ -73,7 +76,7 @@ class LogTail:
 
     @asynccontextmanager
     async def subscribe(
-        self, tables: Iterable[TableName], *, after: str | None = None, limit: int = 10_000
+        self, tables: Iterable[QualifiedName], *, after: str | None = None, limit: int = 10_000
     ) -> AsyncIterator[LogSubscription]:
         """Read the changes of (schema, table) pairs, from a position on or from now.
 
@@ -184,8 +187,8 @@ class LogTail:
                 try:
                     await self._stay_awake()
                     await self._sleep()
-                except (*OUTAGES, RowSignalError) as error:
-                    logger.warning("the change log can not be read just now: %s", error)
+                except Exception as error:  # noqa: BLE001 -- reported, and it goes on
+                    self._report(error)
                     self._enter("polling")
                     if self.position != reached:  # it worked for a while: start over, soon
                         delays = reconnect_delays()
@@ -198,6 +201,14 @@ class LogTail:
             pruning.cancel()
             await asyncio.gather(pruning, return_exceptions=True)
             await asyncio.shield(self.log.aclose())
+
+    def _report(self, error: Exception) -> None:
+        """Log a failure; one that nobody foresaw is told to the hooks, too, for it goes on."""
+        if isinstance(error, (*OUTAGES, RowSignalError)):
+            logger.warning("the change log cannot be read just now: %s", describe(error))
+            return
+        logger.error("reading the change log has failed, and is tried again", exc_info=error)
+        self._listener.hooks.task_restarted(task="log tail", reason=type(error).__name__)
 
     async def _stay_awake(self) -> None:
         """Look in intervals until nothing has changed for a while and the log can be armed."""
@@ -263,14 +274,24 @@ class LogTail:
         return has_changed
 
     async def _read_all(self) -> bool:
-        tables = list(self._tables)
-        first = await self.log.read(self.position, tables=tables)
-        has_changed = self._publish(first)
-        if isinstance(first, Batch) and not first.is_complete:
-            async with aclosing(self.log.pages(self.position, tables=tables)) as pages:
-                async for item in pages:
-                    self._publish(item)
-        return has_changed
+        """Read what is there for all; subscribers of tables with too much read it alone.
+
+        So a huge transaction, or a flood into one table, delays no reader of another.
+        """
+        has_changed = False
+        while True:
+            tables = {name for it in self._subscribers for name in it.tables}
+            item = await self.log.glance(self.position, sorted(tables))
+            if not isinstance(item, Counter):
+                return self._publish(item) or has_changed
+            has_changed = True
+            self._let_lag(_heavy(item))
+
+    def _let_lag(self, tables: set[QualifiedName]) -> None:
+        for subscription in tuple(self._subscribers):
+            if not tables.isdisjoint(subscription.tables):
+                self.detach(subscription)
+                subscription.lag(self.position)
 
     def _publish(self, item: Batch | Reset) -> bool:
         self.position = item.position or self.position
@@ -292,3 +313,8 @@ class LogTail:
             async with asyncio.timeout(seconds):
                 await self._woken.wait()
         self._woken.clear()
+
+
+def _heavy(counts: Counter[QualifiedName]) -> set[QualifiedName]:
+    """Return the tables that make up much of what was counted."""
+    return {name for name, count in counts.items() if count >= counts.total() * HEAVY_SHARE}
