@@ -53,7 +53,7 @@ select
 from pg_catalog.pg_subscription_rel as r
 join pg_catalog.pg_subscription as s on s.oid = r.srsubid
 join pg_catalog.pg_trigger as t on t.tgrelid = r.srrelid
-where t.tgname like 'rowsignal\_log\_%' or (t.tgname = 'rowsignal_hint' and t.tgenabled not in ('A', 'R'))
+where pg_catalog.starts_with(t.tgname::text, 'rowsignal_log_') or (t.tgname = 'rowsignal_hint' and t.tgenabled not in ('A', 'R'))
 group by t.tgrelid;
 
 -- :: reordering
@@ -66,7 +66,7 @@ left join pg_catalog.pg_trigger as t
     on t.tgrelid = c.oid
     and not t.tgisinternal
     and t.tgtype::int4 & 66 = 0 -- neither BEFORE nor INSTEAD OF
-    and t.tgname not like 'rowsignal\_%'
+    and not pg_catalog.starts_with(t.tgname::text, 'rowsignal_')
 left join pg_catalog.pg_constraint as k
     on k.conrelid = c.oid and k.contype = 'p' and k.condeferrable
 where c.oid = any ($1::oid[]) and (t.oid is not null or k.oid is not null)

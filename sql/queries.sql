@@ -1,9 +1,16 @@
 -- What the installer asks the catalogue. Works where schema rowsignal does not exist.
 
 -- :: has_schema
-SELECT EXISTS (
-    SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    WHERE n.nspname = 'rowsignal' AND c.relname = 'migration')
+-- A plain table with a column that no role can attach code to: the schema may be another role's.
+select exists (
+    select from pg_catalog.pg_class as c
+    join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
+    join pg_catalog.pg_attribute as a on a.attrelid = c.oid
+    where n.nspname = 'rowsignal' and c.relname = 'migration' and c.relkind = 'r'
+        and not c.relrowsecurity and a.attname = 'version' and a.atttypid = 'pg_catalog.int4'::regtype)
+
+-- :: schema_version
+select coalesce(pg_catalog.max(version), 0) from only rowsignal.migration
 
 -- :: record_migration
 insert into rowsignal.migration (version, name) values (:version, :name) on conflict do nothing
@@ -15,27 +22,48 @@ from pg_catalog.pg_proc as p
 join pg_catalog.pg_namespace as n on n.oid = p.pronamespace and n.nspname = 'rowsignal'
 
 -- :: schema_rights
--- What PUBLIC may do and should not, and what it should and may not: pg_restore --no-privileges
--- leaves functions open and the schema closed.
-select 'Everybody may execute rowsignal.' || p.proname || '.'
-from pg_catalog.pg_proc as p
-where p.pronamespace = 'rowsignal'::regnamespace
-    and pg_catalog.has_function_privilege('public', p.oid, 'EXECUTE')
-    and p.oid not in (select f.function::oid from rowsignal.open_functions_v1() as f(function))
+-- What PUBLIC (0), or a role of the owner's default privileges, may do and should not, and what PUBLIC
+-- should and may not: pg_restore --no-privileges leaves functions open and the schema closed. :open
+-- names the functions for PUBLIC. Calls no function of the schema, which may be another role's.
+with schema as (
+    select n.* from pg_catalog.pg_namespace as n where n.nspname = 'rowsignal'
+),
+grantee as (
+    select 0::oid as oid
+    union
+    select a.grantee from pg_catalog.pg_default_acl as d
+    cross join schema as s cross join lateral pg_catalog.aclexplode(d.defaclacl) as a
+    where d.defaclnamespace in (0, s.oid) and d.defaclrole = s.nspowner and a.grantee <> s.nspowner
+),
+object (description, rights, is_open) as (
+    select pg_catalog.concat('function rowsignal.', p.proname),
+        coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner)),
+        p.proname::text = any (cast(:open as text[]))
+    from pg_catalog.pg_proc as p join schema as s on s.oid = p.pronamespace
+    union all
+    select pg_catalog.concat(case c.relkind when 'S' then 'sequence' else 'table' end, ' rowsignal.', c.relname),
+        c.relacl, c.relname = 'migration'
+    from pg_catalog.pg_class as c join schema as s on s.oid = c.relnamespace
+    where c.relkind in ('r', 'p', 'v', 'm', 'S')
+    union all
+    select 'schema rowsignal', s.nspacl, true from schema as s
+),
+given as (
+    select o.description, o.is_open, g.oid as grantee, a.privilege_type
+    from object as o cross join lateral pg_catalog.aclexplode(o.rights) as a
+    join grantee as g on g.oid = a.grantee
+)
+select pg_catalog.concat(
+    case g.grantee when 0 then 'Every role' else pg_catalog.concat('Role ', r.rolname) end,
+    ' has ', g.privilege_type, ' on ', g.description, '.')
+from given as g left join pg_catalog.pg_roles as r on r.oid = g.grantee
+where not (g.is_open and g.grantee = 0 and g.privilege_type in ('EXECUTE', 'SELECT', 'USAGE'))
 union all
-select 'Not everybody may execute ' || f.function::text || ', which writers call.'
-from rowsignal.open_functions_v1() as f(function)
-where not pg_catalog.has_function_privilege('public', f.function, 'EXECUTE')
-union all
-select 'Everybody has rights on rowsignal.' || c.relname || '.'
-from pg_catalog.pg_class as c
-where c.relnamespace = 'rowsignal'::regnamespace and c.relkind in ('r', 'p', 'v', 'm')
-    and pg_catalog.has_table_privilege('public', c.oid,
-        case c.relname when 'migration' then 'INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER'
-            else 'SELECT, INSERT, UPDATE, DELETE, TRUNCATE, REFERENCES, TRIGGER' end)
-union all
-select 'Not everybody may use schema rowsignal, as writers of watched tables must.'
-where not pg_catalog.has_schema_privilege('public', 'rowsignal', 'USAGE')
+select pg_catalog.concat('Writers and readers lack their rights on ', o.description, '.')
+from object as o
+where o.is_open and not exists (
+    select from given as g where g.description = o.description and g.grantee = 0)
+order by 1
 
 -- :: installation_lock
 lock table rowsignal.migration in share row exclusive mode
@@ -104,7 +132,7 @@ SELECT e.is_stray, coalesce(n.nspname, e.schema)::text AS schema, coalesce(c.rel
                     -- tgargs has a zero byte after each argument
                     SELECT json_agg(convert_from(decode(replace(part, ' ', ''), 'hex'), getdatabaseencoding())
                                     ORDER BY place)
-                    FROM unnest(string_to_array(regexp_replace(encode(t.tgargs, 'hex'), '(..)', '\1 ', 'g'), '00 '))
+                    FROM unnest(string_to_array(regexp_replace(encode(t.tgargs, 'hex'), '(..)', E'\\1 ', 'g'), '00 '))
                         WITH ORDINALITY AS piece(part, place)))), '[]')
             FROM pg_trigger t JOIN ours o ON o.function = t.tgfoid WHERE t.tgrelid = m.oid))
         ORDER BY m.oid <> e.root, m.oid)

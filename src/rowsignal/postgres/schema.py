@@ -36,7 +36,7 @@ def version(connection: Connection) -> int:
     # Not by to_regclass: it may answer from a cache that is older than the statement.
     if not connection.scalar(text(query("has_schema"))):
         return 0
-    return connection.scalar(text("select coalesce(max(version), 0) from rowsignal.migration")) or 0
+    return connection.scalar(text(query("schema_version"))) or 0
 
 
 def apply(connection: SyncConnection) -> list[str]:
