@@ -17,7 +17,7 @@ select
     ) as lock_table_usage;
 
 -- :: advisory_privileges
--- The functions that every writer of a watched table calls, and whether everybody may.
+-- The functions that every writer of a watched table calls, and whether every role may.
 select p.oid::regprocedure::text as function
 from pg_catalog.pg_proc as p
 where p.pronamespace = 'pg_catalog'::regnamespace
@@ -37,7 +37,7 @@ select coalesce(r.rolname, 'Every role')::text as role,
             ' IN DATABASE ' || pg_catalog.quote_ident(pg_catalog.current_database())
         end,
         ' RESET session_replication_role;'
-    ) as cure
+    ) as fix
 from pg_catalog.pg_db_role_setting as s
 left join pg_catalog.pg_roles as r on r.oid = s.setrole
 where s.setdatabase in (0, (select d.oid from pg_catalog.pg_database as d where d.datname = pg_catalog.current_database()))

@@ -43,8 +43,8 @@ where l.locktype = 'relation'
     and l.granted
     and l.pid is distinct from pg_catalog.pg_backend_pid();
 
--- :: squatters
--- Who holds exclusively what triggers and listeners share: (class, bucket) of the advisory locks.
+-- :: lock_holders
+-- Sessions that hold exclusively what triggers and listeners share: (class, bucket) of the advisory locks.
 select l.objid::int4 as bucket, l.pid, a.usename::text as role, a.application_name, a.state
 from pg_catalog.pg_locks as l
 left join pg_catalog.pg_stat_activity as a on a.pid = l.pid

@@ -120,11 +120,9 @@ def key_text(values: Sequence[ColumnElement[Any]]) -> ColumnElement[str]:
     """Return the expression for a key as hints carry it: the text of a JSON array."""
     # Text: decoded by the driver, JSON would lose the difference of 1.0 and 1.00.
     marks = chain(["'['"], repeat("','"))
-    parts = [
-        part
-        for mark, value in zip(marks, values, strict=False)
-        for part in (literal_column(mark), func.rowsignal.key_value_v1(value))
-    ]
+    parts: list[ColumnElement[Any]] = []
+    for mark, value in zip(marks, values, strict=False):
+        parts += [literal_column(mark), func.rowsignal.key_value_v1(value)]
     return func.concat(*parts, literal_column("']'"))
 
 

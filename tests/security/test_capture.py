@@ -18,9 +18,11 @@ MOOD = "create type mallory.mood as enum ('sad', 'glad');"
 TARGETS = ("json", "jsonb", "text", "int", "bool", "name", "varchar")
 for how in ("", "as assignment", "as implicit"):
     casts = "".join(
-        f"""create function mallory.to_{target}(mallory.mood) returns {target} language plpgsql as
+        f"""
+        create function mallory.to_{target}(mallory.mood) returns {target} language plpgsql as
             'begin perform mallory.trap(); return null; end';
-        create cast (mallory.mood as {target}) with function mallory.to_{target}(mallory.mood) {how};
+        create cast (mallory.mood as {target})
+            with function mallory.to_{target}(mallory.mood) {how};
         """
         for target in TARGETS
     )

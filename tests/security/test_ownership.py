@@ -1,13 +1,21 @@
 """A schema `rowsignal` that another role made, or has a hand in, is refused and not run."""
 
+from contextlib import suppress
+
+import asyncpg
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.doctor import diagnose
-from rowsignal.exceptions import SchemaOwnerError
+from rowsignal.exceptions import MissingRightError, SchemaOwnerError
 from rowsignal.postgres import schema
-from rowsignal.triggers import install_triggers, trigger_status, uninstall_triggers
-from support.roles import TRAP, Ground
+from rowsignal.triggers import (
+    install_script,
+    install_triggers,
+    trigger_status,
+    uninstall_triggers,
+)
+from support.roles import TRAP, Ground, open_ground
 
 FAKE = """
     create schema rowsignal;
@@ -25,18 +33,22 @@ FAKE = """
     create function rowsignal.capture_hint_v2() returns trigger language plpgsql as
         'begin perform mallory.trap(); return null; end';
     create table rowsignal.change (id int);
-    create view rowsignal.retention as select mallory.trap(), interval '1 day' as max_age, 1 as max_bytes;
+    create view rowsignal.retention as
+        select mallory.trap() as trap, interval '1 day' as max_age, 1 as max_bytes;
     create table mallory.bait (id int primary key);
     create trigger rowsignal_hint after insert on mallory.bait for each row
         execute function rowsignal.capture_hint_v2('t', '1', '{{"log": true}}', 'id');
 """
 
 
+def grant_create(role: str) -> str:
+    """Return the statement that lets a role create schemas in the current database."""
+    command = f"format('grant create on database %I to {role}', current_database())"
+    return f"do $$begin execute {command}; end$$"
+
+
 async def fake(ground: Ground, more: str = "") -> None:
-    await ground.sql.execute(
-        f"do $$begin execute format('grant create on database %I to {ground.attacker_role}',"
-        " current_database()); end$$"
-    )
+    await ground.sql.execute(grant_create(ground.attacker_role))
     await ground.attacker.execute(TRAP + FAKE.format(version=schema.CURRENT) + more)
     await ground.sql.execute("create table tenant.orders (id int primary key)")
 
@@ -73,18 +85,20 @@ async def test_a_schema_made_beforehand_is_refused_by_every_command(
     with pytest.raises(SchemaOwnerError, match=ground.attacker_role):
         async with ground.installer.begin() as connection:
             await connection.run_sync(schema.migrate)
-    await schema.schema_status(ground.installer)
-    await trigger_status(ground.installer, "tenant.orders")
+    for asked in (
+        schema.schema_status(ground.installer),
+        trigger_status(ground.installer, "tenant.orders"),
+    ):
+        with suppress(MissingRightError):
+            await asked
     await diagnose(ground.installer)
     assert await ground.seen() == set()
 
 
 async def test_the_offline_script_refuses_the_schema_of_another_role(ground: Ground) -> None:
-    from rowsignal.triggers import install_script
-
     await fake(ground)
     owner = await ground.connect(ground.installer_role)
-    with pytest.raises(Exception, match="not safe to use"):
+    with pytest.raises(asyncpg.PostgresError, match="not safe to use"):
         await owner.execute(install_script("tenant.orders"))
     assert await ground.seen() == set()
 
@@ -94,7 +108,8 @@ INTRUSIONS = {
     "a view": "create view rowsignal.mine as select 1",
     "a sequence": "create sequence rowsignal.mine",
     "a function": "create function rowsignal.mine() returns int language sql as 'select 1'",
-    "an overload": "create function rowsignal.value_v1(text) returns json language sql as 'select null::json'",
+    "an overload": "create function rowsignal.value_v1(text) returns json language sql"
+    " as 'select null::json'",
     "a type": "create type rowsignal.mine as enum ('a')",
     "a domain": "create domain rowsignal.mine as int",
 }
@@ -134,15 +149,13 @@ async def test_a_trigger_of_another_role_on_our_tables_is_refused(ground: Ground
             'begin perform mallory.trap(); return new; end';
         create trigger hook before insert on rowsignal.change for each row
             execute function mallory.hook()""")
-    with pytest.raises(SchemaOwnerError, match="trigger hook on rowsignal.change"):
+    with pytest.raises(SchemaOwnerError, match=r"trigger hook on rowsignal\.change"):
         await install_triggers(ground.installer, "tenant.orders", log=True)
     assert await ground.seen() == set()
 
 
 async def test_a_superuser_does_not_trust_the_owner_that_it_could_be(engine: AsyncEngine) -> None:
     """pg_has_role calls a superuser a member of every role."""
-    from support.roles import open_ground
-
     async with open_ground(engine, "ordinary owner") as ground:
         async with ground.installer.begin() as connection:
             await connection.run_sync(schema.apply)
@@ -163,7 +176,7 @@ async def test_a_role_trusts_the_roles_that_it_is_a_member_of(ground: Ground) ->
     await ground.sql.execute(f"""
         grant {group} to {first}, {second};
         create table tenant.orders (id int primary key); grant trigger on tenant.orders to {group};
-        do $$begin execute format('grant create on database %I to {group}', current_database()); end$$
+        {grant_create(group)}
     """)
     async with ground.engine(first).begin() as connection:
         await connection.exec_driver_sql(f"set local role {group}")

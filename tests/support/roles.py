@@ -45,10 +45,12 @@ class Ground:
         return engine
 
     async def role(self, name: str, attributes: str = "login") -> str:
-        """Create one more role, and return its name, which no other test has."""
+        """Create one more role, and return its name, which no other test has.
+
+        It stays on the throw-away server: what it owns goes with the test's database.
+        """
         unique = f"{name}_{next(numbers)}"
-        await self.sql.execute(f"drop role if exists {unique}; create role {unique} {attributes}")
-        self._stack.push_async_callback(_drop, self.sql, unique)
+        await self.sql.execute(f"create role {unique} {attributes}")
         return unique
 
     async def install(self, *tables: str, **settings: Any) -> None:
@@ -72,10 +74,6 @@ async def _connect(stack: AsyncExitStack, url: URL) -> asyncpg.Connection:
     connection = await asyncpg.connect(plain)
     stack.push_async_callback(connection.close, timeout=5)
     return connection
-
-
-async def _drop(sql: asyncpg.Connection, role: str) -> None:
-    await sql.execute(f"drop owned by {role} cascade; drop role {role}")
 
 
 @asynccontextmanager
@@ -110,6 +108,6 @@ async def open_ground(engine: AsyncEngine, installer: str) -> AsyncIterator[Grou
 
 
 TRAP = """
-    create function mallory.trap() returns void language plpgsql as
-        'begin insert into mallory.seen values (current_user); end';
+    create function mallory.trap() returns text language plpgsql as
+        'begin insert into mallory.seen values (current_user); return null; end';
 """

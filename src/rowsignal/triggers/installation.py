@@ -13,6 +13,7 @@ from rowsignal.identifiers import literal, qualify
 from rowsignal.postgres import schema
 from rowsignal.postgres.binds import AsyncBind, SyncBind, SyncConnection, execute, record, run_on
 from rowsignal.postgres.errors import message_of, sqlstate_of
+from rowsignal.postgres.ownership import check_owner
 from rowsignal.triggers.catalog import TableFacts, read_facts
 from rowsignal.triggers.health import TableStatus, TriggerState, judge
 from rowsignal.triggers.settings import Target, targets_of
@@ -88,7 +89,7 @@ def uninstall_triggers(
         if not isinstance(connection, Connection):
             return [_run(connection, "uninstall", target, "removed") for target in targets]
         with _guarded(connection, lock_timeout):
-            schema.check_owner(connection)
+            check_owner(connection)
             names = [target.name for target in _translated(connection, targets)]
             tables = read_facts(connection, names, with_strays=what is None)
             return [_uninstall(connection, facts) for facts in tables]
@@ -164,7 +165,7 @@ def _judged(what: Any, settings: dict[str, Any]) -> list[Target]:
 
 def _install(connection: Connection, targets: Sequence[Target]) -> list[TableAction]:
     names = [target.name for target in targets]
-    schema.check_owner(connection)
+    check_owner(connection)
     if schema.version(connection) == schema.CURRENT and not schema.problems(connection):
         tables = read_facts(connection, names)
         if all(_is_right(facts, target) for facts, target in zip(tables, targets, strict=True)):
