@@ -50,6 +50,14 @@ class SchemaOwnerError(RowSignalError, PermissionError):
     """The database's `rowsignal` schema belongs to a role that the current one does not trust."""
 
 
+class GrantError(RowSignalError, PermissionError):
+    """A right could not be given: no such role or table, or no right to grant."""
+
+
+class MissingRightError(RowSignalError, PermissionError):
+    """The current role lacks a right; the message names the command that grants it."""
+
+
 class PositionError(RowSignalError, ValueError):
     """A position is malformed, or belongs to another log."""
 

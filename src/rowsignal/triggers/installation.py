@@ -89,6 +89,7 @@ def uninstall_triggers(
         if not isinstance(connection, Connection):
             return [_run(connection, "uninstall", target, "removed") for target in targets]
         with _guarded(connection, lock_timeout):
+            check_owner(connection)
             names = [target.name for target in _translated(connection, targets)]
             tables = read_facts(connection, names, with_strays=what is None)
             return [_uninstall(connection, facts) for facts in tables]
