@@ -1,6 +1,8 @@
 """Hooks: what a listener, a dispatcher, a stream or the service reports as it happens."""
 
 import logging
+from functools import partial
+from typing import Any
 
 logger = logging.getLogger("rowsignal.hooks")
 
@@ -37,43 +39,17 @@ class Hooks:
 
 
 class GuardedHooks(Hooks):
-    """Passes events on; an exception of a hook ends nothing but itself."""
+    """Passes every event on; an exception of a hook ends nothing but itself."""
 
     def __init__(self, hooks: Hooks) -> None:
         self._hooks = hooks
         self._broken: set[str] = set()
 
-    def connected(self, *, epoch: int) -> None:
-        """Pass it on."""
-        self._tell("connected", epoch=epoch)
-
-    def degraded(self, *, reason: str) -> None:
-        """Pass it on."""
-        self._tell("degraded", reason=reason)
-
-    def notified(self, *, accepted: bool) -> None:
-        """Pass it on."""
-        self._tell("notified", accepted=accepted)
-
-    def looked(self, *, table: str, rows: int, seconds: float) -> None:
-        """Pass it on."""
-        self._tell("looked", table=table, rows=rows, seconds=seconds)
-
-    def mode_changed(self, *, table: str, mode: str) -> None:
-        """Pass it on."""
-        self._tell("mode_changed", table=table, mode=mode)
-
-    def delivered(self, *, table: str, count: int) -> None:
-        """Pass it on."""
-        self._tell("delivered", table=table, count=count)
-
-    def reset(self, *, table: str, reason: str) -> None:
-        """Pass it on."""
-        self._tell("reset", table=table, reason=reason)
-
-    def task_restarted(self, *, task: str, reason: str) -> None:
-        """Pass it on."""
-        self._tell("task_restarted", task=task, reason=reason)
+    def __getattribute__(self, name: str) -> Any:
+        """Return an event's guarded method: of those, too, that are added to `Hooks`."""
+        if name.startswith("_"):
+            return super().__getattribute__(name)
+        return partial(self._tell, name)
 
     def _tell(self, event: str, **facts: object) -> None:
         try:

@@ -284,13 +284,14 @@ class Pacer:
 
     async def _woken_within(self, seconds: float) -> bool:
         """Sleep; return early for a read, or, with True, to decide on the mode again."""
-        if not self._event.is_set():
-            try:
-                async with asyncio.timeout(max(0.0, seconds)):
-                    await self._event.wait()
-            except TimeoutError:
-                return False
+        if self._must_think or self._must_read:
+            return self._must_think
         self._event.clear()
+        try:
+            async with asyncio.timeout(max(0.0, seconds)):
+                await self._event.wait()
+        except TimeoutError:
+            return False
         return self._must_think
 
     def _enter(self, mode: Mode) -> None:
@@ -303,7 +304,7 @@ class Pacer:
             self._enter("polling")
         except Exception as error:  # noqa: BLE001 -- told, and no reason to stop
             self._tell(error)
-        await self._woken_within(min(self._subject.interval, LONGEST_ERROR_PAUSE))
+        await asyncio.sleep(min(self._subject.interval, LONGEST_ERROR_PAUSE))
 
     def _tell(self, error: Exception) -> None:
         """Say once what failed; outages are no failures of this process."""

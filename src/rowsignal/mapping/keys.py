@@ -87,7 +87,11 @@ def _normal(type_: Any, value: Any) -> Any:
 
 def complaint_about(type_: Any, value: Any) -> str | None:
     """Return what keeps a value from being in a column of this type; None if nothing does."""
+    if isinstance(type_, types.Interval):  # a decorator, too, which PostgreSQL does not need
+        return _interval(type_, value)
     if isinstance(type_, types.TypeDecorator):
+        if type(type_).bind_processor is not types.TypeDecorator.bind_processor:
+            return None  # such as PickleType: what it makes of values is its own affair
         try:
             value = type_.process_bind_param(value, DIALECT)
         except NotImplementedError:
@@ -267,7 +271,6 @@ _CHECKS: tuple[tuple[Any, Check], ...] = (
     (types.DateTime, _datetime),
     (types.Date, _date),
     (types.Time, _time),
-    (types.Interval, _interval),
     (postgresql.INTERVAL, _interval),
     (types.JSON, _json),
     (types.ARRAY, _array),

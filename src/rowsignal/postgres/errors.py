@@ -41,7 +41,9 @@ def sqlstate(error: BaseException) -> str | None:
 def message(error: BaseException) -> str:
     """Return what went wrong in one line, without statement and parameter values."""
     cause = cause_of(error)
-    text = getattr(cause, "message", None) or str(cause)
+    diagnostics = getattr(cause, "diag", None)  # psycopg's
+    text = getattr(diagnostics or cause, "message_primary" if diagnostics else "message", None)
+    text = text or str(cause)
     first, *_ = str(text).splitlines() or [""]
     return first
 
