@@ -72,7 +72,9 @@ $rowsignal$;
 -- changed since makes the query fail before any operator or cast of the new type is looked for.
 create or replace function rowsignal.alike_v1(anyelement, anyelement) returns boolean
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp
-as 'select true';
+as $rowsignal$
+    select true
+$rowsignal$;
 
 -- :: expressions for a column
 -- How to compare and write a column, as SQL over the rows o (before) and n (after). For the types
@@ -204,16 +206,18 @@ $rowsignal$;
 -- Most statements change one row: this query finds it, and no join is needed. STRICT stops at a
 -- second row, so the product of the two tables is never formed.
 create or replace function rowsignal.log_one_row_v1(event text, parts record) returns text
-language sql immutable set search_path = pg_catalog, pg_temp
+language plpgsql immutable set search_path = pg_catalog, pg_temp
 as $rowsignal$
-    select concat('select ', case event
+begin
+    return concat('select ', case event
         when 'insert' then concat('true, ', parts.new_key, ', null, null, ', parts.new_kept)
         when 'delete' then concat('true, ', parts.old_key, ', null, ', parts.old_kept, ', null')
         else concat_ws(', ', parts.same, parts.new_key, parts.changed, parts.old_kept, parts.new_kept) end,
         ' into strict is_one, one_key, one_changed, one_old, one_new from ', case event
         when 'insert' then 'new_rows as n' when 'delete' then 'old_rows as o'
         else 'old_rows as o, new_rows as n' end,
-        ' where true or exists (', parts.checked, ')')
+        ' where true or exists (', parts.checked, ')');
+end
 $rowsignal$;
 
 -- :: text of a trigger function

@@ -160,13 +160,13 @@ select pg_catalog.pg_logical_emit_message(true, 'rowsignal', '');
 commit
 
 -- :: log_start
-select rowsignal.start_incarnation_v1()
+select rowsignal.start_incarnation_v2()
 
 -- :: log_store_position
-select rowsignal.store_position_v1($1::text::pg_snapshot, $2::text::pg_snapshot)
+select rowsignal.store_position_v2($1::text::pg_snapshot, $2::text::pg_snapshot)
 
 -- :: log_prune
-select is_ours, deleted, reached, bytes from rowsignal.prune_v1($1::interval, $2, $3, $4)
+select is_ours, deleted, reached, bytes from rowsignal.prune_v3($1::interval, $2, $3, $4)
 
 -- :: log_prune_stored
 select is_ours, deleted, reached, bytes from rowsignal.prune_v2($1, $2)

@@ -2,18 +2,18 @@
 -- defaults and ALTER DEFAULT PRIVILEGES give away; they are taken back when the object is made.
 
 -- :: grantees by default
--- PUBLIC (0) and the roles that default privileges of an owner name.
-create or replace function rowsignal.default_grantees_v1(owner oid) returns setof oid
+-- Of those with rights on an object: PUBLIC (0), and the roles that default privileges of its owner
+-- name.
+create or replace function rowsignal.default_grantees_v1(owner oid, rights aclitem[]) returns setof oid
 language sql stable set search_path = pg_catalog, pg_temp
 as $rowsignal$
-    select 0::oid
+    select r.grantee from aclexplode(rights) as r where r.grantee = 0
     union
-    select (aclexplode(d.defaclacl)).grantee
-    from pg_default_acl as d
-    where d.defaclrole = owner
-        and d.defaclnamespace in (0, (select n.oid from pg_namespace as n where n.nspname = 'rowsignal'))
-    except
-    select owner
+    select d.grantee
+    from aclexplode(rights) as r
+    join (select a.defaclrole, (aclexplode(a.defaclacl)).grantee from pg_default_acl as a
+          where a.defaclnamespace in (0, 'rowsignal'::regnamespace)) as d using (grantee)
+    where d.defaclrole = owner and d.grantee <> owner
 $rowsignal$;
 
 create or replace function rowsignal.grantee_name_v1(grantee oid) returns text
@@ -30,7 +30,8 @@ declare
     grantee oid;
 begin
     for grantee in
-        select rowsignal.default_grantees_v1(p.proowner) from pg_proc as p where p.oid = function
+        select rowsignal.default_grantees_v1(p.proowner, coalesce(p.proacl, acldefault('f', p.proowner)))
+        from pg_proc as p where p.oid = function
     loop
         execute concat('revoke all on function ', function, ' from ', rowsignal.grantee_name_v1(grantee));
     end loop;
@@ -43,13 +44,14 @@ create or replace function rowsignal.close_table_v1(relation regclass) returns v
 language plpgsql set search_path = pg_catalog, pg_temp
 as $rowsignal$
 declare
-    class pg_class;
+    kind constant text := case c.relkind when 'S' then 'sequence ' else 'table ' end
+        from pg_class as c where c.oid = relation;
     grantee oid;
 begin
-    select * into strict class from pg_class as c where c.oid = relation;
-    for grantee in select rowsignal.default_grantees_v1(class.relowner) loop
-        execute concat('revoke all on ', case class.relkind when 'S' then 'sequence ' else 'table ' end,
-            relation, ' from ', rowsignal.grantee_name_v1(grantee));
+    for grantee in
+        select rowsignal.default_grantees_v1(c.relowner, c.relacl) from pg_class as c where c.oid = relation
+    loop
+        execute concat('revoke all on ', kind, relation, ' from ', rowsignal.grantee_name_v1(grantee));
     end loop;
 end
 $rowsignal$;
@@ -83,7 +85,8 @@ begin
     perform rowsignal.close_table_v1(c.oid) from pg_class as c
     where c.relnamespace = 'rowsignal'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'S');
     for grantee in
-        select rowsignal.default_grantees_v1(n.nspowner) from pg_namespace as n where n.nspname = 'rowsignal'
+        select rowsignal.default_grantees_v1(n.nspowner, n.nspacl) from pg_namespace as n
+        where n.nspname = 'rowsignal'
     loop
         execute concat('revoke all on schema rowsignal from ', rowsignal.grantee_name_v1(grantee));
     end loop;
@@ -92,5 +95,30 @@ begin
     for function in select rowsignal.open_functions_v1() loop
         execute concat('grant execute on function ', function, ' to public');
     end loop;
+end
+$rowsignal$;
+
+-- :: grant
+-- Give a role what it needs and no more. Capturing and waiting need nothing beyond PUBLIC's rights.
+-- To watch is to read the log: keys, and values where they are logged, of every captured table. To
+-- serve is to watch and to prune.
+create or replace function rowsignal.grant_v1(role regrole, may_watch boolean, may_serve boolean)
+returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+as $rowsignal$
+declare
+    grantee constant text := role::text;
+begin
+    execute concat('grant usage on schema rowsignal to ', grantee);
+    if may_watch or may_serve then
+        execute concat('grant select on rowsignal.change, rowsignal.incarnation, rowsignal.horizon, '
+            'rowsignal.stored_position, rowsignal.retention to ', grantee);
+        execute concat('grant execute on function rowsignal.log_origin_v1(), rowsignal.start_incarnation_v2(), '
+            'rowsignal.store_position_v2(pg_snapshot, pg_snapshot) to ', grantee);
+    end if;
+    if may_serve then
+        execute concat('grant execute on function rowsignal.prune_v2(integer, text), '
+            'rowsignal.prune_v3(interval, bigint, integer, text) to ', grantee);
+    end if;
 end
 $rowsignal$;

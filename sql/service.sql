@@ -12,6 +12,10 @@ JOIN pg_namespace AS n ON n.oid = r.relnamespace
 WHERE NOT t.tgisinternal
 ORDER BY 1, 2
 
+-- :: service_check
+-- A sign of life, and how far transactions have come.
+SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+
 -- :: service_database
 SELECT current_database()::text AS name, current_setting('server_version') AS server_version,
     pg_notification_queue_usage() AS queue_usage
@@ -31,3 +35,14 @@ SELECT pg_total_relation_size('rowsignal.change') AS bytes,
     extract(epoch FROM r.max_age)::float8 AS retention_seconds,
     r.max_bytes AS retention_bytes
 FROM rowsignal.retention AS r
+
+-- :: service_candidates
+-- Tables that could carry triggers, to begin with: those with a primary key, largest first.
+SELECT n.nspname::text AS schema, c.relname::text AS name
+FROM pg_class AS c
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+JOIN pg_index AS i ON i.indrelid = c.oid AND i.indisprimary
+WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
+    AND n.nspname NOT IN ('rowsignal', 'information_schema') AND n.nspname NOT LIKE 'pg\_%'
+ORDER BY c.reltuples DESC, 1, 2
+LIMIT 10

@@ -276,3 +276,17 @@ begin
     return dropped;
 end
 $rowsignal$;
+
+-- :: names of 0.1.0
+-- Called by migrations that were written with it.
+create or replace function rowsignal.install_v1(relation regclass, settings jsonb default '{}') returns text
+language sql set search_path = pg_catalog, pg_temp
+as $rowsignal$
+    select rowsignal.install_v2(install_v1.relation, install_v1.settings)
+$rowsignal$;
+
+create or replace function rowsignal.uninstall_v1(relation regclass) returns bigint
+language sql set search_path = pg_catalog, pg_temp
+as $rowsignal$
+    select rowsignal.uninstall_v2(uninstall_v1.relation)
+$rowsignal$;

@@ -1,10 +1,10 @@
-"""Where other code looks in: what a listener, a dispatcher or a stream tells as it happens."""
+"""Hooks: what a listener, a dispatcher, a stream or the service reports as it happens."""
 
 
 class Hooks:
     """Receives events; every method returns at once and must not raise.
 
-    `table` is `schema.name`. Inherit from it and override what you want to hear.
+    `table` is `schema.name`. Inherit from it and override what is of interest.
     """
 
     def connected(self, *, epoch: int) -> None:

@@ -66,7 +66,7 @@ async def test_a_database_without_triggers_is_told_how_to_get_some(orders: Async
         "alter table orders disable trigger rowsignal_hint",
         "drop trigger rowsignal_hint on orders",
         (
-            "create or replace function rowsignal.capture_hint_v1() returns trigger"
+            "create or replace function rowsignal.capture_hint_v2() returns trigger"
             " language plpgsql as 'begin return null; end'"
         ),
     ],

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 import asyncpg
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from rowsignal.payload import CHANNEL, LOG_CHANNEL
@@ -15,6 +16,7 @@ from rowsignal.postgres.connections import OwnConnection
 from rowsignal.postgres.statements import query
 
 Receive = Callable[[str, str], None]
+QUEUE_FULL = "54000"  # program_limit_exceeded, raised by the commit of a NOTIFY
 
 
 class CanaryError(ConnectionError):
@@ -71,7 +73,12 @@ class Wire:
         statement, and drops the same from a connection that is idle.
         """
         self._canary.clear()
-        await own.run(self._send_canary, timeout=timeout)
+        try:
+            await own.run(self._send_canary, timeout=timeout)
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) == QUEUE_FULL:
+                raise CanaryError("PostgreSQL's notification queue is full") from error
+            raise
         try:
             async with asyncio.timeout(timeout):
                 await self._canary.wait()

@@ -99,3 +99,17 @@ def is_pooler_conflict(error: BaseException) -> bool:
 def is_hopeless(error: BaseException) -> bool:
     """Tell whether trying again cannot help: the value, the statement or the schema is at fault."""
     return not (is_outage(error) or is_locked(error) or is_stale(error))
+
+
+def sqlstate_of(error: BaseException) -> str | None:
+    """Return the five characters of an error (PostgreSQL manual, appendix A); None without one."""
+    source = getattr(error, "orig", None) or error
+    return getattr(source, "sqlstate", None) or getattr(source, "pgcode", None)
+
+
+def message_of(error: BaseException) -> str:
+    """Return the server's primary message, without statement and parameters."""
+    source = getattr(error, "orig", None) or error
+    if (diagnostics := getattr(source, "diag", None)) is not None:
+        return str(diagnostics.message_primary)
+    return str(getattr(source.__cause__, "message", None) or source)

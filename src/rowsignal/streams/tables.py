@@ -4,15 +4,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Table, cast, func, select
-from sqlalchemy.dialects.postgresql import TEXT
+from sqlalchemy import Table, cast, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.orm import InstrumentedAttribute
 
 from rowsignal.changes import Change, ChangeFilter
 from rowsignal.exceptions import TriggerInstallError
 from rowsignal.identifiers import QualifiedName
-from rowsignal.mapping import PrimaryKey, RowShape, Target, attributes_of, primary_key_of
+from rowsignal.mapping import PrimaryKey, RowShape, Target, attributes_of, key_text, primary_key_of
 from rowsignal.payload import decode_json
 from rowsignal.triggers.catalog import Capture, captures
 
@@ -111,7 +110,6 @@ async def _key_images(
         columns = list(table.primary_key)
         for key in keys:
             parts = [cast(part, column.type) for part, column in zip(key, columns, strict=True)]
-            image = cast(func.rowsignal.key_v1(func.row(*parts)), TEXT)
-            values = decode_json(await connection.scalar(select(image)) or "")
+            values = decode_json(await connection.scalar(select(key_text(parts))) or "")
             images.append({c.name: value for c, value in zip(columns, values, strict=True)})
     return tuple(images)

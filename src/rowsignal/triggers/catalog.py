@@ -19,6 +19,8 @@ class Trigger:
     name: str
     function: str
     digest: str
+    is_definer: bool
+    is_pinned: bool
     type: int
     is_enabled: bool
     is_clone: bool
@@ -88,6 +90,8 @@ class TableFacts:
     kind: str | None
     is_stray: bool
     key_columns: tuple[str, ...]
+    has_plain_key: bool
+    has_row_security: bool
     columns: tuple[str, ...]
     members: tuple[Member, ...]
 
@@ -105,7 +109,9 @@ class Capture:
     on the table and all that belongs to it, `is_notifying` whether they notify, too. `channels` are
     the (token, bucket) pairs of the hints of the table and of its inheritance children, `relations`
     the oids of everything that a writer may lock to write its rows. `key_columns` is the key that
-    hints carry, in order; `columns` names the columns whose changes are told, None for all.
+    hints carry, in order; `has_plain_key` tells whether readers can write it as triggers do;
+    `columns` names the columns whose changes are told, None for all. `has_row_security` tells that
+    row-level security is enabled on the table.
     """
 
     schema: str | None
@@ -118,6 +124,8 @@ class Capture:
     key_columns: tuple[str, ...]
     columns: tuple[str, ...] | None
     is_complete: bool = True
+    has_plain_key: bool = True
+    has_row_security: bool = False
 
     @classmethod
     def of(cls, facts: TableFacts) -> "Capture":
@@ -139,6 +147,8 @@ class Capture:
             key_columns=rows[0].key_columns if rows else facts.key_columns,
             columns=_counted(facts, ours[0].settings) if ours else None,
             is_complete=is_complete,
+            has_plain_key=facts.has_plain_key,
+            has_row_security=facts.has_row_security,
         )
 
 
@@ -188,6 +198,8 @@ def _facts(row: Any) -> TableFacts:
         kind=row["kind"],
         is_stray=row["is_stray"],
         key_columns=tuple(row["key_columns"]),
+        has_plain_key=row["has_plain_key"],
+        has_row_security=bool(row["has_row_security"]),
         columns=tuple(row["columns"]),
         members=tuple(
             Member(**{**m, "triggers": tuple(map(Trigger.of, m["triggers"]))}) for m in members

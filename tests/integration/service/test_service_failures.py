@@ -51,7 +51,7 @@ async def service(url, tmp_path, **options):
         database_url=url,
         ticket_dir=tmp_path / "tickets",
         heartbeat=0.5,
-        tick=0.005,
+        write_interval=0.005,
         log_level="warning",
         **options,
     )

@@ -61,9 +61,7 @@ async def following(stream: ChangeStream) -> Change | Reset:
         return await anext(stream)
 
 
-async def test_values_that_json_or_python_cannot_hold_have_a_form(
-    writer, engine, request
-) -> None:
+async def test_values_that_json_or_python_cannot_hold_have_a_form(writer, engine, request) -> None:
     raw = None if "values" in request.node.name else r'"\ud800"'
     deep = "[" * 900 + "]" * 900
     async with watch(engine, Odd, rows=True) as changes, watch(engine, Other) as others:
