@@ -262,3 +262,8 @@ class LogTail:
             for subscription in tuple(self._subscribers):
                 subscription.push(item)
         return has_changed
+
+
+def _heavy(counts: Counter[QualifiedName]) -> set[QualifiedName]:
+    """Return the tables that make up much of what was counted."""
+    return {name for name, count in counts.items() if count >= counts.total() * HEAVY_SHARE}

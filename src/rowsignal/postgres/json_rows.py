@@ -239,9 +239,10 @@ async def all_rows(
     if keys is not None:
         given = given_keys(shape, bindparam("keys", keys_as_json(shape, keys), TEXT))
         statement = statement.join(given, has_given_key(shape, source, given))
-    result = await connection.stream(statement, execution_options={"yield_per": PAGE})
-    async for page in result.partitions(PAGE):
-        yield _rows(shape, columns, [texts for (texts,) in page])
+    options = {"yield_per": PAGE}
+    async with connection.stream(statement, execution_options=options) as result:
+        async for page in result.partitions(PAGE):
+            yield _rows(shape, columns, [texts for (texts,) in page])
 
 
 def given_keys(shape: TableShape, keys: ColumnElement[Any]) -> TableValuedAlias:

@@ -125,7 +125,7 @@ class RowLoader:
         return columns is not None and not (prefers_log and is_told(it, columns))
 
     async def _without_key(self, it: RowChange, *, is_hearsay: bool) -> Loaded:
-        """Return a change of unknown rows: a hint for many, a truncate, one that lost its key."""
+        """Return what a change without a key is: of all rows, or of unknown ones."""
         change = it.change
         if change.operation is not Operation.TRUNCATE:
             if is_hearsay:

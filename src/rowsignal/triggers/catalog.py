@@ -109,8 +109,8 @@ class Capture:
     on the table and all that belongs to it, `is_notifying` whether they notify, too. `channels` are
     the (token, bucket) pairs of the hints of the table and of its inheritance children, `relations`
     the oids of everything that a writer may lock to write its rows. `key_columns` is the key that
-    hints carry, in order; `columns` names the columns whose changes are told, None for all.
-    `has_plain_key` tells whether readers can write the key as triggers do, `has_row_security` that
+    hints carry, in order; `has_plain_key` tells whether readers can write it as triggers do;
+    `columns` names the columns whose changes are told, None for all. `has_row_security` tells that
     row-level security is enabled on the table.
     """
 
@@ -123,9 +123,9 @@ class Capture:
     relations: tuple[int, ...]
     key_columns: tuple[str, ...]
     columns: tuple[str, ...] | None
+    is_complete: bool = True
     has_plain_key: bool = True
     has_row_security: bool = False
-    is_complete: bool = True
 
     @classmethod
     def of(cls, facts: TableFacts) -> "Capture":
@@ -146,9 +146,9 @@ class Capture:
             relations=tuple(member.oid for member in facts.members),
             key_columns=rows[0].key_columns if rows else facts.key_columns,
             columns=_counted(facts, ours[0].settings) if ours else None,
+            is_complete=is_complete,
             has_plain_key=facts.has_plain_key,
             has_row_security=facts.has_row_security,
-            is_complete=is_complete,
         )
 
 

@@ -186,12 +186,13 @@ class Lens:
 
     def _emptied(self) -> Operation | None:
         """Return truncate for readers with rows in sight; nothing tells others of hidden rows."""
-        had_rows = not self.conditions or self._had_rows()
+        is_open = not self.conditions and not self.is_guarded
+        had_rows = is_open or self._had_rows()
         self.seen.clear()
         return Operation.TRUNCATE if had_rows else None
 
     def _had_rows(self) -> bool:
-        if self.seen.keys is None and self.view.permission:
+        if self.seen.keys is None and (self.view.permission or self.is_guarded):
             raise UnknownHistoryError
         return self.seen.keys is None or bool(self.seen.keys)
 

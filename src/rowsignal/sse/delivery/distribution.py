@@ -48,7 +48,7 @@ class Distribution:
 
     def new_group(self, key: GroupKey) -> SubscriberGroup:
         """Return a group for one reader that is still catching up."""
-        return SubscriberGroup(key, self.exposures, self.context.limits.tracked)
+        return SubscriberGroup(key, self.exposures, self.context.limits.max_tracked_rows)
 
     def hold(self, reader: Reader, group: SubscriberGroup) -> JoiningReader:
         """Keep what is published from now on for a reader that has to catch up first."""
@@ -95,7 +95,7 @@ class Distribution:
 
     def _flush_or_wait(self) -> None:
         loop = asyncio.get_running_loop()
-        due = self._flushed_at + self.context.limits.tick
+        due = self._flushed_at + self.context.limits.write_interval
         if loop.time() >= due:
             self.flush()
         else:

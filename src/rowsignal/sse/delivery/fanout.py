@@ -68,21 +68,22 @@ class FanOut:
         feeds = (feed for names, feed in self._feeds.items() if table in names)
         return sum(feed.distribution.readers for feed in feeds)
 
-    def admit(self, principal: str) -> None:
+    def acquire(self, principal: str) -> None:
         """Count one more stream; raise `ReaderLimitError` when there are too many."""
+        most, each = self.limits.max_streams, self.limits.max_streams_per_principal
         if self.is_closing:
             raise ReaderLimitError("The service is stopping; come back in a moment.")
-        if self.readers >= self.limits.readers:
-            raise ReaderLimitError(f"All {self.limits.readers} streams are taken; try again later.")
-        if self._principals[principal] >= self.limits.readers_each:
+        if self.readers >= most:
+            raise ReaderLimitError(f"All {most} streams are taken; try again later.")
+        if self._principals[principal] >= each:
             raise ReaderLimitError(
-                f"You have {self.limits.readers_each} streams open, which is as many as one may"
-                " have; close some, or ask for several tables in one.",
+                f"You have {each} streams open, which is as many as one may have; close some, or"
+                " ask for several tables in one.",
                 is_own=True,
             )
         self._principals[principal] += 1
 
-    def dismiss(self, principal: str) -> None:
+    def release(self, principal: str) -> None:
         """Count one stream less."""
         self._principals[principal] -= 1
         if self._principals[principal] <= 0:

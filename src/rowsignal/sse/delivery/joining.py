@@ -250,7 +250,7 @@ async def _snapshot(
 async def _queue(start: StartContext, turn: Turn) -> AsyncGenerator[bytes, None]:
     """Yield heartbeats until a snapshot may begin; raise `BusyError` when that takes too long."""
     now = asyncio.get_running_loop().time
-    ends_at = now() + start.limits.stall
+    ends_at = now() + start.limits.write_timeout
     while not turn.granted.done():
         await asyncio.wait([turn.granted], timeout=start.limits.heartbeat)
         if not turn.granted.done():
@@ -262,7 +262,7 @@ async def _queue(start: StartContext, turn: Turn) -> AsyncGenerator[bytes, None]
 async def _read_rows(
     start: StartContext, group: SubscriberGroup, reading: Reading
 ) -> AsyncGenerator[bytes, None]:
-    patience = start.limits.snapshot
+    patience = start.limits.snapshot_timeout
     ends_at = asyncio.get_running_loop().time() + patience
     async with AsyncExitStack() as stack:
         try:

@@ -54,9 +54,6 @@ class StreamRequest:
     expires_at: float | None = None
 
 
-Order = StreamRequest  # its name in 0.1
-
-
 class Outlet:
     """Streams changes of some tables to readers. Starts with the first, stops after the last."""
 
@@ -102,17 +99,17 @@ class Outlet:
 
         Raises `ReaderLimitError`, and what keeps changes from coming.
         """
-        self.fanout.admit(request.principal)
+        self.fanout.acquire(request.principal)
         try:
             feed = await self.fanout.feed_of(view.name for view in request.views)
             self._keep_pulse()
             return self._response(request, feed)
         except BaseException:
-            self.fanout.dismiss(request.principal)
+            self.fanout.release(request.principal)
             raise
 
     def _response(self, request: StreamRequest, feed: TableFeed) -> EventStream:
-        reader = (ConflatingReader if request.conflate else Reader)(self.limits.buffer)
+        reader = (ConflatingReader if request.conflate else Reader)(self.limits.max_buffer_bytes)
         key = GroupKey(
             request.views,
             with_id=feed.changes.is_logged,
@@ -129,7 +126,7 @@ class Outlet:
             self._open.discard(reader)
             feed.distribution.detach(reader, key)
             feed.release()
-            self.fanout.dismiss(request.principal)
+            self.fanout.release(request.principal)
             if expiry is not None:
                 expiry.cancel()
 
@@ -175,7 +172,7 @@ class Outlet:
             try:
                 if not self.fanout.is_closing and server_is_stopping():
                     self.close_streams()
-                self._drop_stalled(loop.time() - self.limits.stall)
+                self._drop_stalled(loop.time() - self.limits.write_timeout)
                 if loop.time() >= due:
                     due = loop.time() + self.limits.heartbeat
                     self.fanout.beat()

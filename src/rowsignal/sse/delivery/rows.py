@@ -1,6 +1,7 @@
 """The rows of a view: its conditions and keys as a question to PostgreSQL."""
 
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
@@ -74,9 +75,10 @@ async def current_row(
     wanted = sorted({*exposure.key, *exposure.columns})
     condition = partial(where_clause, view.conditions)
     keys = _named(exposure, [key])
-    async for page in json_rows.all_rows(connection, shape, wanted, condition, keys):
-        return page[0].values
-    return None
+    found = json_rows.all_rows(connection, shape, wanted, condition, keys)
+    async with aclosing(found) as pages:
+        page = await anext(pages, None)
+    return page[0].values if page else None
 
 
 async def all_rows(
@@ -87,5 +89,7 @@ async def all_rows(
     wanted = sorted({*exposure.key, *exposure.columns, *view.filter_columns})
     condition = partial(where_clause, view.conditions)
     keys = None if view.keys is None else _named(exposure, view.keys)
-    async for page in json_rows.all_rows(connection, shape, wanted, condition, keys):
-        yield [row.values for row in page]
+    found = json_rows.all_rows(connection, shape, wanted, condition, keys)
+    async with aclosing(found) as pages:
+        async for page in pages:
+            yield [row.values for row in page]
