@@ -181,7 +181,7 @@ def _middleware(settings: Settings) -> list[Middleware]:
                 allow_credentials=True,
                 allow_methods=["GET", "POST"],
                 allow_headers=["Authorization", "Last-Event-ID", "If-None-Match"],
-                expose_headers=["ETag"],
+                expose_headers=["ETag", "Retry-After"],
             )
         )
     return stack

@@ -219,6 +219,8 @@ async def test_a_cookie_counts_for_our_own_pages_only(guarded_site):
             assert stream.status == status
             shared = stream.headers.get("access-control-allow-origin")
             assert shared == (origin if origin == "https://app.example" else None)
+            if shared:  # a page may read how long it is to wait
+                assert "Retry-After" in stream.headers["access-control-expose-headers"]
 
 
 async def test_status_needs_a_token_that_says_so(guarded_site):

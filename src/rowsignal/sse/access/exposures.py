@@ -1,5 +1,6 @@
 """Exposures: which tables are offered, and what of a row may leave the process."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -118,7 +119,8 @@ def _write_float(value: Any) -> Any:
 
 def _write(value: Any) -> Any:
     if isinstance(value, Decimal):
-        return float(value)
+        number = float(value)
+        return number if math.isfinite(number) else str(value)
     if isinstance(value, dict):
         return {name: _write(item) for name, item in value.items()}
     if isinstance(value, list):

@@ -102,8 +102,16 @@ class Lens:
     """Shows one table through one view: decides, remembers what is in sight, shapes."""
 
     def __init__(
-        self, view: TableView, exposure: Exposure, *, known: bool, tracked: int = MAX_TRACKED
+        self,
+        view: TableView,
+        exposure: Exposure,
+        *,
+        known: bool,
+        tracked: int = MAX_TRACKED,
+        is_guarded: bool = False,
     ) -> None:
+        """Show through a view; `is_guarded`: row-level security hides rows from this process."""
+        self.is_guarded = is_guarded
         self.view = view
         self.exposure = exposure
         self.conditions = view.conditions
@@ -160,7 +168,7 @@ class Lens:
         if event.key is None:
             return Operation.UPDATE
         is_present = event.new is not None
-        if not self.conditions:
+        if not self.conditions and not self.is_guarded:
             return _as_found(event.operation, is_present=is_present)
         if event.new is not None and all_hold(self.conditions, event.new):
             return self._in_sight(event, was_visible)
@@ -178,12 +186,13 @@ class Lens:
 
     def _emptied(self) -> Operation | None:
         """Return truncate for readers with rows in sight; nothing tells others of hidden rows."""
-        had_rows = not self.conditions or self._had_rows()
+        is_open = not self.conditions and not self.is_guarded
+        had_rows = is_open or self._had_rows()
         self.seen.clear()
         return Operation.TRUNCATE if had_rows else None
 
     def _had_rows(self) -> bool:
-        if self.seen.keys is None and self.view.permission:
+        if self.seen.keys is None and (self.view.permission or self.is_guarded):
             raise UnknownHistoryError
         return self.seen.keys is None or bool(self.seen.keys)
 
@@ -196,6 +205,8 @@ class Lens:
     def _was_visible_in_log(self, event: Event) -> bool | None:
         if event.operation is Operation.INSERT:
             return False
+        if self.is_guarded:
+            return None
         if not self.conditions:
             return True
         if event.old is not None and self.filter_columns <= event.old.keys():
@@ -207,7 +218,7 @@ class Lens:
             return event.row_key in self.seen.keys
         if event.operation is Operation.UPDATE and _is_same(event, self.filter_columns):
             return False
-        if self.view.permission:
+        if self.view.permission or self.is_guarded:
             raise UnknownHistoryError
         # A reader that may see every row learns nothing from a delete that it does not need.
         return True

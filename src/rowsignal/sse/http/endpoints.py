@@ -9,7 +9,7 @@ from fastapi import Response
 from rowsignal.changes import Operation
 from rowsignal.exceptions import AccessDeniedError, NotPermittedError
 from rowsignal.sse.access.grants import Grant
-from rowsignal.sse.delivery.outlet import Order, Outlet
+from rowsignal.sse.delivery.outlet import Outlet, StreamRequest
 from rowsignal.sse.delivery.response import EventStream
 from rowsignal.sse.frames import compact
 from rowsignal.sse.http.entity_tags import KnownTags
@@ -34,25 +34,25 @@ class Endpoints:
         outlet = self.outlet
         _time_left(grant)
         tables = {it.name: it for it in (find(name, outlet.exposures, grant) for name in names)}
-        order = Order(
+        request = StreamRequest(
             views=views_of(list(tables.values()), grant, ask),
             principal=grant.principal,
             beginning=options.beginning,
             conflate=options.conflate,
             expires_at=grant.expires_at,
         )
-        return await outlet.open(order)
+        return await outlet.open(request)
 
     async def wait(self, name: str, pk: str, grant: Grant, options: WaitOptions) -> Response:
         """Answer when a row has changed, or time is up: at the latest when the token ends."""
         asked = self._row_request(name, pk, grant, options.ask)
         timeout = min(options.timeout, _time_left(grant))
         known = None if options.if_none_match is None else KnownTags(options.if_none_match)
-        self.outlet.fanout.admit(grant.principal)
+        self.outlet.fanout.acquire(grant.principal)
         try:
             found = await self.poll.wait(asked, timeout, known)
         finally:
-            self.outlet.fanout.dismiss(grant.principal)
+            self.outlet.fanout.release(grant.principal)
             _time_left(grant)
         return _row_answer(found)
 
