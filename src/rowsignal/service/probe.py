@@ -26,7 +26,7 @@ INTERVAL = 1.0
 QUERY_TIMEOUT = 2.0
 SILENCE = 4.0  # seconds without an answer after which the database counts as away
 FACTS_INTERVAL = 15.0
-FRESH = 1.5
+FRESH = 0.25
 FACTS_TIMEOUT = 5.0
 
 
@@ -58,9 +58,11 @@ class Probe:
 
     async def run(self) -> None:
         """Ask again and again."""
+        due = time.monotonic() + FACTS_INTERVAL
         while True:
             await self.check()
-            if self._error is None and time.monotonic() - self._facts_at > FACTS_INTERVAL:
+            if self._error is None and time.monotonic() > due:
+                due = time.monotonic() + FACTS_INTERVAL
                 await self.refreshed()
             await asyncio.sleep(INTERVAL)
 

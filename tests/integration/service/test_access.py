@@ -137,6 +137,19 @@ async def test_a_long_poll_does_not_tell_changes_of_hidden_columns(site, engine)
     assert (await site.client.get("/v1/wait/orders/1?timeout=0.1", headers=star)).status_code == 204
 
 
+def statements_on(site, table, number):
+    """An event for the time when the service has asked for a table so often."""
+    reached, statements = asyncio.Event(), []
+
+    def note(*arguments):
+        statements.extend([None] if table in arguments[2] else [])
+        if len(statements) >= number:
+            reached.set()
+
+    sa.event.listen(site.service.engine.sync_engine, "after_cursor_execute", note)
+    return reached
+
+
 async def test_a_long_poll_tells_the_operations_that_were_granted_and_asked_for(site, engine):
     async def poll(grant, query=""):
         headers = {**bearer({"public.orders": grant}), "If-None-Match": '"none"'}
@@ -148,14 +161,14 @@ async def test_a_long_poll_tells_the_operations_that_were_granted_and_asked_for(
     assert (await poll({}, "&operations=delete")).status_code == 204
     assert (await poll({}, "&operations=insert")).status_code == 403
     assert (await poll({}, "&operations=nothing")).status_code == 422
+    looked = statements_on(site, "orders", 3)
     asking = asyncio.create_task(
         site.client.get(
-            "/v1/wait/orders/1?timeout=2&operations=update", headers=bearer({"public.orders": {}})
+            "/v1/wait/orders/1?timeout=3&operations=update", headers=bearer({"public.orders": {}})
         )
     )
     async with asyncio.timeout(20):
-        while not site.service.outlet.fanout.readers:
-            await asyncio.sleep(0.01)
+        await looked.wait()
     await execute(engine, "delete from orders where id = 1")
     assert (await asking).status_code == 204
 
@@ -289,6 +302,5 @@ async def test_logs_hold_no_values_of_filters_keys_or_rows(capsys, engine, datab
     lines = capsys.readouterr().err.splitlines()
     found = [json.loads(it) for it in lines]
     written = "\n".join(str(it) for it in found if it["logger"] != "httpx")
-    assert "42703" in written
     assert "ValueError" in written
     assert secret not in written

@@ -36,7 +36,7 @@ async def families(engine, database_url, tmp_path):
             await execute(engine, "insert into orders values (1, 'open', 1, 7, '')")
             await stream.until("insert")
         await app.state.service.probe.refreshed()
-        app.state.service.hooks.restarted(task="probe")
+        app.state.service.hooks.task_restarted(task="reads of public.hidden", reason="x")
         text = (await site.client.get("/metrics")).text
     return {family.name: family for family in text_string_to_metric_families(text)}
 
@@ -60,6 +60,7 @@ async def test_what_an_alert_needs_is_told(families):
     assert value("rowsignal_log_lag_seconds") < 60
     assert value("rowsignal_delivery_seconds_count") == 1
     assert value("rowsignal_overflows_total") == 0
+    assert value("rowsignal_task_restarts_total", task="reads") == 1
     assert value("process_resident_memory_bytes") > 0
     (build,) = families["rowsignal_build_info"].samples
     assert re.fullmatch(r"\d+\.\d+.*", build.labels["version"])
