@@ -31,8 +31,8 @@ select pg_catalog.pg_try_advisory_lock_shared($1::int4, $2::int4);
 select pg_catalog.pg_advisory_unlock_shared($1::int4, $2::int4);
 
 -- :: queue_usage
--- Asking also lets PostgreSQL drop the part of the queue that everybody has read: a queue that
--- was once full stays full until somebody asks.
+-- Asking also lets PostgreSQL drop the part of the queue that all listeners have read: a queue that
+-- was once full stays full until a session asks.
 select pg_catalog.pg_notification_queue_usage();
 
 -- :: notify
@@ -79,7 +79,7 @@ join pg_catalog.pg_class as c on c.oid = pg_catalog.to_regclass(w.name)
 where c.relkind in ('r', 'p');
 
 -- :: squatters
--- Who holds exclusively what triggers and listeners share: (class, bucket) of the advisory locks.
+-- Sessions that hold exclusively what triggers and listeners share: (class, bucket) of the advisory locks.
 select l.objid::int4 as bucket, l.pid, a.usename::text as role, a.application_name, a.state
 from pg_catalog.pg_locks as l
 left join pg_catalog.pg_stat_activity as a on a.pid = l.pid

@@ -1,4 +1,4 @@
-"""Where other code looks in: what a listener, a dispatcher or a stream tells as it happens."""
+"""Callbacks for other code: what a listener, a dispatcher or a stream does, as it happens."""
 
 import logging
 from functools import partial
@@ -10,7 +10,7 @@ logger = logging.getLogger("rowsignal.hooks")
 class Hooks:
     """Receives events. Methods return at once; what one raises is logged, and the rest goes on.
 
-    `table` is `schema.name`. Inherit from it and override what you want to hear.
+    `table` is `schema.name`. Inherit from it and override what you need.
     """
 
     def connected(self, *, epoch: int) -> None:
@@ -35,7 +35,7 @@ class Hooks:
         """Report that a reader was told to start again."""
 
     def task_restarted(self, *, task: str, reason: str) -> None:
-        """Report that a task failed in a way nobody foresaw, and goes on; `task` names it."""
+        """Report that a task failed unforeseen, and goes on; `task` names it."""
 
 
 class GuardedHooks(Hooks):

@@ -264,7 +264,7 @@ class RowReader:
     async def _postpone(
         self, due: set[Any], asked: list[asyncio.Future[int]], error: Exception
     ) -> None:
-        """Read again later; where PostgreSQL was never reached, waits hear the error instead."""
+        """Read again later; where PostgreSQL was never reached, waits get the error instead."""
         waits = [wait for question in self.rows.questions(due) for wait in question.each()]
         for wait in waits:
             wait.failure = error
