@@ -43,7 +43,8 @@ create table if not exists rowsignal.horizon (
 create table if not exists rowsignal.tick (
     taken_at timestamptz not null default pg_catalog.clock_timestamp(),
     snapshot pg_snapshot not null,
-    last_id bigint not null
+    last_id bigint not null,
+    changes bigint not null default 0 -- seen by this snapshot and not by the one before it
 );
 
 -- Positions that are too long to be carried around by a browser.
@@ -54,33 +55,34 @@ create table if not exists rowsignal.stored_position (
     after pg_snapshot
 );
 
-revoke all on rowsignal.change, rowsignal.incarnation, rowsignal.horizon, rowsignal.tick,
-    rowsignal.stored_position from public;
-
 -- :: log_origin
 -- Reads pg_control, which no dump carries: a dump that is restored elsewhere brings an incarnation
 -- and future transaction ids along, and must not be taken for the log it was taken of.
 create or replace function rowsignal.log_origin_v1() returns text
 language sql stable parallel safe
 set search_path = pg_catalog, pg_temp
-as $origin$
+as $rowsignal$
     select c.system_identifier || ':' || d.oid || ':' || 'rowsignal.change'::regclass::oid
     from pg_control_system() as c, pg_database as d
     where d.datname = current_database()
-$origin$;
+$rowsignal$;
 
 -- :: start_incarnation
--- Called by whoever finds no incarnation of this log: after installation, after a crash or a
--- promotion, after a restore. Takes no lock that a writer would wait for: what was logged before is
--- behind the new horizon, and pruned like everything else there.
-create or replace function rowsignal.start_incarnation_v1() returns uuid
+-- Begin a new log where this one has no incarnation: after installation, a crash, a promotion or a
+-- restore. Takes no lock that a writer would wait for, and none at all where nothing is to be done.
+-- What was logged before is behind the new horizon, and pruned like everything else there.
+create or replace function rowsignal.start_incarnation_v2() returns uuid
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
-as $incarnation$
+as $rowsignal$
 declare
     here constant text := rowsignal.log_origin_v1();
     found_id uuid;
 begin
+    select i.id into found_id from rowsignal.incarnation as i where i.origin = here;
+    if found then
+        return found_id;
+    end if;
     lock table rowsignal.incarnation in share row exclusive mode;
     select i.id into found_id from rowsignal.incarnation as i where i.origin = here;
     if found then
@@ -102,28 +104,51 @@ begin
     returning id into found_id;
     return found_id;
 end
-$incarnation$;
+$rowsignal$;
 
 -- :: store_position
-create or replace function rowsignal.store_position_v1(before pg_snapshot, after pg_snapshot)
+-- Keep a position under the digest of its text, so that one position is one row however often it is
+-- handed in; null for a position of transactions that this server has not begun.
+create or replace function rowsignal.store_position_v2(before pg_snapshot, after pg_snapshot)
 returns uuid
-language sql volatile security definer
+language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
-as $store$
-    insert into rowsignal.stored_position (before, after) values ($1, $2) returning id
-$store$;
+as $rowsignal$
+declare
+    digest constant uuid := md5(concat(before, ' ', after))::uuid;
+begin
+    if greatest(pg_snapshot_xmax(before), pg_snapshot_xmax(after)) > pg_snapshot_xmax(pg_current_snapshot()) then
+        return null;
+    end if;
+    insert into rowsignal.stored_position (id, before, after) values (digest, before, after)
+    on conflict do nothing;
+    return digest;
+end
+$rowsignal$;
+
+-- :: changes between snapshots
+create or replace function rowsignal.count_changes_v1(seen pg_snapshot, now pg_snapshot) returns bigint
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $rowsignal$
+    select count(*) from rowsignal.change as c
+    where c.xid >= pg_snapshot_xmin(seen)
+        and not pg_visible_in_snapshot(c.xid, seen) and pg_visible_in_snapshot(c.xid, now)
+$rowsignal$;
 
 -- :: prune
--- Remembers now and then what is visible; moves the horizon up to the newest such tick that is
+-- Remembers now and then what is visible (a tick); moves the horizon up to the newest tick that is
 -- older than `max_age`, or further while the log is larger than `max_bytes`; then deletes up to
--- `batch_size` changes behind it, from transaction `start` on. A reader that finds rows gone finds
--- the horizon moved as well, since both are written in one transaction.
-create or replace function rowsignal.prune_v1(
-    max_age interval default '3 days',
-    max_bytes bigint default 1073741824,
+-- `batch_size` changes behind it, from transaction `start` on. Null for `max_age` or `max_bytes`
+-- stands for the stored retention. A reader that finds rows gone finds the horizon moved as well,
+-- since both are written in one transaction.
+-- The size is estimated from the changes that are there: ids are drawn by rolled-back writes, too.
+create or replace function rowsignal.prune_v3(
+    max_age interval default null,
+    max_bytes bigint default null,
     batch_size integer default 10000,
     start text default '0',
-    out is_ours boolean,    -- false: somebody else is pruning, nothing was done
+    out is_ours boolean,    -- false: another session is pruning, nothing was done
     out deleted bigint,
     out reached text,       -- where to start the next batch; null when there is nothing left
     out bytes bigint        -- estimated size of what is in front of the horizon
@@ -133,51 +158,61 @@ set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 set jit = off -- before 18 a plan without its seqscan costs enough to be compiled, for 0.1 s
 set plan_cache_mode = force_custom_plan
-as $prune$
+as $rowsignal$
 declare
     visible_now constant pg_snapshot := pg_current_snapshot();
     newest_id constant bigint := coalesce(pg_sequence_last_value('rowsignal.change_id_seq'), 0);
     width bigint;
+    last rowsignal.tick;
     target rowsignal.tick;
 begin
     -- What this transaction had written would count as seen by the tick, and is not yet committed.
     if pg_current_xact_id_if_assigned() is not null then
-        raise exception 'rowsignal.prune_v1 must be called in a transaction that has written nothing'
+        raise exception 'rowsignal.prune_v3 must be called in a transaction that has written nothing'
             using errcode = 'active_sql_transaction';
     end if;
-    is_ours := pg_try_advisory_xact_lock(1919907699, 1001);
+    -- A row lock: a role without rights on the table cannot take it and so cannot stop pruning.
+    select coalesce(prune_v3.max_age, r.max_age), coalesce(prune_v3.max_bytes, r.max_bytes)
+    into max_age, max_bytes
+    from rowsignal.retention as r for update skip locked;
+    is_ours := found;
     if not is_ours then
         return;
     end if;
-    perform rowsignal.start_incarnation_v1();
+    perform rowsignal.start_incarnation_v2();
 
     -- A change costs its values, a header, a line pointer and an entry in the index.
     select coalesce(avg(pg_column_size(c.*)), 100)::bigint + 48 into width
     from (select * from rowsignal.change order by xid desc limit 200) as c;
 
-    insert into rowsignal.tick (snapshot, last_id)
-    select visible_now, newest_id
-    where not exists (
-        select from rowsignal.tick as t
-        where t.taken_at > clock_timestamp() - max_age / 1000
-            and (newest_id - t.last_id) * width < max_bytes / 50
-    );
+    select * into last from rowsignal.tick as t order by t.taken_at desc limit 1;
+    if not found then
+        select '-infinity', h.snapshot, h.last_id, 0 into last from rowsignal.horizon as h;
+    end if;
+    if last.taken_at <= clock_timestamp() - max_age / 1000
+        or (newest_id - last.last_id) * width >= max_bytes / 50
+    then
+        insert into rowsignal.tick (snapshot, last_id, changes)
+        values (visible_now, newest_id, rowsignal.count_changes_v1(last.snapshot, visible_now))
+        returning * into last;
+    end if;
 
-    select (newest_id - h.last_id) * width into bytes from rowsignal.horizon as h;
-    select * into target from rowsignal.tick as t
-    where t.taken_at <= clock_timestamp() - max_age
-        or (bytes > max_bytes and t.taken_at <= (
-            select min(s.taken_at) from rowsignal.tick as s
-            where (newest_id - s.last_id) * width <= max_bytes
-        ))
+    -- `since`: the changes of each tick and of those after it.
+    select t.taken_at, t.snapshot, t.last_id, t.changes into target
+    from (
+        select s.*, sum(s.changes) over (order by s.taken_at desc) + newest_id - last.last_id as since
+        from rowsignal.tick as s
+    ) as t
+    where t.taken_at <= clock_timestamp() - max_age or t.since * width > max_bytes
     order by t.taken_at desc
     limit 1;
     if found then
         update rowsignal.horizon set snapshot = target.snapshot, last_id = target.last_id;
         delete from rowsignal.tick as t where t.taken_at <= target.taken_at;
         delete from rowsignal.stored_position as p where p.stored_at < target.taken_at;
-        bytes := (newest_id - target.last_id) * width;
     end if;
+    select (coalesce(sum(t.changes), 0) + newest_id - last.last_id) * width into bytes
+    from rowsignal.tick as t;
 
     with behind as materialized (
         select c.ctid, c.xid
@@ -197,8 +232,4 @@ begin
         reached := null;
     end if;
 end
-$prune$;
-
-revoke all on function rowsignal.start_incarnation_v1(),
-    rowsignal.store_position_v1(pg_snapshot, pg_snapshot),
-    rowsignal.prune_v1(interval, bigint, integer, text) from public;
+$rowsignal$;

@@ -78,7 +78,7 @@ from unnest($1::text[]) as w (name)
 join pg_catalog.pg_class as c on c.oid = pg_catalog.to_regclass(w.name)
 where c.relkind in ('r', 'p');
 
--- :: squatters
+-- :: lock_holders
 -- Sessions that hold exclusively what triggers and listeners share: (class, bucket) of the advisory locks.
 select l.objid::int4 as bucket, l.pid, a.usename::text as role, a.application_name, a.state
 from pg_catalog.pg_locks as l

@@ -2,277 +2,291 @@
 
 -- :: arguments of a trigger
 -- tgargs holds each argument followed by a zero byte.
-CREATE OR REPLACE FUNCTION rowsignal.trigger_arguments_v1(tgargs bytea) RETURNS text[]
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-AS $rowsignal$
-    SELECT (array_agg(convert_from(decode(replace(part, ' ', ''), 'hex'), getdatabaseencoding())
-                      ORDER BY place))[: count(*) - 1]
-    FROM unnest(string_to_array(regexp_replace(encode(tgargs, 'hex'), '(..)', '\1 ', 'g'), '00 '))
-        WITH ORDINALITY AS piece(part, place)
+create or replace function rowsignal.trigger_arguments_v2(tgargs bytea) returns text[]
+language sql stable set search_path = pg_catalog, pg_temp
+as $rowsignal$
+    select (array_agg(convert_from(decode(replace(part, ' ', ''), 'hex'), getdatabaseencoding())
+                      order by place))[: count(*) - 1]
+    from unnest(string_to_array(regexp_replace(encode(tgargs, 'hex'), '(..)', E'\\1 ', 'g'), '00 '))
+        with ordinality as piece(part, place)
 $rowsignal$;
 
 -- :: tables of a table
 -- The table with its partitions or its inheritance children, at every depth.
-CREATE OR REPLACE FUNCTION rowsignal.family_v1(root oid) RETURNS TABLE (relation oid, is_partition boolean)
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-AS $rowsignal$
-    WITH RECURSIVE family(relation) AS (
-        SELECT root
-        UNION
-        SELECT i.inhrelid FROM pg_inherits i JOIN family f ON i.inhparent = f.relation
+create or replace function rowsignal.family_v2(root oid) returns table (relation oid, is_partition boolean)
+language sql stable set search_path = pg_catalog, pg_temp
+as $rowsignal$
+    with recursive family(relation) as (
+        select root
+        union
+        select i.inhrelid from pg_inherits as i join family as f on i.inhparent = f.relation
     )
-    SELECT c.oid, c.relispartition FROM family f JOIN pg_class c ON c.oid = f.relation
-    WHERE c.relkind IN ('r', 'p') ORDER BY c.oid <> root, c.oid
+    select c.oid, c.relispartition from family as f join pg_class as c on c.oid = f.relation
+    where c.relkind in ('r', 'p') order by c.oid <> root, c.oid
 $rowsignal$;
 
 -- :: key columns
 -- The names of the primary key, in key order.
-CREATE OR REPLACE FUNCTION rowsignal.key_columns_v1(relation oid) RETURNS text[]
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-AS $rowsignal$
-    SELECT array_agg(a.attname::text ORDER BY k.place)
-    FROM pg_index i, unnest(i.indkey::smallint[]) WITH ORDINALITY AS k(number, place), pg_attribute a
-    WHERE i.indrelid = relation AND i.indisprimary AND k.place <= i.indnkeyatts
-      AND a.attrelid = relation AND a.attnum = k.number
+create or replace function rowsignal.key_columns_v2(relation oid) returns text[]
+language sql stable set search_path = pg_catalog, pg_temp
+as $rowsignal$
+    select array_agg(a.attname::text order by k.place)
+    from pg_index as i, unnest(i.indkey::smallint[]) with ordinality as k(number, place), pg_attribute as a
+    where i.indrelid = relation and i.indisprimary and k.place <= i.indnkeyatts
+      and a.attrelid = relation and a.attnum = k.number
 $rowsignal$;
 
 -- :: refusals
--- Raise a sentence where triggers can not be or would make writes fail.
-CREATE OR REPLACE FUNCTION rowsignal.check_table_v1(relation regclass, settings jsonb) RETURNS void
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
-AS $rowsignal$
-DECLARE
+-- Raise a sentence where triggers cannot be or would make writes fail.
+create or replace function rowsignal.check_table_v2(relation regclass, settings jsonb) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $rowsignal$
+declare
     class pg_class;
     name text;
-BEGIN
-    SELECT * INTO class FROM pg_class WHERE oid = relation;
-    IF class.relkind NOT IN ('r', 'p') THEN
-        RAISE EXCEPTION USING ERRCODE = 'RS001', MESSAGE = format(
+begin
+    select * into class from pg_class as c where c.oid = relation;
+    if class.relkind not in ('r', 'p') then
+        raise exception using errcode = 'RS001', message = format(
             '%s is a %s: rowsignal watches tables only; install on the tables beneath it.', relation,
-            CASE class.relkind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view'
-                WHEN 'f' THEN 'foreign table' ELSE 'relation without rows of its own' END);
-    ELSIF class.relispartition THEN
-        RAISE EXCEPTION USING ERRCODE = 'RS001', MESSAGE = format(
+            case class.relkind when 'v' then 'view' when 'm' then 'materialized view'
+                when 'f' then 'foreign table' else 'relation without rows of its own' end);
+    elsif class.relispartition then
+        raise exception using errcode = 'RS001', message = format(
             '%s is a partition: install on %s, which covers all its partitions.',
             relation, pg_partition_root(relation));
-    ELSIF rowsignal.key_columns_v1(relation) IS NULL THEN
-        RAISE EXCEPTION USING ERRCODE = 'RS001', MESSAGE = format(
-            '%s has no primary key, so its rows can not be told apart: add one, then install.', relation);
-    ELSIF (settings ->> 'log')::boolean IS NOT TRUE AND (settings ->> 'always')::boolean IS NOT TRUE
-      AND NOT (has_function_privilege('public', 'pg_catalog.pg_try_advisory_lock(integer, integer)', 'EXECUTE')
-          AND has_function_privilege('public', 'pg_catalog.pg_advisory_unlock(integer, integer)', 'EXECUTE')) THEN
-        RAISE EXCEPTION USING ERRCODE = 'RS001', MESSAGE = format(
+    elsif rowsignal.key_columns_v2(relation) is null then
+        raise exception using errcode = 'RS001', message = format(
+            '%s has no primary key, so its rows cannot be told apart: add one, then install.', relation);
+    elsif (settings ->> 'log')::boolean is not true and (settings ->> 'always')::boolean is not true
+      and not (has_function_privilege('public', 'pg_catalog.pg_try_advisory_lock(integer, integer)', 'EXECUTE')
+          and has_function_privilege('public', 'pg_catalog.pg_advisory_unlock(integer, integer)', 'EXECUTE')) then
+        raise exception using errcode = 'RS001', message = format(
             'Writers of %s may not call pg_try_advisory_lock and pg_advisory_unlock, so every write would fail: '
             'GRANT EXECUTE on both (integer, integer) TO PUBLIC, then install.', relation);
-    END IF;
-    FOR name IN SELECT jsonb_array_elements_text(
+    end if;
+    for name in select jsonb_array_elements_text(
         coalesce(settings -> 'columns', '[]') || coalesce(settings -> 'exclude', '[]') || coalesce(settings -> 'filter', '[]'))
-    LOOP
-        IF NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = relation AND a.attname = name
-                       AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> 'v') THEN
-            RAISE EXCEPTION USING ERRCODE = 'RS001', MESSAGE = format(
-                '%s stores no column %I, so it can not be watched for it.', relation, name);
-        END IF;
-    END LOOP;
-END
+    loop
+        if not exists (select from pg_attribute as a where a.attrelid = relation and a.attname = name
+                       and a.attnum > 0 and not a.attisdropped and a.attgenerated <> 'v') then
+            raise exception using errcode = 'RS001', message = format(
+                '%s stores no column %I, so it cannot be watched for it.', relation, name);
+        end if;
+    end loop;
+end
 $rowsignal$;
 
 -- :: token
 -- The name by which hints call a table: given once, kept by its triggers through renames, dumps and
 -- re-installation.
-CREATE OR REPLACE FUNCTION rowsignal.token_v1(relation oid) RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-AS $rowsignal$
-    SELECT coalesce(
-        (SELECT min((rowsignal.trigger_arguments_v1(t.tgargs))[1])
-         FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
-         WHERE t.tgrelid = relation AND p.pronamespace = 'rowsignal'::regnamespace),
-        (SELECT format('%s.%s@%s', n.nspname, c.relname, c.oid)
-         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation))
+create or replace function rowsignal.token_v2(relation oid) returns text
+language sql stable set search_path = pg_catalog, pg_temp
+as $rowsignal$
+    select coalesce(
+        (select min((rowsignal.trigger_arguments_v2(t.tgargs))[1])
+         from pg_trigger as t join pg_proc as p on p.oid = t.tgfoid
+         where t.tgrelid = relation and p.pronamespace = 'rowsignal'::regnamespace),
+        (select format('%s.%s@%s', n.nspname, c.relname, c.oid)
+         from pg_class as c join pg_namespace as n on n.oid = c.relnamespace where c.oid = relation))
 $rowsignal$;
 
 -- :: shape
 -- A digest of the columns that a function was made for.
-CREATE OR REPLACE FUNCTION rowsignal.shape_v1(relation oid) RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp
-AS $rowsignal$
-    SELECT md5(string_agg(concat(a.attname, ' ', t.typname, a.atttypmod), ',' ORDER BY a.attnum))
-    FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
-    WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped
+create or replace function rowsignal.shape_v2(relation oid) returns text
+language sql stable set search_path = pg_catalog, pg_temp
+as $rowsignal$
+    select md5(string_agg(concat(a.attname, ' ', t.typname, a.atttypmod), ',' order by a.attnum))
+    from pg_attribute as a join pg_type as t on t.oid = a.atttypid
+    where a.attrelid = relation and a.attnum > 0 and not a.attisdropped
 $rowsignal$;
 
 -- :: hint triggers
 -- Partitions get the row trigger from their root, as clones; TRUNCATE's has to be made on each.
-CREATE OR REPLACE FUNCTION rowsignal.hint_triggers_v1(
+create or replace function rowsignal.hint_triggers_v2(
     relation regclass, is_partition boolean, token text, settings jsonb, key_columns text[])
-RETURNS TABLE (trigger text, definition text)
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
-AS $rowsignal$
-DECLARE
-    bucket bigint := hashtextextended(token, 0) & 127;
-    arguments text := rowsignal.literals_v1(ARRAY[token, bucket::text, settings::text] || key_columns);
-    asked text := CASE WHEN (settings ->> 'always')::boolean IS TRUE THEN '' ELSE format('WHEN (NOT '
-        '(pg_catalog.pg_try_advisory_lock(1919907699, %1$s) AND pg_catalog.pg_advisory_unlock(1919907699, %1$s))) ',
-        bucket) END;
-BEGIN
-    IF NOT is_partition THEN
-        RETURN QUERY SELECT 'rowsignal_hint', format(
-            'AFTER INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW %sEXECUTE FUNCTION rowsignal.capture_hint_v1(%s)',
-            relation, asked, arguments);
-    END IF;
-    RETURN QUERY SELECT 'rowsignal_hint_truncate', format(
-        'AFTER TRUNCATE ON %s FOR EACH STATEMENT %sEXECUTE FUNCTION rowsignal.capture_hint_v1(%s)',
-        relation, asked, arguments);
-END
+returns table (trigger text, definition text)
+language plpgsql stable set search_path = pg_catalog, pg_temp
+as $rowsignal$
+declare
+    bucket constant bigint := hashtextextended(token, 0) & 127;
+    arguments constant text := rowsignal.literals_v2(array[token, bucket::text, settings::text] || key_columns);
+    asked constant text := case when (settings ->> 'always')::boolean is true then '' else concat('when (not '
+        '(pg_catalog.pg_try_advisory_lock(1919907699, ', bucket, ') and '
+        'pg_catalog.pg_advisory_unlock(1919907699, ', bucket, '))) ') end;
+begin
+    if not is_partition then
+        trigger := 'rowsignal_hint';
+        definition := concat('after insert or update or delete on ', relation, ' for each row ', asked,
+            'execute function rowsignal.capture_hint_v2(', arguments, ')');
+        return next;
+    end if;
+    trigger := 'rowsignal_hint_truncate';
+    definition := concat('after truncate on ', relation, ' for each statement ', asked,
+        'execute function rowsignal.capture_hint_v2(', arguments, ')');
+    return next;
+end
 $rowsignal$;
 
-CREATE OR REPLACE FUNCTION rowsignal.literals_v1(parts text[]) RETURNS text
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp
-AS $rowsignal$
-    SELECT string_agg(quote_literal(part), ', ' ORDER BY place) FROM unnest(parts) WITH ORDINALITY AS p(part, place)
+create or replace function rowsignal.literals_v2(parts text[]) returns text
+language sql immutable set search_path = pg_catalog, pg_temp
+as $rowsignal$
+    select string_agg(quote_literal(part), ', ' order by place) from unnest(parts) with ordinality as p(part, place)
 $rowsignal$;
 
 -- :: log triggers
 -- A statement on the root fires the root's, one on a partition the partition's: each has them all.
-CREATE OR REPLACE FUNCTION rowsignal.log_triggers_v1(
+create or replace function rowsignal.log_triggers_v2(
     relation regclass, token text, settings jsonb, key_columns text[])
-RETURNS TABLE (trigger text, definition text)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
-AS $rowsignal$
-DECLARE
-    arguments text := rowsignal.literals_v1(ARRAY[token, '1000',
-        (settings || jsonb_build_object('shape', rowsignal.shape_v1(relation)))::text] || key_columns);
+returns table (trigger text, definition text)
+language plpgsql set search_path = pg_catalog, pg_temp
+as $rowsignal$
+declare
+    arguments constant text := rowsignal.literals_v2(array[token, '1000',
+        (settings || jsonb_build_object('shape', rowsignal.shape_v2(relation)))::text] || key_columns);
     event record;
-BEGIN
-    FOR event IN SELECT * FROM (VALUES
-        ('insert', 'REFERENCING NEW TABLE AS new_rows'),
-        ('update', 'REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows'),
-        ('delete', 'REFERENCING OLD TABLE AS old_rows')) AS events(name, tables)
-    LOOP
-        trigger := 'rowsignal_log_' || event.name;
-        definition := format('AFTER %s ON %s %s FOR EACH STATEMENT EXECUTE FUNCTION rowsignal.%I(%s)',
-            upper(event.name), relation, event.tables,
-            rowsignal.make_log_function_v1(relation, event.name, settings, key_columns), arguments);
-        RETURN NEXT;
-    END LOOP;
+begin
+    for event in select * from (values
+        ('insert', 'referencing new table as new_rows'),
+        ('update', 'referencing old table as old_rows new table as new_rows'),
+        ('delete', 'referencing old table as old_rows')) as events(name, tables)
+    loop
+        trigger := concat('rowsignal_log_', event.name);
+        definition := concat('after ', event.name, ' on ', relation, ' ', event.tables,
+            ' for each statement execute function rowsignal.',
+            quote_ident(rowsignal.make_log_function_v2(relation, event.name, settings, key_columns)),
+            '(', arguments, ')');
+        return next;
+    end loop;
     trigger := 'rowsignal_log_truncate';
-    definition := format('AFTER TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION '
-        'rowsignal.capture_log_truncate_v1(%s)', relation, arguments);
-    RETURN NEXT;
-END
+    definition := concat('after truncate on ', relation,
+        ' for each statement execute function rowsignal.capture_log_truncate_v2(', arguments, ')');
+    return next;
+end
 $rowsignal$;
 
 -- :: triggers wanted
 -- The triggers that a relation should carry, as text for CREATE TRIGGER.
-CREATE OR REPLACE FUNCTION rowsignal.wanted_triggers_v1(
+create or replace function rowsignal.wanted_triggers_v2(
     relation regclass, is_partition boolean, token text, settings jsonb, key_columns text[])
-RETURNS TABLE (trigger text, definition text)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
-AS $rowsignal$
-BEGIN
-    IF (settings ->> 'log')::boolean IS TRUE THEN
-        RETURN QUERY SELECT * FROM rowsignal.log_triggers_v1(relation, token, settings, key_columns);
-    ELSE
-        RETURN QUERY SELECT * FROM rowsignal.hint_triggers_v1(
+returns table (trigger text, definition text)
+language plpgsql set search_path = pg_catalog, pg_temp
+as $rowsignal$
+begin
+    if (settings ->> 'log')::boolean is true then
+        return query select * from rowsignal.log_triggers_v2(relation, token, settings, key_columns);
+    else
+        return query select * from rowsignal.hint_triggers_v2(
             relation, is_partition, token, settings, key_columns);
-    END IF;
-END
+    end if;
+end
 $rowsignal$;
 
 -- :: drop
 -- Drop our triggers of one relation but those to keep; clones go with the trigger of their root.
-CREATE OR REPLACE FUNCTION rowsignal.drop_triggers_v1(relation regclass, keep text[]) RETURNS bigint
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
-AS $rowsignal$
-DECLARE
+create or replace function rowsignal.drop_triggers_v2(relation regclass, keep text[]) returns bigint
+language plpgsql set search_path = pg_catalog, pg_temp
+as $rowsignal$
+declare
     name text;
     dropped bigint := 0;
-BEGIN
-    FOR name IN
-        SELECT t.tgname FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
-        WHERE t.tgrelid = relation AND t.tgparentid = 0 AND t.tgname <> ALL (keep)
-          AND p.pronamespace = 'rowsignal'::regnamespace
-    LOOP
-        EXECUTE format('DROP TRIGGER %I ON %s', name, relation);
+begin
+    for name in
+        select t.tgname from pg_trigger as t join pg_proc as p on p.oid = t.tgfoid
+        where t.tgrelid = relation and t.tgparentid = 0 and t.tgname <> all (keep)
+          and p.pronamespace = 'rowsignal'::regnamespace
+    loop
+        execute concat('drop trigger ', quote_ident(name), ' on ', relation);
         dropped := dropped + 1;
-    END LOOP;
-    RETURN dropped;
-END
+    end loop;
+    return dropped;
+end
 $rowsignal$;
 
 -- :: sweep
--- Drop the functions that no table uses any more.
-CREATE OR REPLACE FUNCTION rowsignal.sweep_v1() RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
-AS $rowsignal$
-DECLARE
+-- Drop the generated functions, and those of earlier versions, that no table uses any more.
+create or replace function rowsignal.sweep_v2() returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+as $rowsignal$
+declare
     name text;
-BEGIN
-    FOR name IN
-        SELECT p.proname FROM pg_proc p
-        WHERE p.pronamespace = 'rowsignal'::regnamespace AND p.proname ~ '^capture_log_[a-z]+_v\d+_[0-9a-f]{12}$'
-          AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgfoid = p.oid)
-    LOOP
-        EXECUTE format('DROP FUNCTION rowsignal.%I()', name);
-    END LOOP;
-END
+begin
+    for name in
+        select p.proname from pg_proc as p
+        where p.pronamespace = 'rowsignal'::regnamespace
+          and p.proname ~ '^capture_(log_[a-z]+_v[0-9]+_[0-9a-f]{12,32}|(hint|log_truncate)_v1)$'
+          and not exists (select from pg_trigger as t where t.tgfoid = p.oid)
+    loop
+        execute concat('drop function rowsignal.', quote_ident(name), '()');
+    end loop;
+end
 $rowsignal$;
 
 -- :: install
 -- Give one table and everything beneath it the triggers that its settings ask for, and take away
 -- those of ours that they do not. Returns the table's token.
-CREATE OR REPLACE FUNCTION rowsignal.install_v1(relation regclass, settings jsonb DEFAULT '{}') RETURNS text
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
-AS $rowsignal$
-DECLARE
+create or replace function rowsignal.install_v2(relation regclass, settings jsonb default '{}') returns text
+language plpgsql set search_path = pg_catalog, pg_temp
+as $rowsignal$
+declare
     member record;
     wanted record;
     names text[];
     is_always boolean;
-    token text := rowsignal.token_v1(relation);
-    key_columns text[] := rowsignal.key_columns_v1(relation);
-BEGIN
-    PERFORM pg_advisory_xact_lock(8246779703540740722);
-    PERFORM rowsignal.check_table_v1(relation, settings);
-    FOR member IN SELECT f.relation::regclass AS name, f.is_partition FROM rowsignal.family_v1(relation) f LOOP
-        token := CASE WHEN member.is_partition THEN token ELSE rowsignal.token_v1(member.name) END;
+    token text := rowsignal.token_v2(relation);
+    key_columns text[] := rowsignal.key_columns_v2(relation);
+begin
+    lock table rowsignal.migration in share row exclusive mode;
+    perform rowsignal.check_table_v2(relation, settings);
+    for member in select f.relation::regclass as name, f.is_partition from rowsignal.family_v2(relation) as f loop
+        token := case when member.is_partition then token else rowsignal.token_v2(member.name) end;
         names := '{}';
-        FOR wanted IN
-            SELECT * FROM rowsignal.wanted_triggers_v1(
+        for wanted in
+            select * from rowsignal.wanted_triggers_v2(
                 member.name, member.is_partition, token, settings, key_columns)
-        LOOP
-            is_always := EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = member.name
-                                 AND t.tgname = wanted.trigger AND t.tgenabled = 'A');
-            EXECUTE format('CREATE OR REPLACE TRIGGER %I %s', wanted.trigger, wanted.definition);
-            IF is_always THEN
-                -- somebody wants it for rows that replication applies; replacing forgets that
-                EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', member.name, wanted.trigger);
-            END IF;
+        loop
+            is_always := exists (select from pg_trigger as t where t.tgrelid = member.name
+                                 and t.tgname = wanted.trigger and t.tgenabled = 'A');
+            execute concat('create or replace trigger ', quote_ident(wanted.trigger), ' ', wanted.definition);
+            if is_always then
+                -- enabled for rows that replication applies; replacing the trigger forgets that
+                execute concat('alter table ', member.name, ' enable always trigger ', quote_ident(wanted.trigger));
+            end if;
             names := names || wanted.trigger;
-        END LOOP;
-        PERFORM rowsignal.drop_triggers_v1(member.name, names);
-    END LOOP;
-    PERFORM rowsignal.sweep_v1();
-    RETURN rowsignal.token_v1(relation);
-END
+        end loop;
+        perform rowsignal.drop_triggers_v2(member.name, names);
+    end loop;
+    perform rowsignal.sweep_v2();
+    return rowsignal.token_v2(relation);
+end
 $rowsignal$;
 
 -- :: uninstall
 -- Take our triggers from one table and everything beneath it; returns how many there were.
-CREATE OR REPLACE FUNCTION rowsignal.uninstall_v1(relation regclass) RETURNS bigint
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
-AS $rowsignal$
-DECLARE
+create or replace function rowsignal.uninstall_v2(relation regclass) returns bigint
+language plpgsql set search_path = pg_catalog, pg_temp
+as $rowsignal$
+declare
     dropped bigint;
-BEGIN
-    PERFORM pg_advisory_xact_lock(8246779703540740722);
-    SELECT coalesce(sum(rowsignal.drop_triggers_v1(f.relation, '{}')), 0) INTO dropped
-    FROM rowsignal.family_v1(relation) f;
-    PERFORM rowsignal.sweep_v1();
-    RETURN dropped;
-END
+begin
+    lock table rowsignal.migration in share row exclusive mode;
+    select coalesce(sum(rowsignal.drop_triggers_v2(f.relation, '{}')), 0) into dropped
+    from rowsignal.family_v2(relation) as f;
+    perform rowsignal.sweep_v2();
+    return dropped;
+end
 $rowsignal$;
 
--- :: closed to others
-REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA rowsignal FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION rowsignal.key_v1(record), rowsignal.named_key_v1(json, text[]) TO PUBLIC;
+-- :: names of 0.1.0
+-- Called by migrations that were written with it.
+create or replace function rowsignal.install_v1(relation regclass, settings jsonb default '{}') returns text
+language sql set search_path = pg_catalog, pg_temp
+as $rowsignal$
+    select rowsignal.install_v2(install_v1.relation, install_v1.settings)
+$rowsignal$;
+
+create or replace function rowsignal.uninstall_v1(relation regclass) returns bigint
+language sql set search_path = pg_catalog, pg_temp
+as $rowsignal$
+    select rowsignal.uninstall_v2(uninstall_v1.relation)
+$rowsignal$;

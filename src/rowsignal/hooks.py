@@ -1,4 +1,4 @@
-"""Callbacks for other code: what a listener, a dispatcher or a stream does, as it happens."""
+"""Hooks: what a listener, a dispatcher, a stream or the service reports as it happens."""
 
 import logging
 from functools import partial
@@ -10,7 +10,7 @@ logger = logging.getLogger("rowsignal.hooks")
 class Hooks:
     """Receives events. Methods return at once; what one raises is logged, and the rest goes on.
 
-    `table` is `schema.name`. Inherit from it and override what you need.
+    `table` is `schema.name`. Inherit from it and override what is of interest.
     """
 
     def connected(self, *, epoch: int) -> None:

@@ -45,4 +45,4 @@ def test_the_page_can_be_followed_word_for_word(tmp_path: Path, database_url: st
         elif not block["text"].startswith("autogenerate_plugins"):
             assert printed == block["text"]
     assert any("wait.py" in commands for commands in ran)
-    assert "install_v1" in (tmp_path / "upgrade.sql").read_text()
+    assert "install_v2" in (tmp_path / "upgrade.sql").read_text()

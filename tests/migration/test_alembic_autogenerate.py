@@ -12,7 +12,7 @@ from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, tex
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import DeclarativeBase
 
-from rowsignal.orm.manager import AsyncDatabaseManager
+from rowsignal.orm.manager.manager import AsyncDatabaseManager
 from rowsignal.triggers import install_triggers, trigger_status, watched
 from support.migration_projects import Project
 
@@ -109,8 +109,8 @@ async def database(tmp_path: Path, database_url: str) -> AsyncIterator[Database]
     await manager.dispose()
 
 
-INSTALL = "op.install_row_triggers('orders', columns=['status'], version=1)"
-UNINSTALL = "op.uninstall_row_triggers('orders', columns=['status'], version=1)"
+INSTALL = "op.install_row_triggers('orders', columns=['status'], version=2)"
+UNINSTALL = "op.uninstall_row_triggers('orders', columns=['status'], version=2)"
 
 
 async def test_a_new_table_and_its_triggers_come_in_one_revision(database):
@@ -143,7 +143,7 @@ async def test_changed_settings_replace_the_triggers_and_the_downgrade_restores_
     await database.migrate(models(columns=["status"]))
     before = await database.definitions()
     upgrade, downgrade = await database.migrate(models(log=True, exclude=["status"]))
-    assert upgrade == ["op.install_row_triggers('orders', log=True, exclude=['status'], version=1)"]
+    assert upgrade == ["op.install_row_triggers('orders', log=True, exclude=['status'], version=2)"]
     assert downgrade == [INSTALL]
     await database.manager.downgrade()
     assert await database.definitions() == before
@@ -159,7 +159,7 @@ async def test_changed_settings_replace_the_triggers_and_the_downgrade_restores_
         "alter trigger rowsignal_hint on orders rename to mine",
         """
         create or replace trigger rowsignal_hint after insert on orders for each row
-        execute function rowsignal.capture_hint_v1('x', '1', '{}', 'id')
+        execute function rowsignal.capture_hint_v2('x', '1', '{}', 'id')
         """,
     ],
 )
@@ -180,7 +180,7 @@ async def test_a_function_that_was_edited_by_hand_is_restored_by_a_revision(data
     await database.migrate(declared)
     await database.execute(
         """
-        create or replace function rowsignal.capture_hint_v1() returns trigger
+        create or replace function rowsignal.capture_hint_v2() returns trigger
         language plpgsql as $$ begin return null; end $$
         """
     )
@@ -205,7 +205,7 @@ async def test_triggers_of_an_older_form_are_replaced_and_restored_in_that_form(
     assert "capture_hint_v0" in before[0]
     upgrade, downgrade = await database.migrate(declared)
     assert upgrade == [INSTALL]
-    assert downgrade == [INSTALL.replace("version=1", "version=0")]
+    assert downgrade == [INSTALL.replace("version=2", "version=0")]
     await database.manager.downgrade()
     assert await database.definitions() == before
 
@@ -219,7 +219,7 @@ OLDER_FORM = (
     """
     create function rowsignal.install_v0(relation regclass, settings jsonb) returns void
     language plpgsql as $$ begin
-        perform rowsignal.drop_triggers_v1(relation, '{}');
+        perform rowsignal.drop_triggers_v2(relation, '{}');
         execute format('create trigger rowsignal_hint after insert on %s for each row
             execute function rowsignal.capture_hint_v0(%L, %L, %L, %L)',
             relation, 'token', '1', settings, 'id');
@@ -282,7 +282,7 @@ async def test_tables_of_other_schemas_are_compared_and_ours_is_left_alone(datab
     await database.execute(f'create schema if not exists "{schema}"')
     declared = models(schema=schema, log=True)
     upgrade, downgrade = await database.migrate(declared, include_schemas=True)
-    call = f"('orders', schema='{schema}', log=True, version=1)"
+    call = f"('orders', schema='{schema}', log=True, version=2)"
     assert upgrade[-1] == f"op.install_row_triggers{call}"
     assert downgrade[0] == f"op.uninstall_row_triggers{call}"
     assert await database.lines(declared, include_schemas=True) == ([], [])
@@ -296,7 +296,7 @@ async def test_several_metadata_are_compared_together(database):
     upgrade, _ = await database.migrate(*both)
     assert [line for line in upgrade if "row_triggers" in line] == [
         INSTALL,
-        "op.install_row_triggers('items', log=True, version=1)",
+        "op.install_row_triggers('items', log=True, version=2)",
     ]
     assert await database.lines(*both) == ([], [])
 
@@ -308,7 +308,7 @@ async def test_batch_rendering_leaves_trigger_operations_as_they_are(database):
     )
     code = render_python_code(script.upgrade_ops, render_as_batch=True)
     assert "with op.batch_alter_table('orders'" in code
-    assert "\nop.install_row_triggers('orders', columns=['note'], version=1)" in code.replace(
+    assert "\nop.install_row_triggers('orders', columns=['note'], version=2)" in code.replace(
         "    ", ""
     )
     await database.migrate(models("status", "note", columns=["note"]), render_as_batch=True)
@@ -342,10 +342,10 @@ async def test_a_partitioned_table_and_its_later_partitions_are_compared_as_one(
     metadata = models(name="parts", always=True)
     excluded = excluding("parts_1", "parts_2", "status")
     upgrade, _ = await database.migrate(metadata, **excluded)
-    assert upgrade == ["op.install_row_triggers('parts', always=True, version=1)"]
+    assert upgrade == ["op.install_row_triggers('parts', always=True, version=2)"]
     await database.execute("create table parts_2 partition of parts for values from (10) to (20)")
     upgrade, _ = await database.migrate(metadata, **excluded)
-    assert upgrade == ["op.install_row_triggers('parts', always=True, version=1)"]
+    assert upgrade == ["op.install_row_triggers('parts', always=True, version=2)"]
     assert await database.lines(metadata, **excluded) == ([], [])
 
 

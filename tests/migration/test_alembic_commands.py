@@ -82,7 +82,7 @@ def config(
 async def test_revision_upgrade_check_and_downgrade_know_triggers(config, engine: AsyncEngine):
     await run(command.revision, config, "orders", autogenerate=True, rev_id="r1")
     source = await asyncio.to_thread(source_of, config, "r1_orders.py")
-    assert "op.install_row_triggers('orders', log=True, columns=['status'], version=1)" in source
+    assert "op.install_row_triggers('orders', log=True, columns=['status'], version=2)" in source
     assert "op.uninstall_row_triggers('orders', log=True" in source
     with pytest.raises(Exception, match="not up to date"):
         await run(command.check, config)
@@ -97,4 +97,4 @@ async def test_revision_upgrade_check_and_downgrade_know_triggers(config, engine
     await run(command.upgrade, config, "head")
     await run(command.check, config)
     await run(command.upgrade, config, "head", sql=True)
-    assert "install_v1" in config.output_buffer.getvalue()
+    assert "install_v2" in config.output_buffer.getvalue()

@@ -25,7 +25,7 @@ from rowsignal.alembic_plugin.operations import (
 )
 from rowsignal.embedded.programs import find_bin_dir
 from rowsignal.exceptions import LockTimeoutError, TriggerInstallError
-from rowsignal.orm.manager import AsyncDatabaseManager
+from rowsignal.orm.manager.manager import AsyncDatabaseManager
 from rowsignal.postgres import statements
 from rowsignal.triggers.settings import TriggerSettings
 from support.migration_projects import Project
@@ -66,17 +66,17 @@ def project(tmp_path: Path) -> Project:
     project.add(
         "b2",
         "a1",
-        'op.install_row_triggers("orders", version=1)',
-        'op.uninstall_row_triggers("orders", version=1)',
+        'op.install_row_triggers("orders", version=2)',
+        'op.uninstall_row_triggers("orders", version=2)',
     )
     project.add(
         "c3",
         "b2",
-        'op.install_row_triggers("orders", columns=["status"], version=1)',
-        'op.install_row_triggers("orders", version=1)',
+        'op.install_row_triggers("orders", columns=["status"], version=2)',
+        'op.install_row_triggers("orders", version=2)',
     )
     project.add("d4", "c3", CREATE_MIXED_CASE, DROP_MIXED_CASE)
-    mixed = """'Order "Lines"', schema="Sales", always=True, version=1"""
+    mixed = """'Order "Lines"', schema="Sales", always=True, version=2"""
     project.add(
         "e5", "d4", f"op.install_row_triggers({mixed})", f"op.uninstall_row_triggers({mixed})"
     )
@@ -147,7 +147,7 @@ async def test_a_busy_table_makes_the_migration_fail_clearly_instead_of_queueing
 
 
 def test_new_revisions_ask_for_the_newest_form_of_the_triggers():
-    forms = re.findall(r"FUNCTION rowsignal\.install_v(\d+)", statements.read("triggers.sql"))
+    forms = re.findall(r"function rowsignal\.install_v(\d+)", statements.read("triggers.sql"))
     assert max(map(int, forms)) == VERSION
 
 
@@ -206,7 +206,7 @@ async def test_a_script_makes_the_schema_once_and_minds_no_schema_that_is_there(
     project, manager, database_url
 ):
     sql = script(project, "head", database_url)
-    assert sql.count("CREATE SCHEMA IF NOT EXISTS rowsignal") == 1
+    assert sql.count("create schema rowsignal;") == 1
     await manager.upgrade("b2")
     await run_with_psql(script(project, "b2:e5", database_url), database_url)
     assert len({table for table, _, _ in await triggers(manager.engine)}) == 2
@@ -219,12 +219,12 @@ def rendered(*operations: InstallRowTriggersOp | UninstallRowTriggersOp, batch: 
 @pytest.mark.parametrize("batch", [False, True])
 def test_operations_render_as_calls_with_every_argument_frozen(batch):
     settings = TriggerSettings(columns=("status",), log=True, notify=False)
-    install = InstallRowTriggersOp("orders", "sales", settings, 1)
-    call = "orders', schema='sales', log=True, columns=['status'], notify=False, version=1)"
+    install = InstallRowTriggersOp("orders", "sales", settings, 2)
+    call = "orders', schema='sales', log=True, columns=['status'], notify=False, version=2)"
     assert f"op.install_row_triggers('{call}" in rendered(install, batch=batch)
     assert f"op.uninstall_row_triggers('{call}" in rendered(install.reverse(), batch=batch)
-    assert "orders', version=1)" in rendered(
-        UninstallRowTriggersOp("orders", None, TriggerSettings(), 1), batch=batch
+    assert "orders', version=2)" in rendered(
+        UninstallRowTriggersOp("orders", None, TriggerSettings(), 2), batch=batch
     )
 
 
@@ -236,7 +236,7 @@ def test_reversing_twice_is_the_same_operation():
     assert back.settings == TriggerSettings(always=True)
     assert back.reverse().settings == TriggerSettings(log=True)
     assert (
-        UninstallRowTriggersOp("orders", None, TriggerSettings(), 1).reverse().reverse().table_name
+        UninstallRowTriggersOp("orders", None, TriggerSettings(), 2).reverse().reverse().table_name
         == "orders"
     )
 

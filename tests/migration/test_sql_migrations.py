@@ -17,7 +17,8 @@ OBJECTS = """
          WHERE classid = 'pg_proc'::regclass AND p.oid = objid),
         (SELECT string_agg(concat(attname, atttypid::regtype, attnotnull), ',' ORDER BY attnum)
          FROM pg_attribute a
-         WHERE classid = 'pg_class'::regclass AND a.attrelid = objid AND attnum > 0),
+         WHERE classid = 'pg_class'::regclass AND a.attrelid = objid AND attnum > 0
+           AND NOT attisdropped),
         (SELECT relacl FROM pg_class c WHERE classid = 'pg_class'::regclass AND c.oid = objid)))
     FROM pg_depend
     WHERE refclassid = 'pg_namespace'::regclass AND refobjid = to_regnamespace('rowsignal')

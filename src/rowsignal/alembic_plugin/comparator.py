@@ -16,6 +16,7 @@ from rowsignal.alembic_plugin.operations import (
     UninstallRowTriggersOp,
 )
 from rowsignal.exceptions import MigrationError
+from rowsignal.postgres.schema import problems
 from rowsignal.triggers.catalog import TableFacts, read_facts
 from rowsignal.triggers.health import TriggerState, judge
 from rowsignal.triggers.settings import INFO, TableName, TriggerSettings, targets_of
@@ -88,12 +89,15 @@ class Comparison:
         self.context = context
         self.upgrade_ops = upgrade_ops
         self.schemas = schemas
+        self.problems: list[str] = []
 
     def run(self) -> None:
         """Compare every declared table, then every other that carries triggers."""
         wanted = list(self._wanted())
         names = [each.name for each in wanted]
-        facts = read_facts(_required(self.context.connection), names, with_strays=True)
+        connection = _required(self.context.connection)
+        self.problems = problems(connection)
+        facts = read_facts(connection, names, with_strays=True)
         for each, there in zip(wanted, facts, strict=False):
             if self.context.run_object_filters(each.table, each.table.name, "table", False, None):
                 self._compare(each, there)
@@ -113,7 +117,7 @@ class Comparison:
 
     def _compare(self, wanted: Wanted, facts: TableFacts) -> None:
         found = Found.of(facts, wanted.settings)
-        status = judge(facts, wanted.settings, is_orphan=False)
+        status = judge(facts, wanted.settings, is_orphan=False, schema_problems=self.problems)
         is_right = status.state is TriggerState.INSTALLED
         if found is None:
             self._install(wanted)

@@ -10,17 +10,14 @@ from alembic.operations import MigrateOperation, Operations
 from rowsignal.identifiers import literal, qualify
 from rowsignal.postgres import schema as schema_of_ours
 from rowsignal.postgres.binds import Statement
-from rowsignal.triggers.catalog import read_facts
-from rowsignal.triggers.health import has_altered_function
 from rowsignal.triggers.installation import _guarded
 from rowsignal.triggers.settings import TriggerSettings, settings_of
 
 if TYPE_CHECKING:
     from alembic.runtime.migration import MigrationContext
-    from sqlalchemy import Connection
 
 LOCK_TIMEOUT = 3.0
-VERSION = 1  # the newest rowsignal.install_vN there is
+VERSION = 2  # the newest rowsignal.install_vN there is
 
 # migration contexts whose script creates the schema already
 _written: "WeakSet[MigrationContext]" = WeakSet()
@@ -159,14 +156,9 @@ def _run(operations: Operations, operation: RowTriggersOp, verb: str, *more: str
         return
     with _guarded(bind, operation.lock_timeout):
         schema_of_ours.apply(bind)
-        _repair_functions(bind, operation)
+        if schema_of_ours.problems(bind):
+            schema_of_ours.repair(bind)
         bind.execute(statement)
-
-
-def _repair_functions(bind: "Connection", operation: RowTriggersOp) -> None:
-    tables = read_facts(bind, [(operation.schema, operation.table_name)])
-    if any(has_altered_function(trigger) for table in tables for trigger in table.triggers):
-        schema_of_ours.repair(bind)
 
 
 def _write_schema(operations: Operations) -> None:

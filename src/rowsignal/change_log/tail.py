@@ -10,17 +10,18 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Literal
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from rowsignal.change_log.log import Batch, ChangeLog
+from rowsignal.change_log.batches import Batch
+from rowsignal.change_log.log import ChangeLog
 from rowsignal.change_log.pruning import keep_pruned
-from rowsignal.change_log.reader import TableName
 from rowsignal.change_log.subscription import LogSubscription
 from rowsignal.changes import Reset
+from rowsignal.identifiers import QualifiedName
 from rowsignal.listener import Listener
 from rowsignal.listener.pacing import Mode, Pace, Pacer
 from rowsignal.payload import LOG_BUCKET, LOG_CHANNEL
@@ -29,6 +30,7 @@ logger = logging.getLogger("rowsignal.log_tail")
 
 SLOWEST_POLL = 0.5
 LONGEST_PAUSE = 0.1  # between reads: a slow one says that the machine is busy, or the log
+HEAVY_SHARE = 0.1  # of more than a page: a table's subscribers then read alone
 EMPTY_PACE = 1.0  # how often subscribers hear that nothing has happened
 
 
@@ -52,7 +54,7 @@ class LogTail:
         self._pacer = Pacer(listener, self, self._pace)
         self._is_running = False
         self._subscribers: set[LogSubscription] = set()
-        self._tables: Counter[TableName] = Counter()
+        self._tables: Counter[QualifiedName] = Counter()
         self._lookers: list[tuple[asyncio.Future[str], LogSubscription | None]] = []
         self._starting = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
@@ -77,7 +79,7 @@ class LogTail:
 
     @asynccontextmanager
     async def subscribe(
-        self, tables: Iterable[TableName], *, after: str | None = None, limit: int = 10_000
+        self, tables: Iterable[QualifiedName], *, after: str | None = None, limit: int = 10_000
     ) -> AsyncIterator[LogSubscription]:
         """Read the changes of (schema, table) pairs, from a position on or from now.
 
@@ -232,14 +234,24 @@ class LogTail:
         return has_changed
 
     async def _read_all(self) -> bool:
-        tables = list(self._tables)
-        first = await self.log.read(self.position, tables=tables)
-        has_changed = self._publish(first)
-        if isinstance(first, Batch) and not first.is_complete:
-            async with aclosing(self.log.pages(self.position, tables=tables)) as pages:
-                async for item in pages:
-                    self._publish(item)
-        return has_changed
+        """Read what is there for all; subscribers of tables with too much read it alone.
+
+        So a huge transaction, or a flood into one table, delays no reader of another.
+        """
+        has_changed = False
+        while True:
+            tables = {name for it in self._subscribers for name in it.tables}
+            item = await self.log.glance(self.position, sorted(tables))
+            if not isinstance(item, Counter):
+                return self._publish(item) or has_changed
+            has_changed = True
+            self._let_lag(_heavy(item))
+
+    def _let_lag(self, tables: set[QualifiedName]) -> None:
+        for subscription in tuple(self._subscribers):
+            if not tables.isdisjoint(subscription.tables):
+                self.detach(subscription)
+                subscription.lag(self.position)
 
     def _publish(self, item: Batch | Reset) -> bool:
         self.position = item.position or self.position
@@ -250,3 +262,8 @@ class LogTail:
             for subscription in tuple(self._subscribers):
                 subscription.push(item)
         return has_changed
+
+
+def _heavy(counts: Counter[QualifiedName]) -> set[QualifiedName]:
+    """Return the tables that make up much of what was counted."""
+    return {name for name, count in counts.items() if count >= counts.total() * HEAVY_SHARE}

@@ -78,6 +78,8 @@ class TableWatch:
         capture = self.capture
         if capture is None or capture.kind != "hint" or not capture.is_notifying:
             return None
+        if not capture.has_plain_key:
+            return None
         return capture.key_columns
 
     @property

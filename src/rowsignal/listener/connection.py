@@ -8,12 +8,15 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 import asyncpg
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from rowsignal.payload import CHANNEL, LOG_CHANNEL
+from rowsignal.postgres.errors import sqlstate
 from rowsignal.postgres.statements import query
 
 Receive = Callable[[str, str], None]
+QUEUE_FULL = "54000"  # program_limit_exceeded, raised by the commit of a NOTIFY
 
 
 class Side(Protocol):
@@ -79,7 +82,12 @@ class Wire:
         statement, and drops the same from a connection that is idle.
         """
         self._canary.clear()
-        await side.run(self._send_canary, timeout=timeout)
+        try:
+            await side.run(self._send_canary, timeout=timeout)
+        except DBAPIError as error:
+            if sqlstate(error) == QUEUE_FULL:
+                raise CanaryError("PostgreSQL's notification queue is full") from error
+            raise
         try:
             async with asyncio.timeout(timeout):
                 await self._canary.wait()

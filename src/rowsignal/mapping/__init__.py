@@ -1,7 +1,14 @@
 """What a model maps to: rows, keys and columns, and the engine that a caller reads them with."""
 
 from rowsignal.mapping.keys import hashable, primary_key_of
-from rowsignal.mapping.shapes import KeyColumns, PrimaryKey, RowCriterion, RowQuery, RowShape
+from rowsignal.mapping.shapes import (
+    KeyColumns,
+    PrimaryKey,
+    RowCriterion,
+    RowQuery,
+    RowShape,
+    key_text,
+)
 from rowsignal.mapping.targets import (
     Source,
     Target,
@@ -25,6 +32,7 @@ __all__ = [
     "has_flushed",
     "hashable",
     "held_instance",
+    "key_text",
     "mapper_of",
     "primary_key_of",
 ]

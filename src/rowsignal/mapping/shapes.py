@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, repeat
 from typing import Any, Protocol
 
 from sqlalchemy import (
@@ -14,10 +15,10 @@ from sqlalchemy import (
     and_,
     bindparam,
     func,
+    literal_column,
     null,
     select,
 )
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import ColumnProperty, Mapper
 from sqlalchemy.sql.expression import ColumnElement, TableValuedAlias
 from sqlalchemy.types import TypeEngine
@@ -163,9 +164,17 @@ def _key(table: Table, names: Sequence[str] | None) -> ColumnElement[Any]:
     by_name = {column.name: column for column in table.columns}
     if names is None or not by_name.keys() >= set(names):
         return null()
-    # Cast to text: the driver would decode JSON, and lose the difference of 1.0 and 1.00.
-    key = func.rowsignal.key_v1(func.row(*(by_name[name] for name in names)))
-    return key.cast(postgresql.TEXT)
+    return key_text([by_name[name] for name in names])
+
+
+def key_text(values: Sequence[ColumnElement[Any]]) -> ColumnElement[str]:
+    """Return the expression for a key as hints carry it: the text of a JSON array."""
+    # Text: decoded by the driver, JSON would lose the difference of 1.0 and 1.00.
+    marks = chain(["'['"], repeat("','"))
+    parts: list[ColumnElement[Any]] = []
+    for mark, value in zip(marks, values, strict=False):
+        parts += literal_column(mark), func.rowsignal.key_value_v1(value)
+    return func.concat(*parts, literal_column("']'"))
 
 
 def _array(name: str, type_: TypeEngine[Any]) -> BindParameter[Any]:

@@ -5,33 +5,67 @@ from dataclasses import dataclass
 from typing import overload
 
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
-from rowsignal.exceptions import SchemaVersionError
+from rowsignal.exceptions import MissingRightError, SchemaVersionError
+from rowsignal.postgres import integrity
 from rowsignal.postgres.binds import AsyncBind, SyncBind, SyncConnection, execute, run_on
+from rowsignal.postgres.errors import sqlstate
+from rowsignal.postgres.ownership import check_owner
 from rowsignal.postgres.statements import migrations, query, read, split
 
 CURRENT = max(number for number, _ in migrations())
-LOCK_KEY = 8246779703540740722  # "rowsignal" in ASCII, as far as 64 bits go
+
+CREATED_MEANWHILE = {"23505", "42P06"}  # unique_violation, duplicate_schema
+
+# What the schema consists of, in the order of definition; all of it may be defined again.
+DEFINITION = (
+    "versions.sql",
+    "change_log.sql",
+    "retention.sql",
+    "values.sql",
+    "hint_capture.sql",
+    "triggers.sql",
+    "log_capture.sql",
+    "privileges.sql",
+)
 
 
 def version(connection: Connection) -> int:
-    """Return the version of the schema in this database, 0 where there is none."""
+    """Return the version of the schema in this database, 0 where there is none.
+
+    Raises `MissingRightError` when the current role may not read it.
+    """
     # Not by to_regclass: it may answer from a cache that is older than the statement.
-    if not connection.scalar(text(query("has_schema"))):
+    may_read = connection.scalar(text(query("has_schema")))
+    if may_read is None:
         return 0
-    return connection.scalar(text("SELECT coalesce(max(version), 0) FROM rowsignal.migration")) or 0
+    if not may_read:
+        raise MissingRightError(
+            "The current role may not read rowsignal.migration, as every role should; the owner"
+            " of schema rowsignal mends that by installing triggers again."
+        )
+    return connection.scalar(text(query("schema_version"))) or 0
 
 
 def apply(connection: SyncConnection) -> list[str]:
     """Bring the schema to this library's version; return the names of the migrations applied.
 
     Runs in the caller's transaction and is safe to call from many processes at once. Raises
-    `SchemaVersionError` when the database is newer than the library. An offline connection gets
-    the script for an empty database.
+    `SchemaVersionError` when the database is newer than the library, and `SchemaOwnerError` when
+    the schema belongs to a role that the current one does not trust. An offline connection gets
+    the script of all migrations, which brings any older version up to date.
     """
     if not isinstance(connection, Connection):
-        return _run(connection, 0)
-    if (found := version(connection)) < CURRENT:
+        _execute(connection, "schema.sql")
+        return _upgrade(connection, 0)
+    check_owner(connection)
+    found = version(connection)
+    if found == CURRENT:
+        return []
+    if found == 0 and (found := _begin(connection)) == 0:
+        return _create(connection)
+    if found < CURRENT:
         take_lock(connection)
         found = version(connection)
     if found > CURRENT:
@@ -39,23 +73,26 @@ def apply(connection: SyncConnection) -> list[str]:
             f"Schema rowsignal is at version {found}, this library knows {CURRENT}:"
             " upgrade rowsignal."
         )
-    return _run(connection, found)
+    return _upgrade(connection, found)
+
+
+def problems(connection: Connection) -> list[str]:
+    """Return what was changed by hand, a sentence each; of another version nothing is said."""
+    return integrity.problems(connection, DEFINITION) if version(connection) == CURRENT else []
 
 
 def repair(connection: Connection) -> None:
-    """Define everything of the current version again: functions that were changed by hand."""
-    _run(connection, 0)
+    """Define everything of the current version again: functions and rights that were changed."""
+    _define(connection)
 
 
 def take_lock(connection: Connection) -> None:
-    """Wait for the turn to change our objects; it ends with the transaction.
+    """Lock our objects against other installations until the transaction ends.
 
-    Asks again and again instead of queueing: a blocked `pg_advisory_xact_lock` would hold a
-    snapshot, and with it back every CREATE INDEX CONCURRENTLY of the database.
+    Waits as long as `lock_timeout` allows. A lock on a table of ours: unlike an advisory lock, no
+    other role can take it.
     """
-    ask = text("SELECT pg_try_advisory_xact_lock(:key) OR pg_sleep(0.02) IS NULL")
-    while not connection.scalar(ask, {"key": LOCK_KEY}):
-        pass
+    connection.execute(text(query("installation_lock")))
 
 
 def migrate(connection: Connection, target: int = CURRENT) -> list[str]:
@@ -63,12 +100,16 @@ def migrate(connection: Connection, target: int = CURRENT) -> list[str]:
 
     Down takes away what later versions brought, with its data. Runs in the caller's transaction.
     """
-    take_lock(connection)
-    found = version(connection)
+    check_owner(connection)
+    found = version(connection) or _begin(connection)
+    if found:
+        take_lock(connection)
+        found = version(connection)
     down = [(number, name) for number, name in reversed(migrations()) if found >= number > target]
     for number, name in down:
         _execute(connection, f"migrations/{number:04}_{name}.down.sql")
-    return [name for _, name in down] or _run(connection, found, target)
+        _upgrade(connection, 0, number - 1)  # functions that this version had replaced
+    return [name for _, name in down] or _upgrade(connection, found, target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +134,41 @@ def schema_status(bind: AsyncBind | SyncBind) -> SchemaStatus | Awaitable[Schema
 
     def work(connection: SyncConnection) -> SchemaStatus:
         if not isinstance(connection, Connection):
-            raise TypeError("The status of the schema can not be asked offline.")
+            raise TypeError("The status of the schema cannot be asked offline.")
         return SchemaStatus(version(connection), CURRENT)
 
     return run_on(bind, work)
 
 
-def _run(connection: SyncConnection, found: int, target: int = CURRENT) -> list[str]:
+def _begin(connection: Connection) -> int:
+    """Create the schema where there is none; return the version that another process installed.
+
+    Two that create it at once wait for each other: the second finds what the first has committed.
+    """
+    try:
+        with connection.begin_nested():
+            _execute(connection, "schema.sql")
+    except DBAPIError as error:
+        if sqlstate(error) not in CREATED_MEANWHILE:
+            raise
+        check_owner(connection)
+    return version(connection)
+
+
+def _create(connection: Connection) -> list[str]:
+    _define(connection)
+    for number, name in migrations():
+        connection.execute(text(query("record_migration")), {"version": number, "name": name})
+    return [name for _, name in migrations()]
+
+
+def _define(connection: Connection) -> None:
+    for file in DEFINITION:
+        _execute(connection, file)
+    execute(connection, "select rowsignal.close_v1()")
+
+
+def _upgrade(connection: SyncConnection, found: int, target: int = CURRENT) -> list[str]:
     up = [(number, name) for number, name in migrations() if found < number <= target]
     for number, name in up:
         _execute(connection, f"migrations/{number:04}_{name}.up.sql")

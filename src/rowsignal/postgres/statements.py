@@ -1,7 +1,7 @@
-r"""The SQL that runs inside PostgreSQL, read from the `.sql` files of the package `rowsignal.sql`.
+"""The SQL that runs inside PostgreSQL, read from the `.sql` files of the package `rowsignal.sql`.
 
-Statements that Python sends stand under headings, comment lines `-- :: name`. `\ir file` includes
-another file, as it does in psql, so that a migration can be run by `psql -f`, too.
+Statements that Python sends stand under headings, comment lines `-- :: name`. Files without such
+statements are scripts: they define what the schema consists of, or are migrations of it.
 """
 
 import re
@@ -10,16 +10,14 @@ from functools import cache
 from importlib.resources import files
 
 HEADING = re.compile(r"^-- (?:::|name:) (.+)$", re.MULTILINE)
-INCLUDE = re.compile(r"^\\ir \.\./(\S+)$", re.MULTILINE)
 # What a semicolon does not end: dollar-quoted bodies, strings, comments.
 TOKEN = re.compile(r"\$(\w*)\$.*?\$\1\$|'(?:[^']|'')*'|--[^\n]*|;|[^;'$-]+|.", re.DOTALL)
 
 
 @cache
 def read(name: str) -> str:
-    r"""Return the text of a file, `\ir` lines replaced by the files they name."""
-    text = files("rowsignal.sql").joinpath(name).read_text(encoding="utf-8")
-    return INCLUDE.sub(lambda match: read(match[1]), text)
+    """Return the text of a file."""
+    return files("rowsignal.sql").joinpath(name).read_text(encoding="utf-8")
 
 
 @cache
@@ -62,14 +60,3 @@ def migrations() -> tuple[tuple[int, str], ...]:
     names = (file.name for file in files("rowsignal.sql").joinpath("migrations").iterdir())
     stems = sorted(name.removesuffix(".up.sql") for name in names if name.endswith(".up.sql"))
     return tuple((int(stem[:4]), stem[5:]) for stem in stems)
-
-
-@cache
-def function_body(name: str) -> str:
-    """Return the text between the dollar quotes of a trigger function, as in pg_proc.prosrc."""
-    text = read("hint_capture.sql") + read("log_capture.sql")
-    pattern = rf"FUNCTION rowsignal\.{name}\(.*?\$rowsignal\$(.*?)\$rowsignal\$"
-    match = re.search(pattern, text, re.DOTALL)
-    if match is None:
-        raise KeyError(name)
-    return match[1]

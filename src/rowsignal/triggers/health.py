@@ -1,14 +1,13 @@
 """Whether the triggers of a table are what they should be."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from hashlib import md5
+from itertools import chain
 from typing import Any
 
 from rowsignal.payload import LOCK_CLASS
-from rowsignal.postgres.statements import function_body
 from rowsignal.triggers.catalog import Member, TableFacts, Trigger
 from rowsignal.triggers.settings import TriggerSettings
 
@@ -23,8 +22,8 @@ LOG_TRIGGERS = {
     "rowsignal_log_delete": DELETE,
     "rowsignal_log_truncate": TRUNCATE,
 }
-FUNCTIONS = ("capture_hint_v1", "capture_log_truncate_v1")
-MADE = ("capture_log_insert_v1_", "capture_log_update_v1_", "capture_log_delete_v1_")
+FUNCTIONS = ("capture_hint_v2", "capture_log_truncate_v2")
+MADE = ("capture_log_insert_v2_", "capture_log_update_v2_", "capture_log_delete_v2_")
 
 
 class TriggerState(StrEnum):
@@ -42,7 +41,8 @@ class TriggerState(StrEnum):
 class TableStatus:
     """The state of one table's triggers; `problem` is a sentence, None when there is none.
 
-    `kind` is "hint", "log" or None: what the table carries now.
+    `kind` is "hint", "log" or None: what the table carries now. `warning` is a sentence about the
+    table that is no fault of its triggers, such as row-level security.
     """
 
     schema: str | None
@@ -50,15 +50,38 @@ class TableStatus:
     state: TriggerState
     kind: str | None
     problem: str | None = None
+    warning: str | None = None
 
 
-def judge(facts: TableFacts, settings: TriggerSettings | None, *, is_orphan: bool) -> TableStatus:
-    """Compare what is there with what was declared, or with itself when nothing was."""
+def judge(
+    facts: TableFacts,
+    settings: TriggerSettings | None,
+    *,
+    is_orphan: bool,
+    schema_problems: Sequence[str] = (),
+) -> TableStatus:
+    """Compare what is there with what was declared, or with itself when nothing was.
+
+    `schema_problems` say what was changed in schema `rowsignal`, which all triggers depend on.
+    """
     kinds = sorted({trigger.kind for trigger in facts.triggers})
-    state, problem = next(_findings(facts, settings), (TriggerState.INSTALLED, None))
+    found = chain(
+        _findings(facts, settings), ((TriggerState.DRIFTED, text) for text in schema_problems)
+    )
+    state, problem = next(found, (TriggerState.INSTALLED, None))
     if is_orphan:
         state, problem = TriggerState.ORPHANED, "No model asks for these triggers."
-    return TableStatus(facts.schema, facts.name, state, kinds[0] if kinds else None, problem)
+    kind = kinds[0] if kinds else None
+    return TableStatus(facts.schema, facts.name, state, kind, problem, _warning(facts))
+
+
+def _warning(facts: TableFacts) -> str | None:
+    if not facts.has_row_security:
+        return None
+    return (
+        "Row-level security is enabled: hints tell every role that listens the keys of all changed"
+        " rows, and the change log holds all rows; a stream shows a role what its policies allow."
+    )
 
 
 def _findings(
@@ -120,10 +143,11 @@ def _altered(trigger: Trigger, member: Member) -> Iterator[str]:
 
 
 def has_altered_function(trigger: Trigger) -> bool:
-    """Tell whether the text of a function of this version is no longer ours."""
-    if trigger.function.startswith(MADE):
-        return not trigger.digest.startswith(trigger.function.rpartition("_")[2])
-    return trigger.function in FUNCTIONS and trigger.digest != _digest(trigger.function)
+    """Tell whether a function that was generated for a table is no longer as it was made."""
+    if not trigger.function.startswith(MADE):
+        return False
+    has_its_text = trigger.digest.startswith(trigger.function.rpartition("_")[2])
+    return not (has_its_text and trigger.is_definer and trigger.is_pinned)
 
 
 def _incomplete(member: Member) -> Iterator[str]:
@@ -136,7 +160,3 @@ def _incomplete(member: Member) -> Iterator[str]:
         if name not in names:
             where = "A partition made after installing" if member.is_partition else "The table"
             yield f"{where} has no trigger {name}."
-
-
-def _digest(function: str) -> str:
-    return md5(function_body(function).encode(), usedforsecurity=False).hexdigest()

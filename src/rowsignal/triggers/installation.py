@@ -12,8 +12,10 @@ from rowsignal.exceptions import LockTimeoutError, TriggerInstallError
 from rowsignal.identifiers import literal, qualify
 from rowsignal.postgres import schema
 from rowsignal.postgres.binds import AsyncBind, SyncBind, SyncConnection, execute, record, run_on
+from rowsignal.postgres.errors import message, sqlstate
+from rowsignal.postgres.ownership import check_owner
 from rowsignal.triggers.catalog import TableFacts, read_facts
-from rowsignal.triggers.health import TableStatus, TriggerState, has_altered_function, judge
+from rowsignal.triggers.health import TableStatus, TriggerState, judge
 from rowsignal.triggers.settings import Target, targets_of
 
 REFUSALS = {"RS001", "42P01", "42501"}  # ours, no such table, no right to
@@ -87,6 +89,7 @@ def uninstall_triggers(
         if not isinstance(connection, Connection):
             return [_run(connection, "uninstall", target, "removed") for target in targets]
         with _guarded(connection, lock_timeout):
+            check_owner(connection)
             names = [target.name for target in _translated(connection, targets)]
             tables = read_facts(connection, names, with_strays=what is None)
             return [_uninstall(connection, facts) for facts in tables]
@@ -120,8 +123,14 @@ def trigger_status(
         names = [target.name for target in wanted]
         tables = read_facts(connection, names, with_strays=is_whole)
         settings_of = [target.settings for target in wanted] + [None] * (len(tables) - len(wanted))
+        problems = schema.problems(connection)
         return [
-            judge(facts, settings, is_orphan=facts.is_stray and what is not None)
+            judge(
+                facts,
+                settings,
+                is_orphan=facts.is_stray and what is not None,
+                schema_problems=problems,
+            )
             for facts, settings in zip(tables, settings_of, strict=True)
         ]
 
@@ -132,7 +141,7 @@ def install_script(what: Any, **settings: Any) -> str:
     """Return the SQL that `install_triggers` would run on an empty database, for `psql -f`.
 
     >>> print(install_script("orders").splitlines()[-1])
-    SELECT rowsignal.install_v1('"orders"', '{}');
+    SELECT rowsignal.install_v2('"orders"', '{}');
     """
     return record(lambda connection: install_triggers(connection, what, **settings))
 
@@ -156,16 +165,16 @@ def _judged(what: Any, settings: dict[str, Any]) -> list[Target]:
 
 def _install(connection: Connection, targets: Sequence[Target]) -> list[TableAction]:
     names = [target.name for target in targets]
-    if schema.version(connection) == schema.CURRENT:
+    check_owner(connection)
+    if schema.version(connection) == schema.CURRENT and not schema.problems(connection):
         tables = read_facts(connection, names)
         if all(_is_right(facts, target) for facts, target in zip(tables, targets, strict=True)):
             return [TableAction(*target.name, "unchanged") for target in targets]
-    schema.take_lock(connection)
     schema.apply(connection)
-    tables = read_facts(connection, names)
-    if any(has_altered_function(trigger) for facts in tables for trigger in facts.triggers):
+    schema.take_lock(connection)
+    if schema.problems(connection):
         schema.repair(connection)
-        tables = read_facts(connection, names)
+    tables = read_facts(connection, names)
     return [
         _install_table(connection, facts, target)
         for facts, target in zip(tables, targets, strict=True)
@@ -198,7 +207,7 @@ def _run(connection: SyncConnection, verb: str, target: Target, action: str) -> 
     arguments = [literal(qualify(target.name[1], target.name[0]))]
     if target.settings is not None and verb == "install":
         arguments.append(literal(target.settings.to_json()))
-    execute(connection, f"SELECT rowsignal.{verb}_v1({', '.join(arguments)})")
+    execute(connection, f"SELECT rowsignal.{verb}_v2({', '.join(arguments)})")
     return TableAction(*target.name, action)
 
 
@@ -225,8 +234,7 @@ def _guarded(connection: Connection, lock_timeout: float) -> Iterator[None]:
 
 
 def _translate(error: DBAPIError, lock_timeout: float) -> Exception:
-    state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
-    sentence = _sentence(error)
+    state, sentence = sqlstate(error), message(error)
     if state in REFUSALS:
         return TriggerInstallError(sentence)
     if state in BUSY:
@@ -235,11 +243,3 @@ def _translate(error: DBAPIError, lock_timeout: float) -> Exception:
             " again when fewer transactions are open, or with a longer lock_timeout."
         )
     return error
-
-
-def _sentence(error: DBAPIError) -> str:
-    diagnostics = getattr(error.orig, "diag", None)
-    if diagnostics is not None:
-        return str(diagnostics.message_primary)
-    cause = error.orig.__cause__ if error.orig is not None else None
-    return str(getattr(cause, "message", None) or error.orig)

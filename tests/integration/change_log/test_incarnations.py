@@ -63,7 +63,7 @@ async def test_a_restart_is_no_reset_but_a_crash_that_reuses_transaction_ids_is(
             shop.sql = await reconnected(engine)
             await shop.insert(1)
             assert ids(await shop.read(start)) == [1]
-            for _ in range(20):  # ids that leave no trace in the WAL
+            for _ in range(200):  # ids that leave no trace in the WAL
                 await shop.sql.execute("select pg_current_xact_id()")
             position = (await shop.read(start)).position
             victim = await shop.connect()

@@ -302,7 +302,7 @@ async def test_nobody_else_has_rights_on_the_log(shop: Shop) -> None:
             with pytest.raises(Exception, match="permission denied"):
                 await shop.sql.execute(f"select * from rowsignal.{table}")
         with pytest.raises(Exception, match="permission denied"):
-            await shop.sql.execute("select rowsignal.prune_v1()")
+            await shop.sql.execute("select rowsignal.prune_v3()")
     finally:
         await shop.sql.execute("reset role; drop role nobody_special")
 

@@ -112,7 +112,7 @@ async def test_the_log_is_kept_below_a_size(shop: Shop) -> None:
 
 async def test_a_log_that_nobody_reads_is_pruned_by_the_server_itself(shop: Shop) -> None:
     await shop.insert(1, 2)
-    await shop.sql.execute("select * from rowsignal.prune_v1('0 seconds')")
+    await shop.sql.execute("select * from rowsignal.prune_v3('0 seconds')")
     assert await logged(shop) == []
 
 
@@ -206,7 +206,7 @@ async def test_nobody_waits_for_pruning_and_pruning_for_nobody(shop: Shop) -> No
 async def transaction_of_prune(shop: Shop) -> None:
     """Leave a pruning unfinished, with all its locks."""
     await shop.sql.execute("begin")
-    await shop.sql.execute("select * from rowsignal.prune_v1('0 seconds')")
+    await shop.sql.execute("select * from rowsignal.prune_v3('0 seconds')")
 
 
 async def test_pruning_within_work_of_ones_own_is_refused(shop: Shop) -> None:
@@ -214,12 +214,12 @@ async def test_pruning_within_work_of_ones_own_is_refused(shop: Shop) -> None:
         await shop.insert(1)
         with pytest.raises(Exception, match="has written nothing"):
             async with shop.sql.transaction():
-                await shop.sql.execute("select * from rowsignal.prune_v1()")
+                await shop.sql.execute("select * from rowsignal.prune_v3()")
 
 
 async def test_stored_positions_go_with_what_they_point_at(shop: Shop) -> None:
     await shop.log.position()
-    await shop.sql.execute("select rowsignal.store_position_v1(pg_current_snapshot(), null)")
+    await shop.sql.execute("select rowsignal.store_position_v2(pg_current_snapshot(), null)")
     await prune(shop.engine, EVERYTHING)
     assert await shop.sql.fetchval("select count(*) from rowsignal.stored_position") == 0
 
@@ -231,7 +231,7 @@ async def test_few_notes_are_kept_of_the_past(shop: Shop) -> None:
 
 
 async def test_the_first_plan_of_a_batch_uses_the_index(shop: Shop) -> None:
-    settings = await shop.sql.fetchval("select proconfig from pg_proc where proname = 'prune_v1'")
+    settings = await shop.sql.fetchval("select proconfig from pg_proc where proname = 'prune_v3'")
     assert {"enable_seqscan=off", "plan_cache_mode=force_custom_plan"} < set(settings)
 
 

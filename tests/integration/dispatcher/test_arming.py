@@ -332,11 +332,11 @@ async def test_a_row_that_was_read_without_its_key_is_woken_beside_others(
     Dispatcher.of(shop, Pace(safety=NEVER))
     keyed = begin_wait(shop, 1)
     await until_mode(shop, "armed")
-    await writer.execute("alter function rowsignal.key_v1 rename to away")
+    await writer.execute("alter function rowsignal.key_value_v1 rename to away")
     await Dispatcher.of(shop).listener.reads.close()  # what is prepared there needs no name
     keyless = begin_wait(shop, 2, timeout=None)  # its end would be a look
     await until_mode(shop, "armed")
-    await writer.execute("alter function rowsignal.away rename to key_v1")
+    await writer.execute("alter function rowsignal.away rename to key_value_v1")
     await pay(writer, 2)
     assert (await asyncio.wait_for(keyless, 10)).total == 1
     await pay(writer, 1)

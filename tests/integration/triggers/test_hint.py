@@ -52,7 +52,7 @@ async def test_a_key_of_any_type_is_the_one_that_a_reader_derives(engine: AsyncE
                 await writer.execute(f'INSERT INTO "{name}" VALUES ({literal}, 1)')
                 await writer.execute(f'UPDATE "{name}" SET v = 2')
                 key = await writer.fetchval(
-                    f'SELECT rowsignal.key_v1(row(t.id))::text FROM "{name}" t'
+                    f"SELECT concat('[', rowsignal.key_value_v1(t.id), ']') FROM \"{name}\" t"
                 )
                 derived[name] = decode_json(key)
                 await writer.execute(f'DELETE FROM "{name}"')

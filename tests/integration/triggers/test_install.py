@@ -194,8 +194,8 @@ DRIFTS = {
     "ALTER TABLE orders ENABLE ALWAYS TRIGGER rowsignal_hint": "installed",
     "DROP TRIGGER rowsignal_hint_truncate ON orders": "drifted",
     "CREATE OR REPLACE TRIGGER rowsignal_hint AFTER INSERT ON orders FOR EACH ROW"
-    " EXECUTE FUNCTION rowsignal.capture_hint_v1('t', '1', '{}', 'id')": "drifted",
-    "CREATE OR REPLACE FUNCTION rowsignal.capture_hint_v1() RETURNS trigger LANGUAGE plpgsql"
+    " EXECUTE FUNCTION rowsignal.capture_hint_v2('t', '1', '{}', 'id')": "drifted",
+    "CREATE OR REPLACE FUNCTION rowsignal.capture_hint_v2() RETURNS trigger LANGUAGE plpgsql"
     " AS 'BEGIN RETURN NULL; END'": "drifted",
     "ALTER TABLE orders RENAME id TO number": "drifted",
     "ALTER TABLE orders RENAME TO elsewhere; CREATE TABLE orders (id int PRIMARY KEY)": "missing",
@@ -221,7 +221,7 @@ async def test_a_changed_function_is_mended(shop: AsyncEngine) -> None:
     broken = "AS 'BEGIN RETURN NULL; END'"
     async with connected(shop) as owner:
         await owner.execute(
-            "CREATE OR REPLACE FUNCTION rowsignal.capture_hint_v1() RETURNS trigger"
+            "CREATE OR REPLACE FUNCTION rowsignal.capture_hint_v2() RETURNS trigger"
             f" LANGUAGE plpgsql {broken}"
         )
     await install_triggers(shop, Order)
