@@ -31,8 +31,8 @@ select pg_catalog.pg_try_advisory_lock_shared($1::int4, $2::int4);
 select pg_catalog.pg_advisory_unlock_shared($1::int4, $2::int4);
 
 -- :: queue_usage
--- Asking also lets PostgreSQL drop the part of the queue that everybody has read: a queue that
--- was once full stays full until somebody asks.
+-- Asking also lets PostgreSQL drop the part of the queue that all listeners have read: a queue that
+-- was once full stays full until a session asks.
 select pg_catalog.pg_notification_queue_usage();
 
 -- :: notify

@@ -35,7 +35,7 @@ class Hooks:
         """Report that a reader was told to start again."""
 
     def task_restarted(self, *, task: str, reason: str) -> None:
-        """Report that a task failed in a way nobody foresaw, and goes on; `task` names it."""
+        """Report that a task failed unforeseen, and goes on; `task` names it."""
 
 
 class GuardedHooks(Hooks):

@@ -3,7 +3,9 @@
 import asyncio
 import math
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from sqlalchemy import delete, insert, select, text, update
@@ -264,6 +266,25 @@ async def test_pending_changes_of_other_rows_stay(shop: AsyncEngine, session: As
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
+        ({"timeout": timedelta(seconds=5)}, r"pass timeout.total_seconds\(\)"),
+        ({"timeout": "5"}, "timeout='5': pass a number of seconds"),
+        ({"interval": timedelta(seconds=5)}, "interval is a timedelta"),
+        ({"interval": None}, "interval=None"),
+        ({"timeout": True}, "timeout=True"),
+    ],
+)
+async def test_times_are_seconds(
+    engine: AsyncEngine, arguments: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(TypeError, match=complaint):
+        await wait_for_row_change(engine, Order, 1, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"columns": Order.status}, "non-empty"),
+        ({"columns": [1]}, "has no column"),
         ({"columns": ["colour"]}, r"Order has no column 'colour'; it has id, status"),
         ({"columns": []}, "non-empty"),
         ({"columns": "status"}, "non-empty"),

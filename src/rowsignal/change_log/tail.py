@@ -1,6 +1,6 @@
 """One reader of the change log for a whole process: what it reads goes to all subscribers.
 
-It sleeps until a notification while the log is quiet, and looks in intervals while it is busy: a
+It sleeps until a notification while the log is quiet, and reads in intervals while it is busy: a
 busy log would be woken for anyway, and its writers then need not notify. Who reads the log also
 keeps it within its retention.
 """
@@ -29,7 +29,7 @@ from rowsignal.payload import LOG_BUCKET, LOG_CHANNEL
 logger = logging.getLogger("rowsignal.log_tail")
 
 SLOWEST_POLL = 0.5
-LONGEST_PAUSE = 0.1  # between looks: a slow one says that the machine is busy, or the log
+LONGEST_PAUSE = 0.1  # between reads: a slow one says that the machine is busy, or the log
 HEAVY_SHARE = 0.1  # of more than a page: a table's subscribers then read alone
 EMPTY_PACE = 1.0  # how often subscribers hear that nothing has happened
 

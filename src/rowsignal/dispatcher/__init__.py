@@ -12,11 +12,12 @@ from rowsignal.dispatcher.conditions import (
 )
 from rowsignal.dispatcher.dispatcher import HOPELESS, Dispatcher
 from rowsignal.dispatcher.instances import build_instance, loaded_values, overlay
-from rowsignal.dispatcher.row_query import Found
+from rowsignal.dispatcher.row_query import UNREAD, Found, key_parameters
 from rowsignal.dispatcher.row_waits import Subscription
 
 __all__ = [
     "HOPELESS",
+    "UNREAD",
     "Appears",
     "Changes",
     "Condition",
@@ -29,6 +30,7 @@ __all__ = [
     "attributes_in",
     "build_instance",
     "condition_of",
+    "key_parameters",
     "loaded_values",
     "overlay",
 ]

@@ -14,6 +14,10 @@ from rowsignal.dispatcher.instances import build_instance
 from rowsignal.dispatcher.row_query import Found
 from rowsignal.mapping import RowShape
 
+SCALARS = (
+    *(types.Integer, types.Numeric, types.Float, types.String, types.Boolean, types.Uuid),
+    *(types.Date, types.DateTime, types.Time, types.Interval),
+)
 Until = Callable[[Any], Any] | ColumnElement[bool]
 
 
@@ -203,8 +207,8 @@ def _match(clause: ColumnElement[bool]) -> Matches:
 
 
 def _can_be_column(bind: BindParameter[Any]) -> bool:
-    """Tell whether a parameter may differ from wait to wait: no list, and of a known type."""
-    return not (bind.expanding or isinstance(bind.type, types.NullType | types.ARRAY))
+    """Tell whether a parameter may differ from wait to wait: no list, no path into JSON."""
+    return not bind.expanding and isinstance(bind.type, SCALARS)
 
 
 def _wide(type_: TypeEngine[Any]) -> TypeEngine[Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import inspect
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
-from sqlalchemy.orm import Session, make_transient_to_detached, undefer
+from sqlalchemy.orm import Session, make_transient_to_detached, selectin_polymorphic, undefer
 from sqlalchemy.orm.attributes import set_committed_value
 
 from rowsignal.dispatcher.row_query import UNREAD, Found, key_parameters
@@ -45,7 +45,7 @@ async def load_instances(
     """Return a detached object of its own for each key, all columns loaded; None for no row."""
     async with AsyncSession(connection, expire_on_commit=False) as session:
         result = await session.execute(
-            shape.entity_query.options(undefer("*")),
+            shape.entity_query.options(undefer("*"), *_of_children(shape)),
             key_parameters(keys),
             execution_options={"schema_translate_map": shape.schema_translate_map or None},
         )
@@ -56,6 +56,13 @@ async def load_instances(
             given.add(id(instance))
         session.expunge_all()
         return loaded
+
+
+def _of_children(shape: RowShape) -> list[Any]:
+    """Return the option that loads the columns of subclasses, where there are some."""
+    mapper = shape.mapper
+    children = [one.class_ for one in mapper.self_and_descendants if one is not mapper]
+    return [selectin_polymorphic(mapper.class_, children)] if children else []
 
 
 def _copy(instance: Any) -> Any:

@@ -29,6 +29,7 @@ logger = logging.getLogger("rowsignal.dispatcher")
 
 RETRY_DELAY = 0.25
 LOCKED_DELAY = 0.02
+KEYLESS = 30.0  # seconds until keys are asked for again, where a role may not or they are missing
 MOST_HINTS_HELD = 1_000
 Load = tuple[PrimaryKey, asyncio.Future[Any]]
 
@@ -60,6 +61,7 @@ class RowReader:
         self._is_locked = False
         self._mismatched_since: float | None = None
         self._failure = ""
+        self._keyless_until = 0.0
 
     def note(self, row_ids: Iterable[Any]) -> None:
         """Read rows soon."""
@@ -174,12 +176,17 @@ class RowReader:
         return sum(map(self.rows.answer, question.waits, found))
 
     async def _query(self, question: Question) -> list[Found | None]:
-        try:
-            return await self._query_with(question, is_keyed=True)
-        except Exception as error:
-            if not is_schema_mismatch(error) or not any(self._key_columns(self.rows)):
-                raise  # else, say, rowsignal's schema was dropped: hints are for all rows
-            logger.info("%s: reading without keys: %s", self.label, describe(error))
+        if time.monotonic() >= self._keyless_until:
+            try:
+                return await self._query_with(question, is_keyed=True)
+            except Exception as error:
+                if not is_schema_mismatch(error) or not any(self._key_columns(self.rows)):
+                    raise  # else, say, rowsignal's schema was dropped: hints are for all rows
+                failure = describe(error)
+            found = await self._query_with(question, is_keyed=False)
+            logger.info("%s: reading without keys: %s", self.label, failure)
+            self._keyless_until = time.monotonic() + KEYLESS
+            return found
         return await self._query_with(question, is_keyed=False)
 
     async def _query_with(self, question: Question, *, is_keyed: bool) -> list[Found | None]:
@@ -264,7 +271,7 @@ class RowReader:
     async def _postpone(
         self, due: set[Any], asked: list[asyncio.Future[int]], error: Exception
     ) -> None:
-        """Read again later; where PostgreSQL was never reached, waits hear the error instead."""
+        """Read again later; where PostgreSQL was never reached, waits get the error instead."""
         waits = [wait for question in self.rows.questions(due) for wait in question.each()]
         for wait in waits:
             wait.failure = error

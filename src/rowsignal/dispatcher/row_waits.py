@@ -235,7 +235,7 @@ class RowWatch:
         return self._selections[key]
 
     def shared(self, *attributes: Iterable[str]) -> frozenset[str]:
-        """Return the union of attributes as one object for all who ask for the same."""
+        """Return the union of attributes as one object, however many waits need the same."""
         union = frozenset[str]().union(*attributes)
         return self._shared.setdefault(union, union)
 

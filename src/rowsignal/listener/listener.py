@@ -1,4 +1,4 @@
-"""The listening of a process to a database: who is served, what is armed, how it recovers."""
+"""The connection on which a process listens to a database: what it serves, arms and survives."""
 
 import asyncio
 import logging
@@ -156,15 +156,15 @@ _registry = _Registry()
 class Listener:
     """One LISTEN connection for an engine, shared by all waits and streams of an event loop.
 
-    Waiting starts it by itself. Open one in an application's lifespan to keep it warm, to hear
-    of a failing first connection, or to give it another address:
+    Waiting starts it by itself. Open one in an application's lifespan to keep it warm, to
+    raise what the first connection raises, or to give it another address:
 
         async with Listener(engine, listen_url="postgresql+asyncpg://primary/app"):
             ...
 
     `listen_url` is for engines that connect through a transaction pooler or to a standby, where
-    LISTEN does not work (PostgreSQL manual, LISTEN and "Hot Standby"); rows are then looked at
-    through that address, too.
+    LISTEN does not work (PostgreSQL manual, LISTEN and "Hot Standby"); rows are then read through
+    that address, too.
     """
 
     engine: AsyncEngine

@@ -247,7 +247,7 @@ class Pacer:
     async def _stay_busy(self) -> None:
         """Read in short intervals until nothing has changed for the cooldown.
 
-        Reads show nothing to those who need the notifications: for them it is armed again at once.
+        Reads do not replace notifications that a stream needs: for a stream it is armed at once.
         """
         self._enter("busy")
         self._must_think = False

@@ -268,7 +268,7 @@ async def suit_pooler(engine: AsyncEngine) -> None:
     """Prepare nothing for later on connections that lead through a pooler; call it before others.
 
     A pooler may run the next transaction on another server connection, where a statement of this
-    name is unknown, or somebody else's. Connects once, to find out.
+    name is unknown, or that of another client. Connects once, to find out.
     """
     probe = create_async_engine(engine.url, poolclass=NullPool)
     event.listen(probe.sync_engine, "do_connect", _prepare_nothing)

@@ -7,15 +7,16 @@ from sqlalchemy import inspect
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from rowsignal.dispatcher import (
+    UNREAD,
     Dispatcher,
     Found,
     Satisfies,
     Subscription,
     build_instance,
+    key_parameters,
     loaded_values,
     overlay,
 )
-from rowsignal.dispatcher.row_query import UNREAD, key_parameters
 from rowsignal.exceptions import NotFoundError
 from rowsignal.mapping import PrimaryKey, RowShape, held_instance
 from rowsignal.waiting.arguments import shown

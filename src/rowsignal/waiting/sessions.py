@@ -51,7 +51,7 @@ async def asked(target: Target) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        if session is not None and not was_open:
+        if session is not None and not was_open and session.in_transaction():
             await session.run_sync(_end_transaction)
 
 

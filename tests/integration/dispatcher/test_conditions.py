@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from decimal import Decimal
 from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, event, exists, insert, or_, select, update
+from sqlalchemy import delete, event, exists, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from rowsignal import (
@@ -52,6 +53,19 @@ async def until_read(engine: AsyncEngine, count: int = 1) -> None:
             await asyncio.sleep(0.005)
 
 
+IN_A_WEEK = func.now() + timedelta(days=7)
+CRITERIA = {
+    "a path into JSON": (Order.details["a"]["b"].astext == "x", {"details": {"a": {"b": "x"}}}),
+    "JSON that contains": (Order.details.contains({"a": 1}), {"details": {"a": 1, "b": 2}}),
+    "arithmetic": (Order.total + 1 > Decimal("9.5"), {"total": Decimal(9)}),
+    "between": (Order.total.between(3, 4), {"total": Decimal(3)}),
+    "like": (Order.status.like("pa%"), {"status": "paid"}),
+    "a function": (func.length(Order.status) == 7, {"status": "shipped"}),
+    "null": (Order.customer_id.is_(None) & (Order.status == "orphan"), {"status": "orphan"}),
+    "a time": (Order.placed_at > func.now() + timedelta(days=1), {"placed_at": IN_A_WEEK}),
+    "not": (~Order.status.in_(["new"]), {"status": "old"}),
+    "a deferred column": (Order.note == "fragile", {"note": "fragile"}),
+}
 CONDITIONS = {
     "a function": lambda order: order.status == "paid",
     "a criterion": Order.status == "paid",
@@ -79,6 +93,18 @@ async def test_a_wait_ends_when_its_condition_holds_and_not_before(
             order = await wait
             assert order.status == "paid"
             assert (source is session) == (order in session)
+
+
+@pytest.mark.parametrize(("until", "values"), CRITERIA.values(), ids=CRITERIA)
+async def test_criteria_of_many_kinds(
+    shop: AsyncEngine, until: Any, values: dict[str, Any]
+) -> None:
+    wait = begin_wait(shop, Order, 1, until=until, interval=0.05)
+    other = begin_wait(shop, Order, 2, until=until, interval=0.05)
+    await commit(shop, update(Order).where(Order.id == 1).values(**values))
+    assert (await wait).id == 1
+    assert not other.done()
+    other.cancel()
 
 
 @pytest.mark.parametrize("until", CONDITIONS.values(), ids=CONDITIONS)

@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import JSON, REAL, Float, LargeBinary, event, insert, text
+from sqlalchemy import JSON, REAL, Float, ForeignKey, LargeBinary, event, insert, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
@@ -348,6 +348,64 @@ async def test_deferred_columns_that_are_not_waited_for_are_not_read(
     of_rows = [read for read in reads if "unnest" in read and "oddities" in read]
     assert of_rows
     assert not any("blob" in read for read in of_rows)
+
+
+class Animal(Odd):
+    __tablename__ = "animals"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    name: Mapped[str]
+
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "animal"}  # noqa: RUF012 -- SQLAlchemy's way
+
+
+class Dog(Animal):
+    __tablename__ = "dogs"
+
+    id: Mapped[int] = mapped_column(ForeignKey("animals.id"), primary_key=True)
+    tricks: Mapped[int]
+
+    __mapper_args__ = {"polymorphic_identity": "dog"}  # noqa: RUF012 -- SQLAlchemy's way
+
+
+async def test_a_child_that_is_waited_for_as_its_parent_is_refreshed_in_whole(
+    engine: AsyncEngine, oddities: asyncpg.Connection
+) -> None:
+    await oddities.execute("insert into animals values (1, 'dog', 'Rex')")
+    await oddities.execute("insert into dogs values (1, 0)")
+    async with AsyncSession(engine, expire_on_commit=False) as session:
+        dog = await session.get_one(Dog, 1)
+        await session.commit()
+        wait = asyncio.create_task(wait_for_row_change(session, Animal, 1, timeout=30))
+        await until_read(engine)
+        await oddities.execute("begin; update dogs set tricks = 3; update animals set name = 'Max'")
+        await oddities.execute("commit")
+        assert await wait is dog
+        assert (dog.name, dog.tricks) == ("Max", 3)
+    detached = begin_wait(engine, Animal, 1)
+    await until_read(engine)
+    await oddities.execute("update animals set name = 'Rex'")
+    found = await detached
+    assert isinstance(found, Dog)
+    assert (found.name, found.tricks) == ("Rex", 3)
+
+
+async def test_objects_of_many_waits_are_loaded_together(
+    engine: AsyncEngine, oddities: asyncpg.Connection
+) -> None:
+    await oddities.execute(
+        "insert into animals select n, 'animal', '' from generate_series(1, 200) n"
+    )
+    waits = [begin_wait(engine, Animal, n) for n in (*range(1, 201), 200)]
+    await until_read(engine, 201)
+    reads: list[str] = []
+    event.listen(engine.sync_engine.dialect, "do_execute", lambda *facts: reads.append(facts[1]))
+    await oddities.execute("update animals set name = 'x'")
+    animals = await asyncio.gather(*waits)
+    assert {animal.name for animal in animals} == {"x"}
+    assert animals[-1] is not animals[-2], "each has an object of its own"
+    assert len([read for read in reads if "unnest" in read and "animals" in read]) < 20
 
 
 @pytest.mark.parametrize("key", [{"a": [1, 2]}, "text", 7, ["x"], True], ids=str)
