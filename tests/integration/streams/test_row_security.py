@@ -81,9 +81,7 @@ async def test_watch_tells_only_of_visible_rows(writer, tenant, rows) -> None:
 
 
 @pytest.mark.parametrize("writer", ["values", "log"], indirect=True)
-async def test_a_reader_that_resumes_is_reset_where_its_history_is_unknown(
-    writer, tenant
-) -> None:
+async def test_a_reader_that_resumes_is_reset_where_its_history_is_unknown(writer, tenant) -> None:
     async with watch(tenant, Order) as changes:
         position = changes.position
     await writer.execute(ROW.format(1, 8))
