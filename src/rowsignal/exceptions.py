@@ -23,6 +23,17 @@ class WaitTimeoutError(RowSignalError, TimeoutError):
     """A row did not change in time."""
 
 
+class UnreadableRowError(RowSignalError, ValueError):
+    """A waited-for row holds a value, or has a key, that this process cannot read or send.
+
+    `__cause__` is what the driver, the column's type or PostgreSQL says.
+    """
+
+
+class PoolerError(RowSignalError, RuntimeError):
+    """A connection pooler is in between, and the engine is not made for it."""
+
+
 class PendingChangesError(RowSignalError, ValueError):
     """The caller's own unfinished work would be mistaken for, or lost to, a change."""
 
@@ -37,6 +48,14 @@ class SchemaVersionError(RowSignalError, RuntimeError):
 
 class SchemaOwnerError(RowSignalError, PermissionError):
     """The database's `rowsignal` schema belongs to a role that the current one does not trust."""
+
+
+class GrantError(RowSignalError, PermissionError):
+    """A right could not be given: no such role or table, or no right to grant."""
+
+
+class MissingRightError(RowSignalError, PermissionError):
+    """The current role lacks a right; the message names the command that grants it."""
 
 
 class PositionError(RowSignalError, ValueError):

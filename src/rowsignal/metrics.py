@@ -70,7 +70,7 @@ class PrometheusHooks(Hooks):
         )
         self.restarts = Counter(
             "rowsignal_task_restarts",
-            "Tasks that failed and run again.",
+            "Times that a task failed unforeseen and began again.",
             ["task"],
             registry=registry,
         )
@@ -106,6 +106,6 @@ class PrometheusHooks(Hooks):
         """Count a reset."""
         self.resets.labels(table=table).inc()
 
-    def restarted(self, *, task: str) -> None:
+    def task_restarted(self, *, task: str, reason: str) -> None:  # noqa: ARG002 -- no label
         """Count a restart."""
         self.restarts.labels(task=task).inc()

@@ -14,7 +14,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from rowsignal.change_log.positions import AnyPosition, Position, Snapshot
 from rowsignal.change_log.records import ID, RELATION, WIDTH, Record
-from rowsignal.exceptions import PendingChangesError, SchemaVersionError, StandbyError
+from rowsignal.exceptions import (
+    MissingRightError,
+    PendingChangesError,
+    SchemaVersionError,
+    StandbyError,
+)
 from rowsignal.identifiers import QualifiedName
 from rowsignal.postgres.connections import is_direct, throw_away
 from rowsignal.postgres.statements import query
@@ -381,6 +386,11 @@ def explained(error: Exception) -> Exception:
     """Return the error that says what to do, where we know; else the same."""
     if isinstance(error, asyncpg.FeatureNotSupportedError) and "recovery" in str(error):
         return StandbyError(ON_STANDBY)
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
+        return MissingRightError(
+            f"The role of this connection lacks a right on the change log ({error}); its owner"
+            " grants it by `rowsignal grant ROLE --watch`, and `--serve` for a role that prunes."
+        )
     if isinstance(error, _NOT_THERE):
         return SchemaVersionError(
             "There is no change log in this database, or not this version's; "

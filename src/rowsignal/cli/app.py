@@ -13,6 +13,7 @@ from rowsignal.cli.config import config
 from rowsignal.cli.demo import demo
 from rowsignal.cli.doctor import doctor
 from rowsignal.cli.errors import explain
+from rowsignal.cli.grant import grant, revoke
 from rowsignal.cli.migrations import init
 from rowsignal.cli.output import write
 from rowsignal.cli.prune import prune
@@ -34,7 +35,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain text: it fits every terminal, and flags show no type
 )
-for command in (install, uninstall, status, doctor, watch, serve, prune, demo, bench, config):
+COMMANDS = (
+    install,
+    uninstall,
+    status,
+    grant,
+    revoke,
+    doctor,
+    watch,
+    serve,
+    prune,
+    demo,
+    bench,
+    config,
+)
+for command in COMMANDS:
     app.command()(command)
 
 migrations = typer.Typer(help="Migrations.", no_args_is_help=True)

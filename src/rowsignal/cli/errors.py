@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from sqlalchemy.exc import DBAPIError
 
 from rowsignal.exceptions import MissingExtraError, RowSignalError, missing_extra
-from rowsignal.postgres.errors import sqlstate_of
+from rowsignal.postgres.errors import sqlstate
 
 FAILED, NOT_UNDERSTOOD = 1, 2
 
@@ -28,7 +28,7 @@ def explain(error: BaseException) -> tuple[str, int]:
         return explain(error.exceptions[0])
     if isinstance(error, CommandError):
         return str(error), error.code
-    if isinstance(error, DBAPIError) and sqlstate_of(error) == PRIVILEGE:
+    if isinstance(error, DBAPIError) and sqlstate(error) == PRIVILEGE:
         sentence = (
             f"PostgreSQL says: {reason_of(error)}. The owner of the tables and of the schema"
             " rowsignal gives this role its rights: `rowsignal grant ROLE`."

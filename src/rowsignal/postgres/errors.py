@@ -16,6 +16,7 @@ OUTAGE_CLASSES = frozenset({"08", "53", "57", "58", "40"})
 # What another server process, a pooler or an older plan caused, and a new connection may mend.
 STALE_STATES = frozenset({"26000", "42P05", "XX000"})
 SCHEMA_CLASSES = frozenset({"42", "3F", "3D"})
+VALUE_CLASSES = frozenset({"22", "23"})
 PREPARED_STATEMENT_STATES = frozenset({"26000", "42P05"})
 PROTOCOL_VIOLATION = "08P01"  # PgBouncer: a transaction in statement mode
 
@@ -40,14 +41,18 @@ def sqlstate(error: BaseException) -> str | None:
 def message(error: BaseException) -> str:
     """Return what went wrong in one line, without statement and parameter values."""
     cause = cause_of(error)
-    text = getattr(cause, "message", None) or str(cause)
+    diagnostics = getattr(cause, "diag", None)  # psycopg's
+    text = getattr(diagnostics or cause, "message_primary" if diagnostics else "message", None)
+    text = text or str(cause)
     first, *_ = str(text).splitlines() or [""]
     return first
 
 
 def describe(error: BaseException) -> str:
-    """Return the kind of an error and its message in one line, for logs."""
-    name, text = type(cause_of(error)).__name__, message(error)
+    """Return the kind of an error and its message in one line, for logs, without any values."""
+    name, text, state = type(cause_of(error)).__name__, message(error), sqlstate(error)
+    if state is not None and state[:2] in VALUE_CLASSES:  # such messages quote what they are about
+        return f"{name} (SQLSTATE {state})"
     return f"{name}: {text}" if text else name
 
 
@@ -99,17 +104,3 @@ def is_pooler_conflict(error: BaseException) -> bool:
 def is_hopeless(error: BaseException) -> bool:
     """Tell whether trying again cannot help: the value, the statement or the schema is at fault."""
     return not (is_outage(error) or is_locked(error) or is_stale(error))
-
-
-def sqlstate_of(error: BaseException) -> str | None:
-    """Return the five characters of an error (PostgreSQL manual, appendix A); None without one."""
-    source = getattr(error, "orig", None) or error
-    return getattr(source, "sqlstate", None) or getattr(source, "pgcode", None)
-
-
-def message_of(error: BaseException) -> str:
-    """Return the server's primary message, without statement and parameters."""
-    source = getattr(error, "orig", None) or error
-    if (diagnostics := getattr(source, "diag", None)) is not None:
-        return str(diagnostics.message_primary)
-    return str(getattr(source.__cause__, "message", None) or source)

@@ -41,6 +41,7 @@ from rowsignal.sse.access.tickets import TicketOffice
 from rowsignal.sse.access.views import Event
 from rowsignal.sse.http.problems import ProblemRoute, described
 from rowsignal.sse.http.router import router_of
+from rowsignal.sse.http.shutdown import end_in_time
 
 VERSION = version("rowsignal")
 
@@ -72,14 +73,17 @@ class Service:
     async def running(self) -> AsyncIterator[None]:
         """Find the tables, listen, prune; leave no task and no connection."""
         async with contextlib.AsyncExitStack() as stack:
-            stack.push_async_callback(self.engine.dispose)
+            stack.push_async_callback(end_in_time, self.engine.dispose)
             await suit_pooler(self.engine)
             await self._find_tables()
             url = self._listen_url()
-            await stack.enter_async_context(Listener(self.engine, listen_url=url, hooks=self.hooks))
-            stack.push_async_callback(self.outlet.aclose)
-            stack.push_async_callback(self.probe.close)
+            listener = Listener(self.engine, listen_url=url, hooks=self.hooks)
+            await listener.__aenter__()
+            stack.push_async_callback(end_in_time, listener.close)
+            stack.push_async_callback(end_in_time, self.outlet.aclose)
+            stack.push_async_callback(end_in_time, self.probe.close)
             await self.probe.check()
+            await self.probe.refreshed()
             await stack.enter_async_context(self._task("probe", self.probe.run))
             await stack.enter_async_context(self._task("pruning", partial(self._prune, url)))
             log.info("ready", tables=sorted(self.exposures))
@@ -101,7 +105,7 @@ class Service:
             yield
         finally:
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await end_in_time(partial(asyncio.gather, task, return_exceptions=True))
 
     def _delivered(self, events: Sequence[Event]) -> None:
         self.status.latency.note(events)

@@ -14,9 +14,11 @@ async def keep_running(name: str, work: Callable[[], Awaitable[None]], hooks: Ho
     """Run `work` until this is cancelled; after a failure log it, count it and start again."""
     delays = reconnect_delays()
     while True:
+        reason = "ended"
         try:
             await work()
-        except Exception:
+        except Exception as error:
+            reason = type(error).__name__
             logger.exception("a task of the service failed and is started again: %s", name)
-        hooks.restarted(task=name)
+        hooks.task_restarted(task=name, reason=reason)
         await asyncio.sleep(next(delays))

@@ -12,7 +12,7 @@ from rowsignal.exceptions import LockTimeoutError, TriggerInstallError
 from rowsignal.identifiers import literal, qualify
 from rowsignal.postgres import schema
 from rowsignal.postgres.binds import AsyncBind, SyncBind, SyncConnection, execute, record, run_on
-from rowsignal.postgres.errors import message_of, sqlstate_of
+from rowsignal.postgres.errors import message, sqlstate
 from rowsignal.postgres.ownership import check_owner
 from rowsignal.triggers.catalog import TableFacts, read_facts
 from rowsignal.triggers.health import TableStatus, TriggerState, judge
@@ -89,6 +89,7 @@ def uninstall_triggers(
         if not isinstance(connection, Connection):
             return [_run(connection, "uninstall", target, "removed") for target in targets]
         with _guarded(connection, lock_timeout):
+            check_owner(connection)
             names = [target.name for target in _translated(connection, targets)]
             tables = read_facts(connection, names, with_strays=what is None)
             return [_uninstall(connection, facts) for facts in tables]
@@ -233,7 +234,7 @@ def _guarded(connection: Connection, lock_timeout: float) -> Iterator[None]:
 
 
 def _translate(error: DBAPIError, lock_timeout: float) -> Exception:
-    state, sentence = sqlstate_of(error), message_of(error)
+    state, sentence = sqlstate(error), message(error)
     if state in REFUSALS:
         return TriggerInstallError(sentence)
     if state in BUSY:

@@ -26,7 +26,8 @@ def make_whole(session: AsyncSession) -> None:
     if not event.contains(Session, "before_commit", _before_commit):
         event.listen(Session, "before_commit", _before_commit)
     _whole.add(session.sync_session)
-    session.in_transaction = _is_whole  # type: ignore[method-assign] # shadows it for one object
+    if session.sync_session.autobegin:
+        session.in_transaction = _is_whole  # type: ignore[method-assign] # for one object
 
 
 def _is_whole() -> bool:
@@ -51,7 +52,7 @@ async def get_transaction(session: S) -> AsyncIterator[S]:
     Raises `AbortedTransactionError` instead of committing what PostgreSQL has already undone
     because a failed statement's error was caught inside the block.
     """
-    if session.in_transaction():
+    if session.in_transaction() or session.sync_session in _whole:
         async with session.begin_nested():
             yield session
     else:

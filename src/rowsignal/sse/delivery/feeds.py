@@ -155,7 +155,7 @@ class TableFeed:
                 started.set_exception(error)
                 return
             logger.exception("%s: changes are no longer followed", self.label)
-            self._context.hooks.restarted(task="sse feed")
+            self._context.hooks.task_restarted(task="sse feed", reason=type(error).__name__)
             self.distribution.reset(NOT_FOLLOWED)
         finally:
             self._is_working = False
@@ -165,9 +165,9 @@ class TableFeed:
         """Publish a portion; what cannot be published costs its readers a reset, not the feed."""
         try:
             items = await self.events(portion, self.wanted())
-        except Exception:
+        except Exception as error:
             logger.exception("%s: changes could not be told", self.label)
-            self._context.hooks.restarted(task="sse feed")
+            self._context.hooks.task_restarted(task="sse feed", reason=type(error).__name__)
             self.distribution.reset(FAILED)
             return
         events: list[Event] = []

@@ -177,9 +177,9 @@ class Outlet:
                     due = loop.time() + self.limits.heartbeat
                     self.fanout.beat()
                 await self.fanout.close_idle()
-            except Exception:
+            except Exception as error:
                 logger.exception("the pulse of the streams has failed, and goes on")
-                self._hooks.restarted(task="sse pulse")
+                self._hooks.task_restarted(task="sse pulse", reason=type(error).__name__)
 
     def _drop_stalled(self, before: float) -> None:
         """Give up on clients that have taken nothing for too long: they hold places."""

@@ -28,6 +28,7 @@ from rowsignal.sse.http.parameters import (
 )
 from rowsignal.sse.http.problems import ProblemRoute
 from rowsignal.sse.http.requests import Ask
+from rowsignal.sse.http.shutdown import end_in_time, on_stop_signal
 from rowsignal.sse.limits import Limits
 
 Authorize = Callable[..., Grant | Awaitable[Grant]]
@@ -89,8 +90,9 @@ def router_of(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        await outlet.aclose()
+        with on_stop_signal(outlet.close_streams):
+            yield
+        await end_in_time(outlet.aclose)
 
     office = tickets or TicketOffice()
     router = APIRouter(route_class=ProblemRoute, lifespan=lifespan, tags=["changes"])

@@ -11,6 +11,7 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from rowsignal.exceptions import MissingSessionError, PoolTimeoutError
+from rowsignal.orm import get_transaction
 from rowsignal.orm.request_sessions.proxy import SessionProxy
 from support.session_apps import Ledger, create_tables, entries, is_free
 from support.web_server import served
@@ -276,6 +277,23 @@ async def test_block_without_autobegin_ends_well_after_its_own_transaction(
         await db.session.begin()
         await write(db, 2)
     assert await entries(engine) == [1, 2]
+
+
+async def test_block_without_autobegin_is_one_transaction_as_well(
+    pooled: AsyncEngine, engine: AsyncEngine
+) -> None:
+    db = SessionProxy()
+    arguments = {"class_": AsyncSession, "autobegin": False}
+    db.init(custom_engine=pooled, session_args=arguments)
+    with pytest.raises(LookupError):
+        async with db():
+            async with get_transaction(db.session):
+                await write(db, 1)
+            raise LookupError
+    assert await entries(engine) == []
+    async with db(), get_transaction(db.session):
+        await write(db, 1)
+    assert await entries(engine) == [1]
 
 
 async def test_request_without_autobegin_is_no_failure(
