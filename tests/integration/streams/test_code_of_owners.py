@@ -73,7 +73,11 @@ async def test_neither_streams_nor_snapshots_run_code_of_owners(engine: AsyncEng
         async with asyncio.timeout(30):
             first = await anext(changes)
         assert first.row == {
-            "id": 1, "mood": "calm", "label": "a", "items": [1, 2], "at": "2026-11-30",
+            "id": 1,
+            "mood": "calm",
+            "label": "a",
+            "items": [1, 2],
+            "at": "2026-11-30",
         }
         path = "/changes/owned?snapshot=true&where=mood.eq.calm"
         async with reading(site.port, path) as again:
