@@ -109,7 +109,7 @@ class Probe:
             self._error = "PostgreSQL cannot be reached, or does not answer."
             return False
         self._error = None
-        self.lag.note(xmax, self._outlet.sources.log.position)
+        self.lag.note(xmax, self._outlet.sources.position)
         return True
 
     async def _refresh(self) -> None:

@@ -127,7 +127,7 @@ class StatusReport:
         found = facts.get("log")
         if found is None:
             return None
-        return {**found, "position": self._outlet.sources.log.position}
+        return {**found, "position": self._outlet.sources.position}
 
     def _table(
         self, exposure: Exposure, held: TableGrant, facts: Mapping[str, Any]

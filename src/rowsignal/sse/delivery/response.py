@@ -9,6 +9,7 @@ from starlette.types import Message, Receive, Scope, Send
 from rowsignal.sse.delivery.buffers import Reader
 
 PIECE = 64 * 1024
+LAST_WRITE_TIMEOUT = 0.5  # seconds to finish a frame when a stream is closed
 
 
 class EventStream(EventSourceResponse):
@@ -73,8 +74,9 @@ class EventStream(EventSourceResponse):
             await self.client_close_handler_callable(message)
 
     async def _send_all(self, send: Send) -> None:
-        await self._send_opening(send)
         reader, clock = self.reader, asyncio.get_running_loop().time
+        if not await self._send_opening(send):
+            return
         while True:
             arrival = reader.arrival()
             if arrival is not None:
@@ -89,22 +91,33 @@ class EventStream(EventSourceResponse):
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
             reader.writing_since = None
 
-    async def _send_opening(self, send: Send) -> None:
-        """Send what comes first, unless the stream is closed meanwhile: a token may end."""
-        if self.reader.is_closed:
-            return
-        loop = asyncio.get_running_loop()
+    async def _send_opening(self, send: Send) -> bool:
+        """Send what comes first, unless the stream is closed meanwhile: a token may end.
+
+        Return whether the last frame is whole. After half a frame nothing can be said: a client
+        that takes no bytes just then is left without a last word.
+        """
+        reader = self.reader
+        if reader.is_closed:
+            return True
         try:
             async with asyncio.timeout(None) as limit:
-                self.reader.on_close = lambda: limit.reschedule(loop.time())
+                reader.on_close = lambda: self._hurry(limit)
                 async for chunk in self.opening:
                     await self._write_pieces(send, chunk)
+                    if reader.is_closed:
+                        break
         except TimeoutError:
-            if not self.reader.is_closed:
+            if not reader.is_closed:
                 raise
         finally:
-            self.reader.on_close = None
-            self.reader.writing_since = None
+            reader.on_close = None
+            is_whole, reader.writing_since = reader.writing_since is None, None
+        return is_whole
+
+    def _hurry(self, limit: asyncio.Timeout) -> None:
+        grace = 0.0 if self.reader.writing_since is None else LAST_WRITE_TIMEOUT
+        limit.reschedule(asyncio.get_running_loop().time() + grace)
 
     async def _write_pieces(self, send: Send, chunk: bytes) -> None:
         """Write a long chunk: servers copy what they cannot send at once, for each reader."""

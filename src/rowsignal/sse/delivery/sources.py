@@ -24,9 +24,10 @@ class Sources:
         self._looked_at = -FRESH
 
     @property
-    def log(self) -> LogTail:
-        """The tail of the log."""
-        return LogTail.of(self._engine)
+    def position(self) -> str | None:
+        """How far the log has been read; None while no stream reads it."""
+        tail = LogTail.of(self._engine)
+        return None if tail.mode == "stopped" else tail.position
 
     async def look(self) -> None:
         """Look at the triggers, unless that was done a moment ago."""
