@@ -101,8 +101,9 @@ $rowsignal$;
 -- :: grant
 -- Give a role what it needs and no more. Capturing and waiting need nothing beyond PUBLIC's rights.
 -- To watch is to read the log: keys, and values where they are logged, of every captured table. To
--- serve is to watch and to prune.
-create or replace function rowsignal.grant_v1(role regrole, may_watch boolean, may_serve boolean)
+-- serve is to watch and to prune. To work is to watch and to keep positions: handlers run so.
+create or replace function rowsignal.grant_v1(
+    role regrole, may_watch boolean, may_serve boolean, may_work boolean default false)
 returns void
 language plpgsql set search_path = pg_catalog, pg_temp
 as $rowsignal$
@@ -110,7 +111,7 @@ declare
     grantee constant text := role::text;
 begin
     execute concat('grant usage on schema rowsignal to ', grantee);
-    if may_watch or may_serve then
+    if may_watch or may_serve or may_work then
         execute concat('grant select on rowsignal.change, rowsignal.incarnation, rowsignal.horizon, '
             'rowsignal.stored_position, rowsignal.retention to ', grantee);
         execute concat('grant execute on function rowsignal.log_origin_v1(), rowsignal.start_incarnation_v2(), '
@@ -119,6 +120,21 @@ begin
     if may_serve then
         execute concat('grant execute on function rowsignal.prune_v2(integer, text), '
             'rowsignal.prune_v3(interval, bigint, integer, text) to ', grantee);
+    end if;
+    if may_serve or may_work then
+        execute concat('grant select on rowsignal.tick, rowsignal.consumer, rowsignal.consumer_partition, '
+            'rowsignal.worker, rowsignal.dead_letter to ', grantee);
+        execute concat('grant execute on function rowsignal.snapshot_includes_v1(pg_snapshot, pg_snapshot), '
+            'rowsignal.position_problem_v1(text, pg_snapshot), rowsignal.consumer_lag_v1() to ', grantee);
+    end if;
+    if may_work then
+        execute concat('grant insert, update, delete on rowsignal.consumer, rowsignal.consumer_partition, '
+            'rowsignal.worker, rowsignal.dead_letter to ', grantee);
+        execute concat('grant execute on function '
+            'rowsignal.create_consumer_v1(text, integer, text[], pg_snapshot), '
+            'rowsignal.worker_shares_v1(text[]), rowsignal.lease_consumers_v1(uuid, text, text[], interval), '
+            'rowsignal.reset_consumer_v1(text, pg_snapshot, pg_snapshot, bigint, text), '
+            'rowsignal.skip_failing_v1(text, integer) to ', grantee);
     end if;
 end
 $rowsignal$;
