@@ -320,8 +320,11 @@ as $rowsignal$
     join rowsignal.consumer as c on c.name = p.consumer
     cross join rowsignal.retention as r
     cross join lateral (
-        select array(select relid::oid from unnest(c.tables) as n,
-            pg_partition_tree(to_regclass(n)) where to_regclass(n) is not null) as relations
+        select array(
+            select to_regclass(n)::oid from unnest(c.tables) as n
+            union
+            select b.relid::oid from unnest(c.tables) as n, pg_partition_tree(to_regclass(n)) as b
+        ) as relations
     ) as own
     cross join lateral (
         select count(*) as changes, min(u.captured_at) as since

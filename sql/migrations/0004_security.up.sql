@@ -323,12 +323,11 @@ begin
         delete from rowsignal.tick;
         delete from rowsignal.stored_position;
         delete from rowsignal.horizon;
+        -- A log that has never begun has lost nothing: it can be read from its first change on.
         insert into rowsignal.horizon (snapshot, last_id, origin)
-        values (
-            pg_current_snapshot(),
-            coalesce(pg_sequence_last_value('rowsignal.change_id_seq'), 0),
-            here
-        );
+        select case when found then pg_current_snapshot() else '3:3:' end,
+            case when found then coalesce(pg_sequence_last_value('rowsignal.change_id_seq'), 0) else 0 end,
+            here;
     end if;
     delete from rowsignal.incarnation;
     insert into rowsignal.incarnation (id, origin) values (gen_random_uuid(), here)
@@ -826,8 +825,11 @@ as $rowsignal$
     join rowsignal.consumer as c on c.name = p.consumer
     cross join rowsignal.retention as r
     cross join lateral (
-        select array(select relid::oid from unnest(c.tables) as n,
-            pg_partition_tree(to_regclass(n)) where to_regclass(n) is not null) as relations
+        select array(
+            select to_regclass(n)::oid from unnest(c.tables) as n
+            union
+            select b.relid::oid from unnest(c.tables) as n, pg_partition_tree(to_regclass(n)) as b
+        ) as relations
     ) as own
     cross join lateral (
         select count(*) as changes, min(u.captured_at) as since

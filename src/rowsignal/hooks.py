@@ -1,5 +1,14 @@
 """Where other code looks in: what a listener, a dispatcher or a stream tells as it happens."""
 
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+Failed = Callable[[BaseException], None]
+
+
+def _ignore(_error: BaseException) -> None:
+    """Do nothing about an error that is told to a span."""
+
 
 class Hooks:
     """Receives events; every method returns at once and must not raise.
@@ -27,3 +36,29 @@ class Hooks:
 
     def reset(self, *, table: str, reason: str) -> None:
         """Report that a reader was told to start again."""
+
+    def handled(self, *, consumer: str, count: int, seconds: float) -> None:
+        """Report that a handler's transaction for some changes was committed."""
+
+    def handler_failed(self, *, consumer: str, attempts: int) -> None:
+        """Report that a handler failed, for the `attempts`-th time with this change."""
+
+    def dead_lettered(self, *, consumer: str) -> None:
+        """Report that a change was handled as often as may be, and became a dead letter."""
+
+    def consumer_lagged(
+        self, *, consumer: str, partition: int, changes: int, seconds: float, retention_used: float
+    ) -> None:
+        """Report, now and then, how far behind a consumer is; at 1 `retention_used` is too far."""
+
+    def span(
+        self,
+        name: str,  # noqa: ARG002 -- for those that override it
+        attributes: Mapping[str, str | int],  # noqa: ARG002 -- as above
+    ) -> AbstractContextManager[Failed]:
+        """Return what is entered around a wait, the handling of changes or a stream's read.
+
+        An error that is raised in it has been seen; one that is caught inside is told to the
+        function that entering returns. `attributes` are named as OpenTelemetry names them.
+        """
+        return nullcontext(_ignore)
