@@ -2,7 +2,7 @@
 -- generation of its lease wherever a statement moves something: no row is changed without the lease.
 
 -- :: consumer_schema
-select to_regclass('rowsignal.consumer_partition') is not null
+select to_regclass('rowsignal.consumer_partition') is not null as has_consumers
 
 -- :: consumer_create
 select rowsignal.create_consumer_v1($1, $2, $3, $4::text::pg_snapshot)

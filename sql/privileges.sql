@@ -125,7 +125,8 @@ begin
         execute concat('grant select on rowsignal.tick, rowsignal.consumer, rowsignal.consumer_partition, '
             'rowsignal.worker, rowsignal.dead_letter to ', grantee);
         execute concat('grant execute on function rowsignal.snapshot_includes_v1(pg_snapshot, pg_snapshot), '
-            'rowsignal.position_problem_v1(text, pg_snapshot), rowsignal.consumer_lag_v1() to ', grantee);
+            'rowsignal.position_problem_v1(text, pg_snapshot), rowsignal.consumer_relations_v1(text[]), '
+            'rowsignal.consumer_lag_v1() to ', grantee);
     end if;
     if may_work then
         execute concat('grant insert, update, delete on rowsignal.consumer, rowsignal.consumer_partition, '

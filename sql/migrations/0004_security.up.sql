@@ -594,13 +594,42 @@ as $rowsignal$
         then 'retention has deleted changes that were not handled' end
 $rowsignal$;
 
+-- :: relations of a consumer
+create or replace function rowsignal.consumer_relations_v1(tables text[]) returns oid[]
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $rowsignal$
+    select array(
+        select to_regclass(name)::oid from unnest(tables) as name
+        union
+        select part.relid::oid from unnest(tables) as name, pg_partition_tree(to_regclass(name)) as part)
+$rowsignal$;
+
 -- :: record what retention overtakes
--- Called by the pruning that moves the horizon, in its transaction.
+-- Called by the pruning that moves the horizon, in its transaction and before it deletes. Where
+-- changes that were not handled are about to go, that is recorded. Where there are none, a position
+-- that the horizon passes moves along with it: nobody wants what lies between.
 create or replace function rowsignal.overtake_consumers_v1(horizon pg_snapshot) returns void
 language sql volatile
 set search_path = pg_catalog, pg_temp
 as $rowsignal$
     update rowsignal.consumer_partition as p set overtaken_at = clock_timestamp()
+    from rowsignal.consumer as c
+    where c.name = p.consumer and p.overtaken_at is null
+        and not rowsignal.snapshot_includes_v1(p.seen, horizon)
+        and exists (
+            select from (
+                select * from rowsignal.change as a where a.xid >= pg_snapshot_xmax(p.seen)
+                union all
+                select * from rowsignal.change as b where b.xid = any (array(select pg_snapshot_xip(p.seen)))
+            ) as l
+            where l.relation = any (rowsignal.consumer_relations_v1(c.tables))
+                and pg_visible_in_snapshot(l.xid, horizon)
+                and (p.upto is null or l.id > p.last_id or not pg_visible_in_snapshot(l.xid, p.upto)));
+    update rowsignal.consumer_partition as p
+    set seen = horizon,
+        upto = case when not rowsignal.snapshot_includes_v1(horizon, p.upto) then p.upto end,
+        last_id = case when not rowsignal.snapshot_includes_v1(horizon, p.upto) then p.last_id else 0 end
     where p.overtaken_at is null and not rowsignal.snapshot_includes_v1(p.seen, horizon)
 $rowsignal$;
 
@@ -825,11 +854,7 @@ as $rowsignal$
     join rowsignal.consumer as c on c.name = p.consumer
     cross join rowsignal.retention as r
     cross join lateral (
-        select array(
-            select to_regclass(n)::oid from unnest(c.tables) as n
-            union
-            select b.relid::oid from unnest(c.tables) as n, pg_partition_tree(to_regclass(n)) as b
-        ) as relations
+        select rowsignal.consumer_relations_v1(c.tables) as relations
     ) as own
     cross join lateral (
         select count(*) as changes, min(u.captured_at) as since
@@ -1614,7 +1639,8 @@ begin
         execute concat('grant select on rowsignal.tick, rowsignal.consumer, rowsignal.consumer_partition, '
             'rowsignal.worker, rowsignal.dead_letter to ', grantee);
         execute concat('grant execute on function rowsignal.snapshot_includes_v1(pg_snapshot, pg_snapshot), '
-            'rowsignal.position_problem_v1(text, pg_snapshot), rowsignal.consumer_lag_v1() to ', grantee);
+            'rowsignal.position_problem_v1(text, pg_snapshot), rowsignal.consumer_relations_v1(text[]), '
+            'rowsignal.consumer_lag_v1() to ', grantee);
     end if;
     if may_work then
         execute concat('grant insert, update, delete on rowsignal.consumer, rowsignal.consumer_partition, '

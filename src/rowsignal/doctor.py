@@ -23,6 +23,7 @@ from rowsignal.triggers.catalog import TableFacts, read_facts
 OLDEST_SERVER, LISTEN_BUG = 140000, range(170000, 170007)
 LOCKS_NOTED, LOCKS_FULL = 0.5, 0.8
 QUEUE_POLLED, QUEUE_QUIET = 0.4, 0.5  # listeners stop counting on it; triggers stop notifying
+RETENTION_NOTED = 0.5
 SECOND_LOOK = 0.05
 ANSWER = 3.0
 NO_TABLE = "There is no such table."  # as triggers.health says it
@@ -277,6 +278,34 @@ async def _log(patient: Patient) -> AsyncIterator[Finding]:
         yield Finding(Severity.OK, "log", message)
 
 
+async def _consumers(patient: Patient) -> AsyncIterator[Finding]:
+    (schema,) = await patient.ask("consumer_schema")
+    rows = await patient.ask("consumer_lag") if schema["has_consumers"] else []
+    for row in rows:
+        subject = f"consumer {row['consumer']}"
+        if row["problem"] is not None:
+            message = f"Partition {row['number']} is told of a reset: {row['problem']}."
+            cure = "Run a worker; its on_reset hook catches up. Keep more: rowsignal prune --save"
+            yield Finding(Severity.ERROR, subject, message, cure)
+        elif (row["retention_used"] or 0) > RETENTION_NOTED:
+            message = (
+                f"Partition {row['number']} is {row['lag_changes']} changes behind and has used"
+                f" {row['retention_used']:.0%} of the retention; at 100% changes are lost to it."
+            )
+            cure = "Run more workers, or keep more: rowsignal prune --max-age 7d --save"
+            yield Finding(Severity.WARNING, subject, message, cure)
+        if row["dead_letters"]:
+            message = f"Partition {row['number']} has {row['dead_letters']} dead letters."
+            cure = f"rowsignal consumers letters {row['consumer']}"
+            yield Finding(Severity.WARNING, subject, message, cure)
+        if row["lag_changes"] and row["holder"] is None:
+            message = f"No worker handles partition {row['number']}: {row['lag_changes']} wait."
+            yield Finding(Severity.NOTE, subject, message, "rowsignal work MODULE:CHANGES")
+    if rows and not any((row["retention_used"] or 0) > RETENTION_NOTED for row in rows):
+        message = f"{len({row['consumer'] for row in rows})} consumers are within the retention."
+        yield Finding(Severity.OK, "consumers", message)
+
+
 def _age(seconds: Any) -> str:
     if seconds is None:
         return "not there, so nothing is"
@@ -320,4 +349,5 @@ CHECKS: tuple[Check, ...] = (
     _squatters,
     _order,
     _log,
+    _consumers,
 )

@@ -7,6 +7,7 @@ import typer
 
 from rowsignal.cli.bench import bench
 from rowsignal.cli.config import config
+from rowsignal.cli.consumers import consumers
 from rowsignal.cli.demo import demo
 from rowsignal.cli.doctor import doctor
 from rowsignal.cli.errors import explain
@@ -15,6 +16,7 @@ from rowsignal.cli.prune import prune
 from rowsignal.cli.serve import serve
 from rowsignal.cli.triggers import install, status, uninstall
 from rowsignal.cli.watch import watch
+from rowsignal.cli.work import work
 
 HELP = """Wait for PostgreSQL row changes, and see why they would not come.
 
@@ -30,12 +32,14 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
-for command in (install, uninstall, status, doctor, watch, serve, prune, demo, bench, config):
+COMMANDS = (install, uninstall, status, doctor, watch, work, serve, prune, demo, bench, config)
+for command in COMMANDS:
     app.command()(command)
 
 migrations = typer.Typer(help="Migrations.", no_args_is_help=True)
 migrations.command("init")(init)
 app.add_typer(migrations, name="db")
+app.add_typer(consumers, name="consumers")
 
 
 @app.callback()

@@ -3,24 +3,16 @@
 import asyncio
 
 import asyncpg
-from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from rowsignal.change_log.reader import driver_of
 from rowsignal.handlers.leases import LeaseLostError, Partition
-from rowsignal.postgres.connections import beside, is_direct, throw_away
+from rowsignal.postgres.connections import is_direct, throw_away
 from rowsignal.postgres.statements import query
 
 # A worker that is stopped in the middle of a transaction, and whose connection its successor cannot
 # end (another role, a pooler), holds its locks for so long after the handler's time is over.
 IDLE_MARGIN = 60.0
-
-
-def handler_engine(engine: AsyncEngine) -> AsyncEngine:
-    """Return the engine of handlers: beside the application's pool, with its options."""
-    ours: Engine = beside(engine).sync_engine
-    options = engine.sync_engine.get_execution_options()
-    return AsyncEngine(ours.execution_options(**options) if options else ours)
 
 
 class HandlerConnection:

@@ -8,12 +8,12 @@ from typing import Any, Self, TypeVar, overload
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
 from rowsignal.changes import ChangeFilter, Operation
-from rowsignal.handlers.connection import handler_engine
 from rowsignal.handlers.consumer import Consumer, Feed, Retry, Start
 from rowsignal.handlers.runner import HandlerContext, ResetHook
 from rowsignal.handlers.worker import Worker
 from rowsignal.hooks import Hooks
 from rowsignal.listener import Listener
+from rowsignal.postgres.connections import beside_with_options
 from rowsignal.streams.tables import Columns
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -144,7 +144,7 @@ class ChangeHandlers:
             raise RuntimeError("These handlers are at work already.")
         if not self._consumers:
             raise ValueError("No handler is registered: @changes.on(Order) registers one.")
-        side_engine = handler_engine(self._engine)
+        side_engine = beside_with_options(self._engine)
         hooks = self._hooks or Listener.of(self._engine).hooks
         context = HandlerContext(
             self._engine, side_engine, self._sessions, hooks, tuple(self._reset_hooks)

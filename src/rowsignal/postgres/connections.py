@@ -35,6 +35,16 @@ def beside(engine: AsyncEngine, url: str | None = None) -> AsyncEngine:
     return AsyncEngine(Engine(pool, ours.dialect, ours.url, hide_parameters=ours.hide_parameters))
 
 
+def beside_with_options(engine: AsyncEngine) -> AsyncEngine:
+    """Return an engine as `beside` does, with the execution options of `engine` as well.
+
+    For statements of the application, such as those that `schema_translate_map` rewrites.
+    """
+    ours = beside(engine)
+    options = engine.sync_engine.get_execution_options()
+    return ours.execution_options(**options) if options else ours
+
+
 class OwnConnection:
     """One connection, opened at first use; what is run on it queues up.
 

@@ -1,6 +1,7 @@
 """What a handler gets, and that its effect and its position are one."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import Any
 
@@ -33,11 +34,14 @@ from support.handlers import (
     until_lag,
     write,
 )
+from support.waits import close_listener
 
 
 @pytest.fixture(autouse=True)
-async def tables(engine: AsyncEngine) -> None:
+async def tables(engine: AsyncEngine) -> AsyncIterator[None]:
     await make_tables(engine)
+    yield
+    await close_listener(engine)
 
 
 async def test_each_change_is_handled_once_across_restarts_of_the_worker(
