@@ -1,7 +1,9 @@
 """Where other code looks in: what a listener, a dispatcher or a stream tells as it happens."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+
+from rowsignal.changes import Change
 
 Failed = Callable[[BaseException], None]
 
@@ -55,10 +57,49 @@ class Hooks:
         self,
         name: str,  # noqa: ARG002 -- for those that override it
         attributes: Mapping[str, str | int],  # noqa: ARG002 -- as above
+        changes: Sequence[Change] = (),  # noqa: ARG002 -- as above
     ) -> AbstractContextManager[Failed]:
-        """Return what is entered around a wait, the handling of changes or a stream's read.
+        """Return what is entered around a wait, or around the handling of some changes.
 
         An error that is raised in it has been seen; one that is caught inside is told to the
         function that entering returns. `attributes` are named as OpenTelemetry names them.
         """
         return nullcontext(_ignore)
+
+
+class HookGroup(Hooks):
+    """Several hooks as one: each hears everything, and spans are entered in order.
+
+    >>> HookGroup(Hooks(), Hooks()).connected(epoch=1)
+    """
+
+    def __init__(self, *hooks: Hooks) -> None:
+        self._hooks = hooks
+
+    @contextmanager
+    def span(
+        self, name: str, attributes: Mapping[str, str | int], changes: Sequence[Change] = ()
+    ) -> Iterator[Failed]:
+        """Enter the spans of all."""
+        with ExitStack() as stack:
+            told = [
+                stack.enter_context(hooks.span(name, attributes, changes)) for hooks in self._hooks
+            ]
+
+            def failed(error: BaseException) -> None:
+                for tell in told:
+                    tell(error)
+
+            yield failed
+
+
+def _forwarding(name: str) -> Callable[..., None]:
+    def forward(group: HookGroup, **event: object) -> None:
+        for hooks in group._hooks:
+            getattr(hooks, name)(**event)
+
+    return forward
+
+
+for _name in [name for name in vars(Hooks) if not name.startswith("_") and name != "span"]:
+    setattr(HookGroup, _name, _forwarding(_name))

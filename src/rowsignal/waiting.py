@@ -82,8 +82,10 @@ async def wait_for_row_change(
         seen=None if held is None else _loaded_values(held, target.shape),
         interval=_checked_interval(interval),
     )
+    label = target.shape.mapper.local_table.description
     try:
-        found = await _outcome(dispatcher, subscription, deadline)
+        with dispatcher.listener.hooks.span("rowsignal.wait", {"db.collection.name": label}):
+            found = await _outcome(dispatcher, subscription, deadline)
     except TimeoutError as error:
         if subscription.future.done():
             raise

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import asyncpg
@@ -15,7 +16,7 @@ from rowsignal.handlers.consumer import Feed
 from rowsignal.handlers.leases import LeaseLostError, Partition
 from rowsignal.handlers.letters import change_to_json, write
 from rowsignal.handlers.places import Place
-from rowsignal.hooks import Hooks
+from rowsignal.hooks import Failed, Hooks
 from rowsignal.postgres.statements import query
 
 MAX_ERROR = 2000
@@ -53,7 +54,7 @@ class Attempts:
         """
         arguments = (*self._partition.key, after.seen, after.upto, after.last_id, len(changes))
         began = time.perf_counter()
-        with self._hooks.span("rowsignal.handle", self._attributes(changes)) as failed:
+        with self._span(changes) as failed:
             error = await self._run(self._work(changes), "consumer_move", arguments)
             if error is None:
                 seconds = time.perf_counter() - began
@@ -66,7 +67,7 @@ class Attempts:
 
     async def handle_letter(self, letter_id: int, change: Change) -> Exception | None:
         """Handle a dead letter once more, and delete it."""
-        with self._hooks.span("rowsignal.handle", self._attributes([change])) as failed:
+        with self._span([change]) as failed:
             arguments = (*self._partition.key, letter_id)
             error = await self._run(self._work([change]), "letter_done", arguments)
             if error is not None:
@@ -179,13 +180,14 @@ class Attempts:
                 await self._connection.discard()
                 raise
 
-    def _attributes(self, changes: Sequence[Change]) -> dict[str, str | int]:
-        return {
+    def _span(self, changes: Sequence[Change]) -> AbstractContextManager[Failed]:
+        attributes: dict[str, str | int] = {
             "rowsignal.consumer": self._partition.consumer,
             "rowsignal.partition": self._partition.number,
-            "rowsignal.changes": len(changes),
+            "messaging.batch.message_count": len(changes),
             "db.collection.name": f"{changes[0].schema}.{changes[0].table}",
         }
+        return self._hooks.span("rowsignal.handle", attributes, changes)
 
 
 def _failing(changes: Sequence[Change], after: Place) -> str:
