@@ -28,7 +28,7 @@ from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.handlers import ChangeHandlers, drop_consumer
 from rowsignal.triggers import install_triggers
 
-CHANGES = 3000
+CHANGES = 1500
 ROUNDS = 5
 LEASE = 2.0
 KILLS = 3

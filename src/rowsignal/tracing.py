@@ -24,7 +24,7 @@ _propagator = TraceContextTextMapPropagator()
 
 
 class TracingHooks(Hooks):
-    """Hooks that make spans: `rowsignal.wait`, and `rowsignal.handle` for each of a handler's calls.
+    """Hooks that make spans: `rowsignal.wait`, and `rowsignal.handle` for each call of a handler.
 
         changes = ChangeHandlers(engine, hooks=TracingHooks())
         Listener(engine, hooks=HookGroup(TracingHooks(), PrometheusHooks()))

@@ -1,13 +1,18 @@
 """What a handler gets, and that its effect and its position are one."""
 
 import asyncio
+import enum
 from collections.abc import AsyncIterator
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
 
 from rowsignal.changes import Change, Operation
 from rowsignal.exceptions import TriggerInstallError
@@ -24,6 +29,7 @@ from rowsignal.handlers import (
 from rowsignal.triggers import install_triggers
 from support.handlers import (
     AT_ONCE,
+    Base,
     Effect,
     Task,
     effects,
@@ -288,18 +294,67 @@ async def test_a_consumer_is_reset_while_it_is_at_work(engine: AsyncEngine) -> N
     assert [task for task, _ in await effects(engine)] == [1, 2, 1, 2, 4]
 
 
+class Kind(enum.Enum):
+    NEW = "new"
+    OLD = "old"
+
+
+class Sample(Base):
+    """A row of many types, whose names in the database are others."""
+
+    __tablename__ = "samples"
+
+    id: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True)
+    price: Mapped[Decimal] = mapped_column("the price", sa.Numeric(10, 2))
+    weight: Mapped[float]
+    kind: Mapped[Kind]
+    token: Mapped[UUID]
+    at: Mapped[datetime] = mapped_column(sa.DateTime(timezone=True))
+    day: Mapped[date]
+    image: Mapped[bytes]
+    tags: Mapped[list[str]] = mapped_column(ARRAY(sa.Text))
+    grid: Mapped[list[list[int]]] = mapped_column(ARRAY(sa.Integer, dimensions=2))
+    details: Mapped[dict[str, object]] = mapped_column(JSONB)
+    nothing: Mapped[str | None]
+
+
 async def test_rows_have_the_values_that_the_orm_would_load(engine: AsyncEngine) -> None:
     seen: list[Any] = []
+    changes = ChangeHandlers(engine)
 
+    @changes.on(Sample)
     async def handler(session: AsyncSession, change: Change) -> None:
-        seen.append(change.row)
-        await record(session, change)
+        loaded = await session.get(Sample, change.row["id"] if change.row else 0)
+        assert loaded is not None
+        columns = [attribute.key for attribute in sa.inspect(Sample).column_attrs]
+        values = {name: getattr(loaded, name) for name in columns}
+        seen.append((change.row, values))
 
-    async with recording(engine, handler=handler):
-        await write(engine, 1, step=2)
-        await until_handled(engine, 1)
-    assert seen == [{"id": 1, "step": 2, "note": ""}]
-    assert not isinstance(seen[0]["step"], Decimal)
+    await install_triggers(engine, Sample, log=True, row_values=True)
+    sample = Sample(
+        id=2**40,
+        price=Decimal("9.90"),
+        weight=0.1,
+        kind=Kind.OLD,
+        token=uuid4(),
+        at=datetime(2026, 11, 30, 12, 30, 15, 123456, UTC),
+        day=date(2026, 11, 30),
+        image=b"\x00\xff",
+        tags=["a,b", '"c"', "\\"],
+        grid=[[1, 2], [3, 4]],
+        details={"a": [1, 1.5, None, {"b": "\u00e4"}]},
+    )
+    async with changes, AsyncSession(engine) as session:
+        session.add(sample)
+        await session.commit()
+        async with asyncio.timeout(30):
+            while not seen:
+                await asyncio.sleep(0.02)
+    ((row, values),) = seen
+    assert row == values
+    assert {name: type(value) for name, value in row.items()} == {
+        name: type(value) for name, value in values.items()
+    }
 
 
 async def test_a_table_without_a_log_is_refused_with_the_way_out(engine: AsyncEngine) -> None:
