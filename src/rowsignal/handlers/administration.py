@@ -161,7 +161,9 @@ async def _driver(engine: AsyncEngine) -> AsyncIterator[asyncpg.Connection]:
     ours = beside(engine)
     try:
         async with ours.connect() as connection:
-            yield await driver_of(connection)
+            driver = await driver_of(connection)
+            async with driver.transaction():  # a pooler may stand between
+                yield driver
     except asyncpg.PostgresError as error:
         raise explained(error) from error
     finally:

@@ -86,17 +86,16 @@ class Attempts:
 
     async def skip(self, after: Place) -> None:
         """Store a place to which no change had to be handled."""
-        _, driver = await self._connection.open()
         arguments = (*self._partition.key, after.seen, after.upto, after.last_id, 0)
-        await self._move(driver, "consumer_move", arguments)
+        async with self._connection.alone() as driver:
+            await self._move(driver, "consumer_move", arguments)
 
     async def fail(self, changes: Sequence[Change], after: Place | None, error: Exception) -> int:
         """Record that an attempt has failed; return how many have."""
-        _, driver = await self._connection.open()
         failing = None if after is None else _failing(changes, after)
-        statement = query("consumer_fail")
         arguments = (*self._partition.key, error_text(error), failing)
-        count = await driver.fetchval(statement, *arguments)
+        async with self._connection.alone() as driver:
+            count = await driver.fetchval(query("consumer_fail"), *arguments)
         if count is None:
             raise LeaseLostError
         self._hooks.handler_failed(consumer=self._consumer.name, attempts=count)
@@ -104,8 +103,8 @@ class Attempts:
 
     async def fail_letter(self, letter_id: int, error: Exception) -> None:
         """Record that a dead letter has failed again."""
-        _, driver = await self._connection.open()
-        await driver.execute(query("letter_failed"), letter_id, error_text(error))
+        async with self._connection.alone() as driver:
+            await driver.execute(query("letter_failed"), letter_id, error_text(error))
 
     async def bury(self, change: Change, after: Place, error: Exception, attempts: int) -> None:
         """Make a change a dead letter and store the place after it."""

@@ -1,6 +1,9 @@
 """The connection of a partition's handlers: one, as long as there is something to handle."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -35,8 +38,8 @@ class HandlerConnection:
             return self._connection, self._driver
         connection = await self._engine.connect()
         try:
-            if await connection.get_isolation_level() == "AUTOCOMMIT":
-                await connection.rollback()
+            adapted: Any = (await connection.get_raw_connection()).dbapi_connection
+            if adapted.autocommit:  # position and effect have to be one transaction
                 connection = await connection.execution_options(isolation_level="READ COMMITTED")
             self.is_pooled = not await is_direct(connection)
             await connection.rollback()
@@ -48,6 +51,19 @@ class HandlerConnection:
             raise
         self._connection, self._driver = connection, driver
         return connection, driver
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[asyncpg.Connection]:
+        """Lend asyncpg's connection for a statement that is a transaction by itself.
+
+        Behind a pooler it is wrapped in one: the driver prepares and executes in two steps.
+        """
+        _, driver = await self.open()
+        if self.is_pooled:
+            async with driver.transaction():
+                yield driver
+        else:
+            yield driver
 
     async def _introduce(self, driver: asyncpg.Connection) -> None:
         await driver.execute(f"set idle_in_transaction_session_timeout = '{self._idle}'")

@@ -113,8 +113,8 @@ class Runner:
 
     async def _follow(self) -> None:
         """Read from the stored position until stopped, or until the reader says `Reset`."""
-        _, driver = await self._connection.open()
-        row = await driver.fetchrow(query("consumer_load"), *self.partition.key)
+        async with self._connection.alone() as driver:
+            row = await driver.fetchrow(query("consumer_load"), *self.partition.key)
         if row is None:
             raise LeaseLostError
         log = LogTail.of(self._context.engine).log
@@ -123,7 +123,8 @@ class Runner:
             await self._reset(problem, now)
             return
         place = Place(row["seen"], row["upto"], row["last_id"])
-        after = await position_of(driver, place, decode(now).incarnation)
+        async with self._connection.alone() as driver:
+            after = await position_of(driver, place, decode(now).incarnation)
         tail = LogTail.of(self._context.engine)
         async with (
             tail.subscribe(self._feed.tables, after=after) as subscription,
@@ -183,8 +184,7 @@ class Runner:
 
     async def _handle(self, changes: Sequence[Change], position: str) -> None:
         """Handle changes as often as may be; a batch that fails is tried change by change."""
-        _, driver = await self._connection.open()
-        after = await place_of(driver, position)
+        after = await self._place(position)
         while not self._is_stopping:
             error = await self._attempts.handle(changes, after)
             if error is None:
@@ -207,6 +207,10 @@ class Runner:
             )
             await self._pause(pause)
 
+    async def _place(self, position: str) -> Place:
+        async with self._connection.alone() as driver:
+            return await place_of(driver, position)
+
     async def _handle_each(self, changes: Sequence[Change], position: str) -> None:
         for change in changes:
             is_last = change is changes[-1]
@@ -222,9 +226,10 @@ class Runner:
 
     async def _handle_letters(self) -> None:
         self._is_due = False
-        _, driver = await self._connection.open()
         name, number, _ = self.partition.key
-        for row in await driver.fetch(query("letters_due"), name, number):
+        async with self._connection.alone() as driver:
+            due = await driver.fetch(query("letters_due"), name, number)
+        for row in due:
             if self._is_stopping:
                 return
             change = change_from_json(row["change"])
@@ -237,8 +242,7 @@ class Runner:
         """Store, now and then, a position to which nothing was wanted."""
         now = time.monotonic()
         if now - self._moved_at >= CHECKPOINT_INTERVAL:
-            _, driver = await self._connection.open()
-            await self._attempts.skip(await place_of(driver, position))
+            await self._attempts.skip(await self._place(position))
             self._moved_at = now
         if now - self._used_at >= IDLE_TIMEOUT:
             await self._connection.discard()
@@ -253,8 +257,7 @@ class Runner:
             position=now,
         )
         logger.warning("consumer %s begins anew: %s", self.partition, reset.reason)
-        _, driver = await self._connection.open()
-        seen = (await place_of(driver, now)).seen
+        seen = (await self._place(now)).seen
         hooks = [
             partial(_told, hook, reset)
             for name, hook in self._context.reset_hooks

@@ -88,23 +88,16 @@ class Worker:
         consumer = feed.consumer
         position = await LogTail.of(self._context.engine).log.position()
         async with self._context.side_engine.connect() as connection:
-            driver = await driver_of(connection)  # each statement is a transaction
-            if not await driver.fetchval(query("consumer_schema")):
-                raise SchemaVersionError(
-                    "Schema rowsignal is too old for consumers: install_triggers(...) of this"
-                    " version brings it up to date."
-                )
-            seen = (await place_of(driver, position)).seen if consumer.start == "now" else None
-            arguments = (consumer.name, consumer.partitions, feed.names, seen)
-            try:
-                await driver.execute(query("consumer_create"), *arguments)
-            except asyncpg.PostgresError as error:
-                if sqlstate_of(error) != OTHER_PARTITIONS:
-                    raise explained(error) from error
-                raise ConsumerError(
-                    f"{message_of(error)} Use a multiple, or let it handle what is logged and then"
-                    f" forget it: `rowsignal consumers drop {consumer.name}`."
-                ) from error
+            driver = await driver_of(connection)
+            async with driver.transaction():  # a pooler may stand between
+                if not await driver.fetchval(query("consumer_schema")):
+                    raise SchemaVersionError(
+                        "Schema rowsignal is too old for consumers: install_triggers(...) of this"
+                        " version brings it up to date."
+                    )
+                seen = None if consumer.start != "now" else (await place_of(driver, position)).seen
+                arguments = (consumer.name, consumer.partitions, feed.names, seen)
+                await _create_consumer(driver, arguments)
 
     async def _keep_leases(self) -> None:
         """Renew leases until cancelled; what another worker leaves is taken at once."""
@@ -197,3 +190,15 @@ class Worker:
                         seconds=lag.lag_seconds,
                         retention_used=lag.retention_used or 0.0,
                     )
+
+
+async def _create_consumer(driver: asyncpg.Connection, arguments: tuple[object, ...]) -> None:
+    try:
+        await driver.execute(query("consumer_create"), *arguments)
+    except asyncpg.PostgresError as error:
+        if sqlstate_of(error) != OTHER_PARTITIONS:
+            raise explained(error) from error
+        raise ConsumerError(
+            f"{message_of(error)} Use a multiple, or let it handle what is logged and then forget"
+            f" it: `rowsignal consumers drop {arguments[0]}`."
+        ) from error

@@ -352,9 +352,7 @@ async def test_rows_have_the_values_that_the_orm_would_load(engine: AsyncEngine)
                 await asyncio.sleep(0.02)
     ((row, values),) = seen
     assert row == values
-    assert {name: type(value) for name, value in row.items()} == {
-        name: type(value) for name, value in values.items()
-    }
+    assert all(isinstance(values[name], type(value)) for name, value in row.items())
 
 
 async def test_a_table_without_a_log_is_refused_with_the_way_out(engine: AsyncEngine) -> None:
