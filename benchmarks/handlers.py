@@ -141,15 +141,16 @@ async def takeover(engine: AsyncEngine, url: str, first: int) -> float:
 async def until_shared(engine: AsyncEngine) -> str:
     """Return which worker is at work, when another one stands by."""
     query = (
-        "select p.holder_label, (select count(*) from rowsignal.worker) as workers"
-        " from rowsignal.consumer_partition as p"
-        " where p.consumer = 'watch' and p.lease_until > clock_timestamp()"
+        "select w.label, count(*) over () as workers"
+        " from rowsignal.worker as w left join rowsignal.consumer_partition as p on p.holder = w.id"
+        " where w.consumer = 'watch' and w.alive_until > clock_timestamp()"
+        " order by p.holder is null"
     )
     while True:
         async with engine.connect() as connection:
-            row = (await connection.execute(sa.text(query))).one_or_none()
+            row = (await connection.execute(sa.text(query))).first()
         if row is not None and row.workers == 2:
-            return str(row.holder_label)
+            return str(row.label)
         await asyncio.sleep(0.02)
 
 

@@ -12,7 +12,7 @@ select rowsignal.lease_consumers_v1($1, $2, $3, $4)::text
 
 -- :: consumer_release
 update rowsignal.consumer_partition
-set holder = null, lease_until = null, backend = null, backend_start = null
+set holder = null, backend = null, backend_start = null
 where consumer = $1 and number = $2 and generation = $3
 
 -- :: consumer_leave

@@ -133,7 +133,8 @@ begin
             'rowsignal.worker, rowsignal.dead_letter to ', grantee);
         execute concat('grant execute on function '
             'rowsignal.create_consumer_v1(text, integer, text[], pg_snapshot), '
-            'rowsignal.worker_shares_v1(text[]), rowsignal.lease_consumers_v1(uuid, text, text[], interval), '
+            'rowsignal.worker_shares_v1(text[]), rowsignal.is_leased_v1(uuid, text), '
+            'rowsignal.lease_consumers_v1(uuid, text, text[], interval), '
             'rowsignal.reset_consumer_v1(text, pg_snapshot, pg_snapshot, bigint, text), '
             'rowsignal.skip_failing_v1(text, integer) to ', grantee);
     end if;

@@ -532,10 +532,8 @@ create table if not exists rowsignal.consumer_partition (
     attempts integer not null default 0, -- that have failed, of the change that is next
     error text,
     failing jsonb,               -- that change, and the position after it
-    holder uuid,
-    holder_label text,
-    lease_until timestamptz,
-    backend integer,             -- the holder's connection, which is ended when the lease is over
+    holder uuid,                 -- a worker, whose lease is in force as long as it is alive
+    backend integer,             -- its connection, which is ended when the lease is over
     backend_start timestamptz,
     overtaken_at timestamptz,    -- when retention deleted changes that were not handled
     resets bigint not null default 0,
@@ -545,7 +543,9 @@ create table if not exists rowsignal.consumer_partition (
 )
 with (fillfactor = 50);
 
--- The processes that are alive, which share the partitions of a consumer among them.
+-- The processes that are alive, which share the partitions of a consumer among them. Renewing a lease
+-- writes here and leaves the partitions alone: a handler's transaction of any isolation level moves
+-- those, and must not meet with a concurrent update.
 create table if not exists rowsignal.worker (
     id uuid not null,
     consumer text not null references rowsignal.consumer on delete cascade,
@@ -674,7 +674,7 @@ begin
         where p.consumer = name;
         -- Workers that know of fewer partitions must not move these any more.
         update rowsignal.consumer_partition as p
-        set generation = p.generation + 1, holder = null, lease_until = null
+        set generation = p.generation + 1, holder = null
         where p.consumer = name;
     end if;
 end
@@ -694,12 +694,24 @@ as $rowsignal$
     group by c.name
 $rowsignal$;
 
+-- :: lease in force
+-- Whether the worker that holds a partition is alive.
+create or replace function rowsignal.is_leased_v1(holder uuid, consumer text) returns boolean
+language sql volatile
+set search_path = pg_catalog, pg_temp
+as $rowsignal$
+    select exists (
+        select from rowsignal.worker as w
+        where w.id = is_leased_v1.holder and w.consumer = is_leased_v1.consumer
+            and w.alive_until >= clock_timestamp())
+$rowsignal$;
+
 -- :: leases
--- Renew what a worker holds, take what is free or whose lease is over, and return what it holds now:
--- {"held": [...], "wait": seconds until the next lease of another worker is over}. Rows that are
--- locked belong to a transaction that is about to commit, and are left for the next call. A worker
--- that was stopped in the middle of a transaction holds locks, possibly on what its successor needs:
--- its connection is ended, for which one role is enough.
+-- Renew a worker's leases, take partitions that are free or whose worker is not alive, and return
+-- what it holds now: {"held": [...], "wait": seconds until the next lease of another worker is over}.
+-- Rows that are locked belong to a transaction that is about to commit, and are left for the next
+-- call. A worker that was stopped in the middle of a transaction holds locks, possibly on what its
+-- successor needs: its connection is ended, for which one role is enough.
 create or replace function rowsignal.lease_consumers_v1(
     worker uuid, label text, names text[], lease interval) returns json
 language plpgsql
@@ -716,39 +728,36 @@ begin
         select d.ctid from rowsignal.worker as d where d.alive_until < clock_timestamp() - lease
         for update skip locked));
 
-    update rowsignal.consumer_partition as p set lease_until = until
-    where (p.consumer, p.number) in (
-        select q.consumer, q.number from rowsignal.consumer_partition as q
-        where q.holder = worker for no key update skip locked);
-
     perform pg_terminate_backend(a.pid)
     from rowsignal.consumer_partition as p
     join pg_stat_activity as a
         on a.pid = p.backend and a.backend_start = p.backend_start and a.usename = current_user
-    where p.consumer = any (names) and p.holder <> worker and p.lease_until < clock_timestamp();
+    where p.consumer = any (names) and p.holder <> worker and not rowsignal.is_leased_v1(p.holder, p.consumer);
 
+    -- The generation is compared once more when the row is locked: a worker that was faster has
+    -- drawn another one.
     with free as (
-        select q.consumer, q.number, row_number() over (partition by q.consumer order by q.number) as place
+        select q.consumer, q.number, q.generation,
+            row_number() over (partition by q.consumer order by q.number) as place
         from rowsignal.consumer_partition as q
-        where q.consumer = any (names) and (q.holder is null or q.lease_until < clock_timestamp())
+        where q.consumer = any (names)
+            and (q.holder is null or not rowsignal.is_leased_v1(q.holder, q.consumer))
     ),
     mine as (
         select q.consumer, count(*) as held from rowsignal.consumer_partition as q
-        where q.holder = worker and q.lease_until >= clock_timestamp() group by q.consumer
+        where q.holder = worker group by q.consumer
     ),
     taken as (
         select q.consumer, q.number
         from free as f
         join rowsignal.worker_shares_v1(names) as s using (consumer)
         left join mine as m using (consumer)
-        join rowsignal.consumer_partition as q using (consumer, number)
+        join rowsignal.consumer_partition as q using (consumer, number, generation)
         where f.place <= s.share - coalesce(m.held, 0)
-            and (q.holder is null or q.lease_until < clock_timestamp())
         for no key update of q skip locked
     )
     update rowsignal.consumer_partition as p
-    set holder = worker, holder_label = label, lease_until = until, generation = p.generation + 1,
-        backend = null, backend_start = null
+    set holder = worker, generation = p.generation + 1, backend = null, backend_start = null
     from taken as t where p.consumer = t.consumer and p.number = t.number;
 
     return json_build_object(
@@ -766,9 +775,10 @@ begin
                 where q.holder = worker
             ) as p), '[]'),
         'wait', (
-            select extract(epoch from min(q.lease_until) - clock_timestamp())
-            from rowsignal.consumer_partition as q
-            where q.consumer = any (names) and q.holder <> worker));
+            select extract(epoch from min(w.alive_until) - clock_timestamp())
+            from rowsignal.worker as w
+            join rowsignal.consumer_partition as q on q.holder = w.id and q.consumer = w.consumer
+            where w.consumer = any (names) and w.id <> worker));
 end
 $rowsignal$;
 
@@ -783,8 +793,8 @@ as $rowsignal$
         update rowsignal.consumer_partition as p
         set seen = coalesce(reset_consumer_v1.seen, h.snapshot), upto = reset_consumer_v1.upto,
             last_id = reset_consumer_v1.last_id, origin = rowsignal.log_origin_v1(),
-            generation = p.generation + 1, holder = null, lease_until = null, attempts = 0, error = null,
-            failing = null, overtaken_at = null, resets = p.resets + 1, reset_at = clock_timestamp(),
+            generation = p.generation + 1, holder = null, attempts = 0, error = null, failing = null,
+            overtaken_at = null, resets = p.resets + 1, reset_at = clock_timestamp(),
             reset_reason = reason, moved_at = clock_timestamp()
         from rowsignal.horizon as h
         where p.consumer = name
@@ -810,7 +820,7 @@ as $rowsignal$
         update rowsignal.consumer_partition as p
         set seen = (f.failing ->> 'seen')::pg_snapshot, upto = (f.failing ->> 'upto')::pg_snapshot,
             last_id = (f.failing ->> 'last_id')::bigint, generation = p.generation + 1, holder = null,
-            lease_until = null, attempts = 0, error = null, failing = null, moved_at = clock_timestamp()
+            attempts = 0, error = null, failing = null, moved_at = clock_timestamp()
         from failing as f
         where p.consumer = f.consumer and p.number = f.number
     ),
@@ -846,12 +856,13 @@ as $rowsignal$
             extract(epoch from clock_timestamp() - t.since) / nullif(extract(epoch from r.max_age), 0),
             t.changes * width.bytes / nullif(r.max_bytes, 0), 0)::float8,
         rowsignal.position_problem_v1(p.origin, p.seen),
-        case when p.lease_until >= clock_timestamp() then p.holder_label end,
-        extract(epoch from p.lease_until - clock_timestamp())::float8,
+        case when w.alive_until >= clock_timestamp() then w.label end,
+        extract(epoch from w.alive_until - clock_timestamp())::float8,
         p.attempts, p.error, p.resets, p.reset_at, p.reset_reason,
         (select count(*) from rowsignal.dead_letter as d where d.consumer = p.consumer and d.partition = p.number)
     from rowsignal.consumer_partition as p
     join rowsignal.consumer as c on c.name = p.consumer
+    left join rowsignal.worker as w on w.id = p.holder and w.consumer = p.consumer
     cross join rowsignal.retention as r
     cross join lateral (
         select rowsignal.consumer_relations_v1(c.tables) as relations
@@ -875,8 +886,8 @@ as $rowsignal$
         from rowsignal.tick as s where not rowsignal.snapshot_includes_v1(p.seen, s.snapshot)
     ) as t
     cross join (
-        select coalesce(avg(pg_column_size(w.*)), 100)::bigint + 48 as bytes
-        from (select * from rowsignal.change order by xid desc limit 200) as w
+        select coalesce(avg(pg_column_size(l.*)), 100)::bigint + 48 as bytes
+        from (select * from rowsignal.change order by xid desc limit 200) as l
     ) as width
     order by p.consumer, p.number
 $rowsignal$;
@@ -1647,7 +1658,8 @@ begin
             'rowsignal.worker, rowsignal.dead_letter to ', grantee);
         execute concat('grant execute on function '
             'rowsignal.create_consumer_v1(text, integer, text[], pg_snapshot), '
-            'rowsignal.worker_shares_v1(text[]), rowsignal.lease_consumers_v1(uuid, text, text[], interval), '
+            'rowsignal.worker_shares_v1(text[]), rowsignal.is_leased_v1(uuid, text), '
+            'rowsignal.lease_consumers_v1(uuid, text, text[], interval), '
             'rowsignal.reset_consumer_v1(text, pg_snapshot, pg_snapshot, bigint, text), '
             'rowsignal.skip_failing_v1(text, integer) to ', grantee);
     end if;

@@ -13,7 +13,7 @@ from rowsignal.changes import Change
 from rowsignal.handlers import ChangeHandlers, ConsumerLag, Retry, consumer_lag
 from rowsignal.triggers import install_triggers
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 AT_ONCE = Retry(attempts=3, delay=0.0, max_delay=0.0)
 
 

@@ -82,6 +82,28 @@ async def test_an_engine_in_autocommit_has_transactions_all_the_same(engine: Asy
     await automatic.dispose()
 
 
+async def test_a_serializable_handler_may_take_longer_than_its_lease(engine: AsyncEngine) -> None:
+    strict = create_async_engine(engine.url, isolation_level="SERIALIZABLE")
+    renewals: list[float] = []
+
+    async def handler(session: AsyncSession, change: Change) -> None:
+        await record(session, change)
+        await session.flush()
+        query = sa.text("select extract(epoch from max(alive_until)) from rowsignal.worker")
+        while len(set(renewals)) < 5:  # the lease is renewed while this transaction is open
+            async with engine.connect() as connection:
+                renewals.append(float(await connection.scalar(query) or 0))
+            await asyncio.sleep(0.02)
+
+    await write(engine, 1, 2)
+    async with recording(strict, handler=handler, lease=0.6):
+        await until_handled(engine, 2)
+    (lag,) = await consumer_lag(engine)
+    assert (lag.dead_letters, lag.error, lag.handled) == (0, None, 2)
+    await close_listener(strict)
+    await strict.dispose()
+
+
 async def test_sessions_are_made_as_the_application_makes_them(engine: AsyncEngine) -> None:
     class Session(AsyncSession):
         """The application's own."""
