@@ -36,7 +36,8 @@ create unlogged table if not exists rowsignal.incarnation (
 -- What is visible in this snapshot may have been pruned.
 create table if not exists rowsignal.horizon (
     snapshot pg_snapshot not null,
-    last_id bigint not null default 0
+    last_id bigint not null default 0,
+    origin text -- unlike that of the incarnation, it outlives a crash
 );
 
 -- A change can commit hours after it was captured, so its age is that of a snapshot that saw it.
@@ -70,7 +71,9 @@ $rowsignal$;
 -- :: start_incarnation
 -- Begin a new log where this one has no incarnation: after installation, a crash, a promotion or a
 -- restore. Takes no lock that a writer would wait for, and none at all where nothing is to be done.
--- What was logged before is behind the new horizon, and pruned like everything else there.
+-- After a crash or a promotion the log is the one it was, for consumers whose position is stored in
+-- this database, and nobody else's positions count. After a restore, what was logged before is behind
+-- the new horizon, and pruned like everything else there.
 create or replace function rowsignal.start_incarnation_v2() returns uuid
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -88,17 +91,19 @@ begin
     if found then
         return found_id;
     end if;
-    -- Restored rows may be of transactions still to come, and would be delivered when their ids
-    -- come round. Writers at work are safe: what they have not committed is not visible here.
-    delete from rowsignal.change as c where c.xid >= pg_snapshot_xmax(pg_current_snapshot());
-    delete from rowsignal.tick;
-    delete from rowsignal.stored_position;
-    delete from rowsignal.horizon;
-    insert into rowsignal.horizon (snapshot, last_id)
-    values (
-        pg_current_snapshot(),
-        coalesce(pg_sequence_last_value('rowsignal.change_id_seq'), 0)
-    );
+    if not exists (select from rowsignal.horizon as h where h.origin = here) then
+        -- Restored rows may be of transactions still to come, and would be delivered when their ids
+        -- come round. Writers at work are safe: what they have not committed is not visible here.
+        delete from rowsignal.change as c where c.xid >= pg_snapshot_xmax(pg_current_snapshot());
+        delete from rowsignal.tick;
+        delete from rowsignal.stored_position;
+        delete from rowsignal.horizon;
+        -- A log that has never begun has lost nothing: it can be read from its first change on.
+        insert into rowsignal.horizon (snapshot, last_id, origin)
+        select case when found then pg_current_snapshot() else '3:3:' end,
+            case when found then coalesce(pg_sequence_last_value('rowsignal.change_id_seq'), 0) else 0 end,
+            here;
+    end if;
     delete from rowsignal.incarnation;
     insert into rowsignal.incarnation (id, origin) values (gen_random_uuid(), here)
     returning id into found_id;
@@ -208,6 +213,7 @@ begin
     limit 1;
     if found then
         update rowsignal.horizon set snapshot = target.snapshot, last_id = target.last_id;
+        perform rowsignal.overtake_consumers_v1(target.snapshot);
         delete from rowsignal.tick as t where t.taken_at <= target.taken_at;
         delete from rowsignal.stored_position as p where p.stored_at < target.taken_at;
     end if;

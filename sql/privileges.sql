@@ -109,10 +109,11 @@ end
 $rowsignal$;
 
 -- :: rights of a reader
--- What a role needs to watch, and to serve, as text for GRANT and REVOKE. To watch is to read the
--- log: keys, and values where they are logged, of every captured table. To serve is to watch and to
--- prune. Capturing and waiting need nothing beyond PUBLIC's rights.
-create or replace function rowsignal.reader_rights_v1(may_serve boolean) returns setof text
+-- What a role needs to watch, to serve and to work, as text for GRANT and REVOKE. To watch is to
+-- read the log: keys, and values where they are logged, of every captured table. To serve is to watch
+-- and to prune. To work is to watch and to keep positions: handlers run so. Capturing and waiting
+-- need nothing beyond PUBLIC's rights.
+create or replace function rowsignal.reader_rights_v1(may_serve boolean, may_work boolean) returns setof text
 language sql stable set search_path = pg_catalog, pg_temp
 as $rowsignal$
     select unnest(array[
@@ -126,10 +127,32 @@ as $rowsignal$
     select unnest(array[
         'execute on function rowsignal.prune_v2(integer, text)',
         'execute on function rowsignal.prune_v3(interval, bigint, integer, text)']) where may_serve
+    union all
+    select unnest(array[
+        'select on table rowsignal.tick', 'select on table rowsignal.consumer',
+        'select on table rowsignal.consumer_partition', 'select on table rowsignal.worker',
+        'select on table rowsignal.dead_letter',
+        'execute on function rowsignal.snapshot_includes_v1(pg_snapshot, pg_snapshot)',
+        'execute on function rowsignal.position_problem_v1(text, pg_snapshot)',
+        'execute on function rowsignal.consumer_relations_v1(text[])',
+        'execute on function rowsignal.consumer_lag_v1()']) where may_serve or may_work
+    union all
+    select unnest(array[
+        'insert, update, delete on table rowsignal.consumer',
+        'insert, update, delete on table rowsignal.consumer_partition',
+        'insert, update, delete on table rowsignal.worker',
+        'insert, update, delete on table rowsignal.dead_letter',
+        'execute on function rowsignal.create_consumer_v1(text, integer, text[], pg_snapshot)',
+        'execute on function rowsignal.worker_shares_v1(text[])',
+        'execute on function rowsignal.is_leased_v1(uuid, text)',
+        'execute on function rowsignal.lease_consumers_v1(uuid, text, text[], interval)',
+        'execute on function rowsignal.reset_consumer_v1(text, pg_snapshot, pg_snapshot, bigint, text)',
+        'execute on function rowsignal.skip_failing_v1(text, integer)']) where may_work
 $rowsignal$;
 
 -- :: grant
-create or replace function rowsignal.grant_v1(role regrole, may_watch boolean, may_serve boolean)
+create or replace function rowsignal.grant_v1(
+    role regrole, may_watch boolean, may_serve boolean, may_work boolean default false)
 returns void
 language plpgsql set search_path = pg_catalog, pg_temp
 as $rowsignal$
@@ -137,7 +160,8 @@ declare
     privilege text;
 begin
     execute concat('grant usage on schema rowsignal to ', role);
-    for privilege in select rowsignal.reader_rights_v1(may_serve) where may_watch or may_serve loop
+    for privilege in select rowsignal.reader_rights_v1(may_serve, may_work) where may_watch or may_serve or may_work
+    loop
         execute concat('grant ', privilege, ' to ', role);
     end loop;
 end
@@ -151,7 +175,7 @@ declare
     privilege text;
 begin
     execute concat('revoke usage on schema rowsignal from ', role);
-    for privilege in select rowsignal.reader_rights_v1(true) loop
+    for privilege in select rowsignal.reader_rights_v1(true, true) loop
         execute concat('revoke ', privilege, ' from ', role);
     end loop;
 end

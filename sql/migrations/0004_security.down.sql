@@ -17,6 +17,8 @@ begin
 end
 $rowsignal$;
 
+drop table rowsignal.dead_letter, rowsignal.worker, rowsignal.consumer_partition, rowsignal.consumer;
+alter table rowsignal.horizon drop column origin;
 alter table rowsignal.tick drop column changes;
 
 delete from rowsignal.migration where version = 4;

@@ -27,6 +27,7 @@ from rowsignal.triggers.catalog import TableFacts, read_facts
 OLDEST_SERVER, LISTEN_BUG = 140000, range(170000, 170007)
 LOCKS_NOTED, LOCKS_FULL = 0.5, 0.8
 QUEUE_POLLED, QUEUE_QUIET = 0.4, 0.5  # listeners stop counting on it; triggers stop notifying
+RETENTION_NOTED = 0.5
 SECOND_READ = 0.05
 ANSWER = 3.0
 PURPOSES = {
@@ -350,6 +351,34 @@ async def _log(context: CheckContext) -> AsyncIterator[Finding]:
         yield Finding(Severity.OK, "log", message)
 
 
+async def _consumers(context: CheckContext) -> AsyncIterator[Finding]:
+    (schema,) = await context.ask("consumer_schema")
+    rows = await context.ask("consumer_lag") if schema["has_consumers"] else []
+    for row in rows:
+        subject = f"consumer {row['consumer']}"
+        if row["problem"] is not None:
+            message = f"Partition {row['number']} is told of a reset: {row['problem']}."
+            fix = "Run a worker; its on_reset hook catches up. Keep more: rowsignal prune --save"
+            yield Finding(Severity.ERROR, subject, message, fix)
+        elif (row["retention_used"] or 0) > RETENTION_NOTED:
+            message = (
+                f"Partition {row['number']} is {row['lag_changes']} changes behind and has used"
+                f" {row['retention_used']:.0%} of the retention; at 100% changes are lost to it."
+            )
+            fix = "Run more workers, or keep more: rowsignal prune --max-age 7d --save"
+            yield Finding(Severity.WARNING, subject, message, fix)
+        if row["dead_letters"]:
+            message = f"Partition {row['number']} has {row['dead_letters']} dead letters."
+            fix = f"rowsignal consumers letters {row['consumer']}"
+            yield Finding(Severity.WARNING, subject, message, fix)
+        if row["lag_changes"] and row["holder"] is None:
+            message = f"No worker handles partition {row['number']}: {row['lag_changes']} wait."
+            yield Finding(Severity.NOTE, subject, message, "rowsignal work MODULE:CHANGES")
+    if rows and not any((row["retention_used"] or 0) > RETENTION_NOTED for row in rows):
+        message = f"{len({row['consumer'] for row in rows})} consumers are within the retention."
+        yield Finding(Severity.OK, "consumers", message)
+
+
 def _age(seconds: Any) -> str:
     if seconds is None:
         return "not there, so nothing is"
@@ -393,4 +422,5 @@ CHECKS: tuple[Check, ...] = (
     _lock_holders,
     _order,
     _log,
+    _consumers,
 )

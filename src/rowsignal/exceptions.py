@@ -62,6 +62,10 @@ class PositionError(RowSignalError, ValueError):
     """A position is malformed, or belongs to another log."""
 
 
+class ConsumerError(RowSignalError, ValueError):
+    """A named consumer is not in the database as it was asked for."""
+
+
 class StandbyError(RowSignalError, RuntimeError):
     """Something that needs a primary was asked of a standby."""
 

@@ -1,10 +1,20 @@
 """Hooks: what a listener, a dispatcher, a stream or the service reports as it happens."""
 
 import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
+from rowsignal.changes import Change
+
 logger = logging.getLogger("rowsignal.hooks")
+
+Failed = Callable[[BaseException], None]
+
+
+def _ignore(_error: BaseException) -> None:
+    """Do nothing about an error that is told to a span."""
 
 
 class Hooks:
@@ -37,6 +47,71 @@ class Hooks:
     def task_restarted(self, *, task: str, reason: str) -> None:
         """Report that a task failed unforeseen, and goes on; `task` names it."""
 
+    def handled(self, *, consumer: str, count: int, seconds: float) -> None:
+        """Report that a handler's transaction for some changes was committed."""
+
+    def handler_failed(self, *, consumer: str, attempts: int) -> None:
+        """Report that a handler failed, for the `attempts`-th time with this change."""
+
+    def dead_lettered(self, *, consumer: str) -> None:
+        """Report that a change was handled as often as may be, and became a dead letter."""
+
+    def consumer_lagged(
+        self, *, consumer: str, partition: int, changes: int, seconds: float, retention_used: float
+    ) -> None:
+        """Report, now and then, how far behind a consumer is; at 1 `retention_used` is too far."""
+
+    def span(
+        self,
+        name: str,  # noqa: ARG002 -- for those that override it
+        attributes: Mapping[str, str | int],  # noqa: ARG002 -- as above
+        changes: Sequence[Change] = (),  # noqa: ARG002 -- as above
+    ) -> AbstractContextManager[Failed]:
+        """Return what is entered around a wait, or around the handling of some changes.
+
+        An error that is raised in it has been seen; one that is caught inside is told to the
+        function that entering returns. `attributes` are named as OpenTelemetry names them.
+        """
+        return nullcontext(_ignore)
+
+
+class HookGroup(Hooks):
+    """Several hooks as one: each hears everything, and spans are entered in order.
+
+    >>> HookGroup(Hooks(), Hooks()).connected(epoch=1)
+    """
+
+    def __init__(self, *hooks: Hooks) -> None:
+        self._hooks = hooks
+
+    @contextmanager
+    def span(
+        self, name: str, attributes: Mapping[str, str | int], changes: Sequence[Change] = ()
+    ) -> Iterator[Failed]:
+        """Enter the spans of all."""
+        with ExitStack() as stack:
+            told = [
+                stack.enter_context(hooks.span(name, attributes, changes)) for hooks in self._hooks
+            ]
+
+            def failed(error: BaseException) -> None:
+                for tell in told:
+                    tell(error)
+
+            yield failed
+
+
+def _forwarding(name: str) -> Callable[..., None]:
+    def forward(group: HookGroup, **event: object) -> None:
+        for hooks in group._hooks:
+            getattr(hooks, name)(**event)
+
+    return forward
+
+
+for _name in [name for name in vars(Hooks) if not name.startswith("_") and name != "span"]:
+    setattr(HookGroup, _name, _forwarding(_name))
+
 
 class GuardedHooks(Hooks):
     """Passes every event on; an exception of a hook ends nothing but itself."""
@@ -47,9 +122,21 @@ class GuardedHooks(Hooks):
 
     def __getattribute__(self, name: str) -> Any:
         """Return an event's guarded method: of those, too, that are added to `Hooks`."""
-        if name.startswith("_"):
+        if name.startswith("_") or name == "span":
             return super().__getattribute__(name)
         return partial(self._tell, name)
+
+    def span(
+        self, name: str, attributes: Mapping[str, str | int], changes: Sequence[Change] = ()
+    ) -> AbstractContextManager[Failed]:
+        """Return the span of the hooks; none where they fail to make one."""
+        try:
+            return self._hooks.span(name, attributes, changes)
+        except Exception:
+            if "span" not in self._broken:
+                logger.exception("the hook span has failed")
+            self._broken.add("span")
+            return nullcontext(_ignore)
 
     def _tell(self, event: str, **facts: object) -> None:
         try:

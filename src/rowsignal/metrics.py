@@ -75,6 +75,40 @@ class PrometheusHooks(Hooks):
             registry=registry,
         )
 
+        self._count_handlers(registry)
+
+    def _count_handlers(self, registry: CollectorRegistry) -> None:
+        name = ["consumer"]
+        self.handled_changes = Counter(
+            "rowsignal_handled_changes", "Changes handled.", name, registry=registry
+        )
+        self.handler_seconds = Histogram(
+            "rowsignal_handler_seconds",
+            "Transactions of handlers.",
+            name,
+            buckets=LATENCIES,
+            registry=registry,
+        )
+        self.handler_failures = Counter(
+            "rowsignal_handler_failures", "Attempts that failed.", name, registry=registry
+        )
+        self.dead_letters = Counter(
+            "rowsignal_dead_letters", "Changes given up.", name, registry=registry
+        )
+        place = ["consumer", "partition"]
+        self.lag_changes = Gauge(
+            "rowsignal_consumer_lag_changes", "Changes to handle.", place, registry=registry
+        )
+        self.lag_seconds = Gauge(
+            "rowsignal_consumer_lag_seconds", "Age of the first of them.", place, registry=registry
+        )
+        self.retention_used = Gauge(
+            "rowsignal_consumer_retention_used",
+            "Share of the retention behind the consumer; at 1 changes are lost to it.",
+            place,
+            registry=registry,
+        )
+
     def connected(self, *, epoch: int) -> None:  # noqa: ARG002 -- counted, not shown
         """Count a connection."""
         self.connects.inc()
@@ -110,3 +144,25 @@ class PrometheusHooks(Hooks):
         """Count a restart."""
         kind = task.partition(" of ")[0]  # the rest names a table, which not every scraper may see
         self.restarts.labels(task=kind).inc()
+
+    def handled(self, *, consumer: str, count: int, seconds: float) -> None:
+        """Count handled changes."""
+        self.handled_changes.labels(consumer=consumer).inc(count)
+        self.handler_seconds.labels(consumer=consumer).observe(seconds)
+
+    def handler_failed(self, *, consumer: str, attempts: int) -> None:  # noqa: ARG002 -- no label
+        """Count a failed attempt."""
+        self.handler_failures.labels(consumer=consumer).inc()
+
+    def dead_lettered(self, *, consumer: str) -> None:
+        """Count a dead letter."""
+        self.dead_letters.labels(consumer=consumer).inc()
+
+    def consumer_lagged(
+        self, *, consumer: str, partition: int, changes: int, seconds: float, retention_used: float
+    ) -> None:
+        """Show a lag."""
+        place = {"consumer": consumer, "partition": str(partition)}
+        self.lag_changes.labels(**place).set(changes)
+        self.lag_seconds.labels(**place).set(seconds)
+        self.retention_used.labels(**place).set(retention_used)

@@ -10,6 +10,7 @@ import typer
 
 from rowsignal.cli.bench import bench
 from rowsignal.cli.config import config
+from rowsignal.cli.consumers import consumers
 from rowsignal.cli.demo import demo
 from rowsignal.cli.doctor import doctor
 from rowsignal.cli.errors import explain
@@ -21,6 +22,7 @@ from rowsignal.cli.serve import serve
 from rowsignal.cli.terminal import printable
 from rowsignal.cli.triggers import install, status, uninstall
 from rowsignal.cli.watch import watch
+from rowsignal.cli.work import work
 
 HELP = """Wait for PostgreSQL row changes, and see why they would not come.
 
@@ -43,6 +45,7 @@ COMMANDS = (
     revoke,
     doctor,
     watch,
+    work,
     serve,
     prune,
     demo,
@@ -55,6 +58,7 @@ for command in COMMANDS:
 migrations = typer.Typer(help="Migrations.", no_args_is_help=True)
 migrations.command("init")(init)
 app.add_typer(migrations, name="db")
+app.add_typer(consumers, name="consumers")
 
 
 def _show_version(is_asked: bool) -> None:

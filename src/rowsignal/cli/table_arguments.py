@@ -25,11 +25,11 @@ def find_subjects(
     return found[0] if len(found) == 1 and not names else [*found, *names]
 
 
-def load(place: str) -> Any:
+def load(place: str, option: str = "--models") -> Any:
     """Import what `module:name` stands for, from the current folder as well."""
     module, colon, path = place.partition(":")
     if not (module and colon and path):
-        raise CommandError(f"--models {place!r}: write module:name, as in shop.models:Base.")
+        raise CommandError(f"{option} {place!r}: write module:name, as in shop.models:Base.")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -37,11 +37,11 @@ def load(place: str) -> Any:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise CommandError(
-            f"--models {place!r}: there is no module {error.name!r} here or among what is"
+            f"{option} {place!r}: there is no module {error.name!r} here or among what is"
             " installed; run the command in the project's folder."
         ) from error
     for name in path.split("."):
         if not hasattr(found, name):
-            raise CommandError(f"--models {place!r}: {module} has no {path!r}.")
+            raise CommandError(f"{option} {place!r}: {module} has no {path!r}.")
         found = getattr(found, name)
     return found

@@ -63,6 +63,16 @@ def beside(engine: AsyncEngine, url: str | None = None) -> AsyncEngine:
     )
 
 
+def beside_with_options(engine: AsyncEngine) -> AsyncEngine:
+    """Return an engine as `beside` does, with the execution options of `engine` as well.
+
+    For statements of the application, such as those that `schema_translate_map` rewrites.
+    """
+    ours = beside(engine)
+    options = engine.sync_engine.get_execution_options()
+    return ours.execution_options(**options) if options else ours
+
+
 def connect_arguments(engine: Engine) -> dict[str, Any]:
     """Return an engine's `connect_args` in asyncpg's words; SQLAlchemy has no way to ask for them.
 

@@ -23,6 +23,7 @@ DEFINITION = (
     "versions.sql",
     "change_log.sql",
     "retention.sql",
+    "consumers.sql",
     "values.sql",
     "hint_capture.sql",
     "triggers.sql",

@@ -20,9 +20,13 @@ Columns = Sequence[InstrumentedAttribute[Any] | str]
 
 @dataclass(frozen=True, slots=True)
 class WatchedTables:
-    """Tables under the names that their changes carry, and which of the changes count."""
+    """Tables under the names that their changes carry, and which of the changes count.
+
+    `logged` are those with a change log.
+    """
 
     names: tuple[QualifiedName, ...]
+    logged: frozenset[QualifiedName]
     filter: ChangeFilter
     columns: dict[QualifiedName, frozenset[str]]
 
@@ -56,6 +60,9 @@ class WatchRequest:
         names = [(capture.schema or "public", capture.table) for capture in found]
         return WatchedTables(
             names=tuple(names),
+            logged=frozenset(
+                name for name, capture in zip(names, found, strict=True) if capture.kind == "log"
+            ),
             filter=replace(self.filter, keys=images, columns=changed),
             columns={
                 name: frozenset(column.name for column in table.columns)

@@ -78,7 +78,7 @@ def grant(
     def work(connection: SyncConnection) -> None:
         with _explained(connection):
             schema.apply(connection)
-            execute(connection, _call("grant_v1", role, need != "wait", need == "serve"))
+            execute(connection, _call("grant_v1", role, need != "wait", need == "serve", False))
             for statement in _table_rights("GRANT", targets, f"TO {quote(role)}"):
                 execute(connection, statement)
             if isinstance(connection, Connection):

@@ -235,9 +235,11 @@ class _Wait:
 
     async def outcome(self) -> tuple[Any, Any]:
         """Return the key and the row that ended the wait first."""
+        table = {"db.collection.name": self.target.shape.mapper.local_table.description}
         try:
-            ended = await self._first()
-            found = await self._found(ended.subscription)
+            with self._dispatcher.listener.hooks.span("rowsignal.wait", table):
+                ended = await self._first()
+                found = await self._found(ended.subscription)
             return ended.given, await self._presented(ended.subscription, found)
         finally:
             for row in self._rows:

@@ -1,0 +1,305 @@
+"""The handling of one partition, for as long as this process holds its lease."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+
+from rowsignal.change_log import Batch
+from rowsignal.change_log.positions import decode
+from rowsignal.change_log.subscription import LogSubscription
+from rowsignal.change_log.tail import LogTail
+from rowsignal.changes import Change, Reset
+from rowsignal.exceptions import RowSignalError
+from rowsignal.handlers.attempts import Attempts, ConnectionLostError
+from rowsignal.handlers.connection import HandlerConnection
+from rowsignal.handlers.consumer import ConsumerReset, Feed
+from rowsignal.handlers.leases import LeaseLostError, Partition
+from rowsignal.handlers.letters import change_from_json
+from rowsignal.handlers.places import Place, place_of, position_of
+from rowsignal.hooks import Hooks
+from rowsignal.listener import OUTAGES, reconnect_delays
+from rowsignal.postgres.statements import query
+
+logger = logging.getLogger("rowsignal.handlers")
+
+CHECKPOINT_INTERVAL = 60.0  # between moves past changes that nobody wants: retention asks for them
+IDLE_TIMEOUT = 30.0
+
+ResetHook = Callable[[AsyncSession, ConsumerReset], Awaitable[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerContext:
+    """What all handlers of a process work with."""
+
+    engine: AsyncEngine
+    side_engine: AsyncEngine
+    sessions: async_sessionmaker[Any]
+    hooks: Hooks
+    reset_hooks: Sequence[tuple[str | None, ResetHook]]
+
+
+class Runner:
+    """Reads the log from the stored position on and hands its changes to the handler.
+
+    Whatever goes wrong beside the handler, the position is read again from the database: only there
+    is known what has been committed.
+    """
+
+    def __init__(self, context: HandlerContext, feed: Feed, partition: Partition) -> None:
+        self.partition = partition
+        self._context = context
+        self._feed = feed
+        self._consumer = feed.consumer
+        self._connection = HandlerConnection(
+            context.side_engine, partition, feed.consumer.retry.timeout
+        )
+        self._attempts = Attempts(
+            feed, partition, self._connection, context.sessions, context.hooks
+        )
+        self._woken = asyncio.Event()
+        self._is_stopping = False
+        self._is_due = False
+        self._doubt: str | None = None  # the reader's reason for a reset that the server denies
+        self._distrusted = 0  # resets in a row
+        self._moves = 0
+        self._moved_at = time.monotonic()
+        self._used_at = time.monotonic()
+
+    def stop(self) -> None:
+        """End after the change that is being handled."""
+        self._is_stopping = True
+        self._woken.set()
+
+    def retry_letters(self) -> None:
+        """Handle the dead letters that are due, soon."""
+        self._is_due = True
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Handle changes until stopped, or until another worker has the partition."""
+        delays = reconnect_delays()
+        while not self._is_stopping:
+            moves = self._moves
+            try:
+                await self._follow()
+            except LeaseLostError:
+                logger.info("another worker has taken %s", self.partition)
+                return
+            except Exception as error:  # noqa: BLE001 -- the task must not end unseen
+                self._report(error)
+                if self._moves != moves:
+                    delays = reconnect_delays()
+                await self._pause(next(delays))
+            finally:
+                await self._connection.discard()
+
+    def _report(self, error: Exception) -> None:
+        is_outage = isinstance(error, (*OUTAGES, RowSignalError, ConnectionLostError))
+        cause = error.__cause__ or error
+        logger.warning(
+            "consumer %s cannot go on just now: %s",
+            self.partition,
+            cause,
+            exc_info=None if is_outage else error,
+        )
+
+    async def _follow(self) -> None:
+        """Read from the stored position until stopped, or until the reader says `Reset`."""
+        async with self._connection.alone() as driver:
+            row = await driver.fetchrow(query("consumer_load"), *self.partition.key)
+        if row is None:
+            raise LeaseLostError
+        log = LogTail.of(self._context.engine).log
+        now = await log.position()
+        if (problem := row["problem"] or self._doubt) is not None:
+            await self._reset(problem, now)
+            return
+        place = Place(row["seen"], row["upto"], row["last_id"])
+        async with self._connection.alone() as driver:
+            after = await position_of(driver, place, decode(now).incarnation)
+        tail = LogTail.of(self._context.engine)
+        async with (
+            tail.subscribe(self._feed.tables.names, after=after) as subscription,
+            aclosing(self._items(subscription)) as items,
+        ):
+            async for item in items:
+                if isinstance(item, Reset):
+                    self._distrust(item)
+                    return
+                self._distrusted = 0
+                await self._take(item)
+
+    def _distrust(self, reset: Reset) -> None:
+        """Note a reset: after a crash the stored position is good in the log's new incarnation."""
+        self._distrusted += 1
+        self._doubt = reset.reason if self._distrusted > 1 else None
+        logger.info("consumer %s reads its position again: %s", self.partition, reset.reason)
+
+    async def _items(self, subscription: LogSubscription) -> AsyncGenerator[Batch | Reset, None]:
+        """Yield what the log has; handle dead letters in between."""
+        coming: asyncio.Future[Batch | Reset] | None = None
+        try:
+            while not self._is_stopping:
+                if self._is_due:
+                    await self._handle_letters()
+                coming = coming or asyncio.ensure_future(anext(subscription))
+                await self._first_of(coming)
+                if coming.done():
+                    item, coming = coming.result(), None
+                    yield item
+        finally:
+            if coming is not None:
+                coming.cancel()
+                await asyncio.gather(coming, return_exceptions=True)
+
+    async def _first_of(self, coming: asyncio.Future[Any]) -> None:
+        woken = asyncio.ensure_future(self._woken.wait())
+        try:
+            await asyncio.wait({coming, woken}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            woken.cancel()
+        self._woken.clear()
+
+    async def _take(self, batch: Batch) -> None:
+        """Handle the changes of a batch that are of this partition, in groups."""
+        number = self.partition.number
+        wanted = [change for change in batch.changes if self._feed.wants(change, number)]
+        size = self._consumer.batch or 1
+        for first in range(0, len(wanted), size):
+            group = wanted[first : first + size]
+            is_last = first + size >= len(wanted)
+            await self._handle(group, batch.position if is_last else _position(group[-1]))
+            if self._is_stopping:
+                return
+        if not wanted:
+            await self._pass(batch.position)
+
+    async def _handle(self, changes: Sequence[Change], position: str) -> None:
+        """Handle changes as often as may be; a batch that fails is tried change by change."""
+        after = await self._place(position)
+        while not self._is_stopping:
+            error = await self._attempts.handle(changes, after)
+            if error is None:
+                self._moved()
+                return
+            failures = await self._attempts.fail(changes, after, error)
+            if len(changes) > 1:
+                await self._handle_each(changes, position)
+                return
+            if failures >= self._consumer.retry.attempts:
+                await self._bury(changes[0], after, error, failures)
+                return
+            pause = self._consumer.retry.pause(failures)
+            logger.warning(
+                "%s failed (attempt %d, next in %.1f s)",
+                self._label(changes[0]),
+                failures,
+                pause,
+                exc_info=error,
+            )
+            await self._pause(pause)
+
+    async def _place(self, position: str) -> Place:
+        async with self._connection.alone() as driver:
+            return await place_of(driver, position)
+
+    async def _handle_each(self, changes: Sequence[Change], position: str) -> None:
+        for change in changes:
+            is_last = change is changes[-1]
+            await self._handle([change], position if is_last else _position(change))
+            if self._is_stopping:
+                return
+
+    async def _bury(self, change: Change, after: Place, error: Exception, failures: int) -> None:
+        await self._attempts.bury(change, after, error, failures)
+        self._moved()
+        label = self._label(change)
+        logger.error("%s is a dead letter after %d attempts", label, failures, exc_info=error)
+
+    async def _handle_letters(self) -> None:
+        self._is_due = False
+        name, number, _ = self.partition.key
+        async with self._connection.alone() as driver:
+            due = await driver.fetch(query("letters_due"), name, number)
+        for row in due:
+            if self._is_stopping:
+                return
+            change = change_from_json(row["change"])
+            error = await self._attempts.handle_letter(row["id"], change)
+            if error is not None:
+                await self._attempts.fail_letter(row["id"], error)
+                logger.warning("dead letter %d failed again", row["id"], exc_info=error)
+
+    async def _pass(self, position: str) -> None:
+        """Store, now and then, a position to which nothing was wanted."""
+        now = time.monotonic()
+        if now - self._moved_at >= CHECKPOINT_INTERVAL:
+            await self._attempts.skip(await self._place(position))
+            self._moved_at = now
+        if now - self._used_at >= IDLE_TIMEOUT:
+            await self._connection.discard()
+
+    async def _reset(self, reason: str, now: str) -> None:
+        """Tell the application that changes are missing, and go on from now."""
+        reset = ConsumerReset(
+            consumer=self._consumer.name,
+            partition=self.partition.number,
+            partitions=self._consumer.partitions,
+            reason=f"Changes are missing: {reason}.",
+            position=now,
+        )
+        logger.warning("consumer %s begins anew: %s", self.partition, reset.reason)
+        seen = (await self._place(now)).seen
+        hooks = [
+            partial(_told, hook, reset)
+            for name, hook in self._context.reset_hooks
+            if name in (None, self._consumer.name)
+        ]
+        while not self._is_stopping:
+            error = await self._attempts.reset(hooks, seen, reason)
+            if error is None:
+                self._moved()
+                self._context.hooks.reset(table=self._consumer.name, reason=reset.reason)
+                return
+            failures = await self._attempts.fail((), None, error)
+            logger.warning("%s could not be told of a reset", self.partition, exc_info=error)
+            await self._pause(self._consumer.retry.pause(failures))
+
+    def _moved(self) -> None:
+        self._moves += 1
+        self._doubt = None
+        self._moved_at = self._used_at = time.monotonic()
+
+    def _label(self, change: Change) -> str:
+        key = "" if change.key is None else f" {dict(change.key)}"
+        return f"{self.partition}: {change.operation} of {change.schema}.{change.table}{key}"
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but not when this is to end."""
+        if self._is_stopping:
+            return
+        stopping = asyncio.ensure_future(self._woken.wait())
+        try:
+            await asyncio.wait({stopping}, timeout=seconds)
+        finally:
+            stopping.cancel()
+        if not self._is_stopping:
+            self._woken.clear()
+
+
+async def _told(hook: ResetHook, reset: ConsumerReset, session: AsyncSession) -> None:
+    await hook(session, reset)
+
+
+def _position(change: Change) -> str:
+    if change.position is None:
+        raise ValueError(f"{change} has no position, so it is not of the log.")
+    return change.position

@@ -1,0 +1,204 @@
+"""One process's share of the work: leases on partitions, and a runner for each."""
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from uuid import uuid4
+
+import asyncpg
+
+from rowsignal.change_log.reader import driver_of, explained
+from rowsignal.change_log.tail import LogTail
+from rowsignal.exceptions import ConsumerError, SchemaVersionError
+from rowsignal.handlers.administration import consumer_lag
+from rowsignal.handlers.consumer import Feed
+from rowsignal.handlers.leases import Leases, LeaseTable, Partition
+from rowsignal.handlers.places import place_of
+from rowsignal.handlers.runner import HandlerContext, Runner
+from rowsignal.listener import OUTAGES
+from rowsignal.postgres.errors import message, sqlstate
+from rowsignal.postgres.statements import query
+
+logger = logging.getLogger("rowsignal.handlers")
+
+RENEWALS = 3.0  # in the time of a lease
+SOONEST = 0.02
+LAG_INTERVAL = 30.0
+OTHER_PARTITIONS = "RS003"
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    runner: Runner
+    task: asyncio.Task[None]
+
+
+class Worker:
+    """Holds leases and runs the partitions that they are for."""
+
+    def __init__(self, context: HandlerContext, feeds: Sequence[Feed], *, lease: float) -> None:
+        self._context = context
+        self._feeds = {feed.consumer.name: feed for feed in feeds}
+        label = f"{socket.gethostname()}:{os.getpid()}"
+        names = list(self._feeds)
+        self._leases = LeaseTable(context.engine, uuid4(), label, names, lease)
+        self._interval = lease / RENEWALS
+        self._running: dict[tuple[str, int], _Running] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self._ended = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Make the consumers known, take what is free, and go to work."""
+        for feed in self._feeds.values():
+            await self._create(feed)
+        self._apply(await self._leases.renew())
+        loop = asyncio.get_running_loop()
+        self._tasks = [
+            loop.create_task(self._keep_leases(), name="rowsignal leases"),
+            loop.create_task(self._report_lag(), name="rowsignal consumer lag"),
+        ]
+
+    async def stop(self, grace: float) -> None:
+        """End after the changes in hand, or after `grace` seconds in the middle of them."""
+        for task in self._tasks:
+            task.cancel()
+        for running in self._running.values():
+            running.runner.stop()
+        tasks = [running.task for running in self._running.values()] + list(self._ending)
+        if tasks:
+            _, pending = await asyncio.wait(tasks, timeout=grace)
+            for task in pending:
+                task.cancel()
+        await asyncio.gather(*tasks, *self._tasks, return_exceptions=True)
+        try:
+            for running in self._running.values():
+                await self._leases.release(running.runner.partition)
+            await self._leases.leave()
+        except OUTAGES as error:
+            logger.warning("leases are left to run out: %s", error)
+        finally:
+            await self._leases.close()
+
+    async def _create(self, feed: Feed) -> None:
+        consumer = feed.consumer
+        position = await LogTail.of(self._context.engine).log.position()
+        async with self._context.side_engine.connect() as connection:
+            driver = await driver_of(connection)
+            async with driver.transaction():  # a pooler may stand between
+                if not await driver.fetchval(query("consumer_schema")):
+                    raise SchemaVersionError(
+                        "Schema rowsignal is too old for consumers: install_triggers(...) of this"
+                        " version brings it up to date."
+                    )
+                seen = None if consumer.start != "now" else (await place_of(driver, position)).seen
+                arguments = (consumer.name, consumer.partitions, feed.names, seen)
+                await _create_consumer(driver, arguments)
+
+    async def _keep_leases(self) -> None:
+        """Renew leases until cancelled; what another worker leaves is taken at once."""
+        said = ""
+        delay = self._interval
+        while True:
+            self._ended.clear()
+            with suppress(TimeoutError):  # the usual case: no runner has ended
+                async with asyncio.timeout(delay):
+                    await self._ended.wait()
+            try:
+                leases = await self._leases.renew()
+            except Exception as error:
+                if said != str(error):
+                    said = str(error)
+                    is_outage = isinstance(error, OUTAGES)
+                    logger.warning(
+                        "leases cannot be renewed just now: %s",
+                        said,
+                        exc_info=None if is_outage else error,
+                    )
+                delay = self._interval
+            else:
+                said = ""
+                self._apply(leases)
+                delay = self._delay(leases)
+
+    def _delay(self, leases: Leases) -> float:
+        if leases.wait is None:
+            return self._interval
+        return min(self._interval, max(leases.wait, SOONEST))
+
+    def _apply(self, leases: Leases) -> None:
+        """Start runners for new leases, end those whose lease is another worker's."""
+        held = {(it.partition.consumer, it.partition.number): it for it in leases.held}
+        for key, running in tuple(self._running.items()):
+            lease = held.get(key)
+            if lease is None or lease.partition != running.runner.partition:
+                self._abandon(key)
+            elif lease.is_surplus:
+                running.runner.stop()
+        for key, lease in held.items():
+            if key not in self._running and not lease.is_surplus:
+                self._begin(lease.partition)
+            if lease.is_due and key in self._running:
+                self._running[key].runner.retry_letters()
+
+    def _begin(self, partition: Partition) -> None:
+        runner = Runner(self._context, self._feeds[partition.consumer], partition)
+        name = f"rowsignal consumer {partition}"
+        task = asyncio.get_running_loop().create_task(self._run(runner), name=name)
+        self._running[partition.consumer, partition.number] = _Running(runner, task)
+
+    def _abandon(self, key: tuple[str, int]) -> None:
+        """Cancel a runner whose lease is lost; it can commit nothing any more."""
+        task = self._running.pop(key).task
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        task.cancel()
+
+    async def _run(self, runner: Runner) -> None:
+        """Run a partition; give it back when the runner has ended by itself."""
+        await runner.run()
+        key = (runner.partition.consumer, runner.partition.number)
+        running = self._running.get(key)
+        if running is None or running.runner is not runner:
+            return
+        try:
+            await self._leases.release(runner.partition)
+        except OUTAGES as error:
+            logger.warning("the lease of %s is left to run out: %s", runner.partition, error)
+        self._running.pop(key, None)
+        self._ended.set()
+
+    async def _report_lag(self) -> None:
+        """Tell the hooks now and then how far behind the consumers are."""
+        while True:
+            await asyncio.sleep(LAG_INTERVAL)
+            try:
+                found = await consumer_lag(self._context.side_engine)
+            except OUTAGES as error:
+                logger.info("the lag of consumers cannot be read just now: %s", error)
+                continue
+            for lag in found:
+                if lag.consumer in self._feeds:
+                    self._context.hooks.consumer_lagged(
+                        consumer=lag.consumer,
+                        partition=lag.partition,
+                        changes=lag.lag_changes,
+                        seconds=lag.lag_seconds,
+                        retention_used=lag.retention_used or 0.0,
+                    )
+
+
+async def _create_consumer(driver: asyncpg.Connection, arguments: tuple[object, ...]) -> None:
+    try:
+        await driver.execute(query("consumer_create"), *arguments)
+    except asyncpg.PostgresError as error:
+        if sqlstate(error) != OTHER_PARTITIONS:
+            raise explained(error) from error
+        raise ConsumerError(
+            f"{message(error)} Use a multiple, or let it handle what is logged and then forget"
+            f" it: `rowsignal consumers drop {arguments[0]}`."
+        ) from error

@@ -1,0 +1,5 @@
+"""Live queries: the result of a SELECT, now and whenever it has become another."""
+
+from rowsignal.live_queries.queries import LiveQuery, live_query
+
+__all__ = ["LiveQuery", "live_query"]

@@ -1,0 +1,144 @@
+"""OpenTelemetry spans of waits, handlers and streams; needs the API package alone."""
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, Self, TypeVar
+
+from opentelemetry import trace
+from opentelemetry.context import Context, attach, detach
+from opentelemetry.trace import Link, Span, SpanKind, StatusCode, Tracer
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from rowsignal.changes import Change, Reset
+from rowsignal.hooks import Failed, Hooks
+
+__all__ = ["TracingHooks", "trace_changes"]
+
+Item = TypeVar("Item")
+ContextOf = Callable[[Change], str | None]
+
+KINDS = {"rowsignal.wait": SpanKind.INTERNAL}
+MAX_LINKS = 128  # what OpenTelemetry keeps by default
+
+_propagator = TraceContextTextMapPropagator()
+
+
+class TracingHooks(Hooks):
+    """Hooks that make spans: `rowsignal.wait`, and `rowsignal.handle` for each call of a handler.
+
+        changes = ChangeHandlers(engine, hooks=TracingHooks())
+        Listener(engine, hooks=HookGroup(TracingHooks(), PrometheusHooks()))
+
+    `context_of` returns the `traceparent` that a change carries (W3C Trace Context), say in a
+    column whose values are logged: the span then has a link to the one that wrote it.
+    """
+
+    def __init__(
+        self, tracer: Tracer | None = None, *, context_of: ContextOf | None = None
+    ) -> None:
+        self._tracer = tracer or trace.get_tracer("rowsignal")
+        self._context_of = context_of
+
+    @contextmanager
+    def span(
+        self, name: str, attributes: Mapping[str, str | int], changes: Sequence[Change] = ()
+    ) -> Iterator[Failed]:
+        """Make a span around what is done inside."""
+        links = links_to(changes, self._context_of)
+        kind = KINDS.get(name, SpanKind.CONSUMER)
+        found = {**attributes, **_of(changes)}
+        with self._tracer.start_as_current_span(
+            name, kind=kind, attributes=found, links=links
+        ) as span:
+            yield lambda error: _failed(span, error)
+
+
+def trace_changes(
+    stream: AsyncIterator[Item],
+    tracer: Tracer | None = None,
+    *,
+    context_of: ContextOf | None = None,
+) -> "TracedChanges[Item]":
+    """Make a span, `rowsignal.change`, around what is done with each change of a stream.
+
+        async with watch(engine, Order) as changes:
+            async for change in trace_changes(changes):
+                ...  # in the span of this change
+
+    It ends when the next change is asked for, or the stream ends.
+    """
+    return TracedChanges(stream, tracer or trace.get_tracer("rowsignal"), context_of)
+
+
+class TracedChanges(Generic[Item]):
+    """An asynchronous iterator that keeps a span open from one item to the next."""
+
+    def __init__(
+        self, stream: AsyncIterator[Item], tracer: Tracer, context_of: ContextOf | None
+    ) -> None:
+        self._stream = stream
+        self._tracer = tracer
+        self._context_of = context_of
+        self._span: Span | None = None
+        self._token: Any = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Item:
+        """End the span of the item before, and begin that of the next."""
+        self._end()
+        item = await anext(self._stream)
+        if isinstance(item, Change | Reset):
+            self._begin(item)
+        return item
+
+    def _begin(self, item: Change | Reset) -> None:
+        changes = [item] if isinstance(item, Change) else []
+        self._span = self._tracer.start_span(
+            "rowsignal.change" if changes else "rowsignal.reset",
+            kind=SpanKind.CONSUMER,
+            attributes=_of(changes),
+            links=links_to(changes, self._context_of),
+        )
+        self._token = attach(trace.set_span_in_context(self._span))
+
+    def _end(self) -> None:
+        span, self._span = self._span, None
+        if span is not None:
+            detach(self._token)
+            span.end()
+
+
+def links_to(changes: Sequence[Change], context_of: ContextOf | None) -> list[Link]:
+    """Return links to the spans in which changes were written, as far as they say."""
+    if context_of is None:
+        return []
+    found = {context_of(change): None for change in changes[:MAX_LINKS]}
+    return [Link(context) for text in found if text for context in _span_contexts(text)]
+
+
+def _span_contexts(text: str) -> Iterator[trace.SpanContext]:
+    found: Context = _propagator.extract({"traceparent": text}, Context())
+    context = trace.get_current_span(found).get_span_context()
+    if context.is_valid:
+        yield context
+
+
+def _of(changes: Sequence[Change]) -> dict[str, str | int]:
+    """Return what is said of a change that is alone."""
+    if len(changes) != 1:
+        return {}
+    (change,) = changes
+    found: dict[str, str | int] = {
+        "db.collection.name": f"{change.schema}.{change.table}",
+        "db.operation.name": str(change.operation),
+    }
+    if change.transaction_id is not None:
+        found["rowsignal.transaction_id"] = str(change.transaction_id)
+    return found
+
+
+def _failed(span: Span, error: BaseException) -> None:
+    span.record_exception(error)
+    span.set_status(StatusCode.ERROR, f"{type(error).__name__}: {error}")
