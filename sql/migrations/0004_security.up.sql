@@ -1,7 +1,8 @@
 -- Capture that runs no code of a table's owner with other rights than the writer's, privileges that
 -- default privileges cannot widen, locks that no stranger can take.
 
-alter table rowsignal.tick add column if not exists changes bigint not null default 0;
+-- Without a default at first: a column of this row type in a table of any role would forbid it.
+alter table rowsignal.tick add column if not exists changes bigint;
 update rowsignal.tick as t
 set changes = t.last_id - p.last_id
 from (
@@ -9,6 +10,8 @@ from (
     from rowsignal.tick as s cross join rowsignal.horizon as h
 ) as p
 where p.taken_at = t.taken_at;
+update rowsignal.tick set changes = 0 where changes is null;
+alter table rowsignal.tick alter column changes set default 0, alter column changes set not null;
 
 -- How a value of any type becomes text or JSON without running code of the type's owner.
 --

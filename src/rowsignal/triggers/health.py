@@ -136,7 +136,7 @@ def _altered(trigger: Trigger, member: Member) -> Iterator[str]:
     if trigger.kind == "hint" and not trigger.settings.get("always"):
         pair = f"({LOCK_CLASS}, {trigger.channel[1]})"
         asked = f"WHEN ((NOT (pg_try_advisory_lock{pair} AND pg_advisory_unlock{pair})))"
-        if asked not in trigger.definition.replace("pg_catalog.", ""):
+        if asked not in trigger.definition.replace('"', "").replace("pg_catalog.", ""):
             yield f"The condition of trigger {trigger.name} was changed."
     if trigger.settings.get("shape", member.shape) != member.shape:
         yield "Columns were added, dropped, renamed or changed in type: logging takes a slower way."
