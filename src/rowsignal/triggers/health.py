@@ -72,10 +72,11 @@ def judge(
     if is_orphan:
         state, problem = TriggerState.ORPHANED, "No model asks for these triggers."
     kind = kinds[0] if kinds else None
-    return TableStatus(facts.schema, facts.name, state, kind, problem, _warning(facts))
+    return TableStatus(facts.schema, facts.name, state, kind, problem, warning_of(facts))
 
 
-def _warning(facts: TableFacts) -> str | None:
+def warning_of(facts: TableFacts) -> str | None:
+    """Return what the owner of a table should know that is no fault of its triggers."""
     if not facts.has_row_security:
         return None
     return (
