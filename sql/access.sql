@@ -18,7 +18,7 @@ wanted as (
     select c.oid, c.relnamespace, c.oid::regclass::text as name,
         pg_catalog.quote_ident(n.nspname) as schema
     from pg_catalog.pg_class as c join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
-    where c.oid::bigint = any (cast(:tables as bigint[]))
+    where c.oid::text = any (cast(:tables as text[])) -- text: for an array of oid asyncpg asks about the type
 ),
 lack (need, place, what, fix) as (
     select 'wait', 1, pg_catalog.concat('CONNECT on database ', d.name), pg_catalog.concat('GRANT CONNECT ON DATABASE ', d.name)
@@ -39,10 +39,10 @@ lack (need, place, what, fix) as (
     select 'wait', 5, pg_catalog.concat('EXECUTE on function ', p.oid::regprocedure),
         pg_catalog.concat('GRANT EXECUTE ON FUNCTION pg_catalog.', p.oid::regprocedure)
     from me, pg_catalog.pg_proc as p
-    where p.pronamespace = 'pg_catalog'::regnamespace and p.proname::text = any (array[
+    where p.pronamespace = 'pg_catalog'::regnamespace::oid and p.proname::text = any (array[
             'pg_try_advisory_lock', 'pg_advisory_unlock', 'pg_try_advisory_lock_shared',
             'pg_advisory_unlock_shared', 'pg_notify', 'pg_notification_queue_usage'])
-        and (p.pronargs = 2 and p.proargtypes[0] <> 'pg_catalog.int8'::regtype or p.pronargs = 0)
+        and (p.pronargs = 2 and p.proargtypes[0] <> 'pg_catalog.int8'::regtype::oid or p.pronargs = 0)
         and not pg_catalog.has_function_privilege(me.oid, p.oid, 'EXECUTE')
     union all
     select 'watch', 6, pg_catalog.concat('SELECT on table rowsignal.', c.relname),

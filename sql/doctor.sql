@@ -14,13 +14,13 @@ select
             pg_catalog.current_setting('max_connections')::int4
             + pg_catalog.current_setting('max_prepared_transactions')::int4
         )
-    ) as lock_table_usage;
+    )::float8 as lock_table_usage;
 
 -- :: advisory_privileges
 -- The functions that every writer of a watched table calls, and whether every role may.
 select p.oid::regprocedure::text as function
 from pg_catalog.pg_proc as p
-where p.pronamespace = 'pg_catalog'::regnamespace
+where p.pronamespace = 'pg_catalog'::regnamespace::oid
     and p.proname in (
         'pg_try_advisory_lock', 'pg_advisory_unlock',
         'pg_try_advisory_lock_shared', 'pg_advisory_unlock_shared'
@@ -33,14 +33,14 @@ where p.pronamespace = 'pg_catalog'::regnamespace
 select coalesce(r.rolname, 'Every role')::text as role,
     pg_catalog.concat(
         'ALTER ROLE ', coalesce(pg_catalog.quote_ident(r.rolname), 'ALL'),
-        case when s.setdatabase <> 0 then
+        case when s.setdatabase <> 0::oid then
             ' IN DATABASE ' || pg_catalog.quote_ident(pg_catalog.current_database())
         end,
         ' RESET session_replication_role;'
     ) as fix
 from pg_catalog.pg_db_role_setting as s
 left join pg_catalog.pg_roles as r on r.oid = s.setrole
-where s.setdatabase in (0, (select d.oid from pg_catalog.pg_database as d where d.datname = pg_catalog.current_database()))
+where s.setdatabase in (0::oid, (select d.oid from pg_catalog.pg_database as d where d.datname = pg_catalog.current_database()))
     and s.setconfig::text like '%session_replication_role=replica%';
 
 -- :: subscribed

@@ -42,7 +42,7 @@ select
 -- $2 comes as text: for an array of xid8 asyncpg asks about the type first, and makes our `jit = off`
 -- outlast the transaction, on a connection that may be a pooler's.
 select
-    c.id, c.xid, date_part('epoch', c.captured_at) as captured_at, c.relation, c.operation,
+    c.id, c.xid, pg_catalog.date_part('epoch', c.captured_at) as captured_at, c.relation, c.operation,
     c.key::text, c.changed::text, c.old_row::text, c.new_row::text
 from (
     select * from rowsignal.change where xid >= $1
@@ -80,7 +80,7 @@ select
     c.*,
     (
         pg_catalog.pg_identify_object_as_address(
-            'pg_catalog.pg_class'::regclass,
+            'pg_catalog.pg_class'::regclass::oid,
             coalesce(pg_catalog.pg_partition_root(c.relation), c.relation),
             0
         )
@@ -99,7 +99,7 @@ from (
 ) as i
 left join lateral (
     select
-        c.id, c.xid, date_part('epoch', c.captured_at) as captured_at, c.relation, c.operation,
+        c.id, c.xid, pg_catalog.date_part('epoch', c.captured_at) as captured_at, c.relation, c.operation,
         c.key::text, c.changed::text, c.old_row::text, c.new_row::text
     from (
         select * from rowsignal.change where xid >= $1
@@ -138,14 +138,14 @@ cross join lateral (
 
 -- :: log_writers
 -- To be asked before the log is read: a writer that is gone by then is visible in what is read.
-select array_agg(distinct l.virtualtransaction)
+select pg_catalog.array_agg(distinct l.virtualtransaction)
 from pg_catalog.pg_locks as l
 where l.locktype = 'relation'
     and l.database = (
         select d.oid from pg_catalog.pg_database as d
         where d.datname = pg_catalog.current_database()
     )
-    and l.relation = 'rowsignal.change'::regclass
+    and l.relation = 'rowsignal.change'::regclass::oid
     and l.mode = 'RowExclusiveLock'
 
 -- :: log_has_unflushed

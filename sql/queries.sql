@@ -8,7 +8,7 @@ from pg_catalog.pg_class as c
 join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
 join pg_catalog.pg_attribute as a on a.attrelid = c.oid
 where n.nspname = 'rowsignal' and c.relname = 'migration' and c.relkind = 'r'
-    and not c.relrowsecurity and a.attname = 'version' and a.atttypid = 'pg_catalog.int4'::regtype
+    and not c.relrowsecurity and a.attname = 'version' and a.atttypid = 'pg_catalog.int4'::regtype::oid
 
 -- :: schema_version
 select coalesce(pg_catalog.max(version), 0) from only rowsignal.migration
@@ -18,7 +18,8 @@ insert into rowsignal.migration (version, name) values (:version, :name) on conf
 
 -- :: schema_functions
 select p.proname::text as name, pg_catalog.md5(p.prosrc) as digest, p.prosecdef as is_definer,
-    coalesce(p.proconfig::text like '%search_path=pg_catalog, pg_temp%', false) as is_pinned
+    coalesce(pg_catalog.replace(pg_catalog.array_to_string(p.proconfig, ';'), '"', '')
+        like '%search_path=pg_catalog, pg_temp%', false) as is_pinned
 from pg_catalog.pg_proc as p
 join pg_catalog.pg_namespace as n on n.oid = p.pronamespace and n.nspname = 'rowsignal'
 
@@ -34,7 +35,7 @@ grantee as (
     union
     select a.grantee from pg_catalog.pg_default_acl as d
     cross join schema as s cross join lateral pg_catalog.aclexplode(d.defaclacl) as a
-    where d.defaclnamespace in (0, s.oid) and d.defaclrole = s.nspowner and a.grantee <> s.nspowner
+    where d.defaclnamespace in (0::oid, s.oid) and d.defaclrole = s.nspowner and a.grantee <> s.nspowner
 ),
 object (description, rights, is_open) as (
     select pg_catalog.concat('function rowsignal.', p.proname),
@@ -55,15 +56,15 @@ given as (
     join grantee as g on g.oid = a.grantee
 )
 select pg_catalog.concat(
-    case g.grantee when 0 then 'Every role' else pg_catalog.concat('Role ', r.rolname) end,
+    case g.grantee when 0::oid then 'Every role' else pg_catalog.concat('Role ', r.rolname) end,
     ' has ', g.privilege_type, ' on ', g.description, '.')
 from given as g left join pg_catalog.pg_roles as r on r.oid = g.grantee
-where not (g.is_open and g.grantee = 0 and g.privilege_type in ('EXECUTE', 'SELECT', 'USAGE'))
+where not (g.is_open and g.grantee = 0::oid and g.privilege_type in ('EXECUTE', 'SELECT', 'USAGE'))
 union all
 select pg_catalog.concat('Writers and readers lack their rights on ', o.description, '.')
 from object as o
 where o.is_open and not exists (
-    select from given as g where g.description = o.description and g.grantee = 0)
+    select from given as g where g.description = o.description and g.grantee = 0::oid)
 order by 1
 
 -- :: installation_lock
@@ -79,14 +80,15 @@ WITH RECURSIVE request AS MATERIALIZED (
 asked AS (
     SELECT item.place, item.value ->> 0 AS schema, item.value ->> 1 AS name,
            pg_catalog.to_regclass(pg_catalog.concat(pg_catalog.quote_ident(item.value ->> 0) || '.', pg_catalog.quote_ident(item.value ->> 1)))::oid AS root
-    FROM request, pg_catalog.json_array_elements(asked -> 'tables') WITH ORDINALITY AS item(value, place)
+    FROM request, pg_catalog.json_array_elements(asked -> 'tables'::text) WITH ORDINALITY AS item(value, place)
 ),
 ours AS (
     SELECT oid AS function, proname AS name, pg_catalog.md5(prosrc) AS digest, prosecdef AS is_definer,
-        coalesce(proconfig::text LIKE '%search_path=pg_catalog, pg_temp%', false) AS is_pinned
+        coalesce(pg_catalog.replace(pg_catalog.array_to_string(proconfig, ';'), '"', '')
+        like '%search_path=pg_catalog, pg_temp%', false) AS is_pinned
     FROM pg_catalog.pg_proc
     WHERE pronamespace = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = 'rowsignal')
-      AND prorettype = 'trigger'::regtype
+      AND prorettype = 'trigger'::regtype::oid
 ),
 family(root, relation) AS (
     SELECT DISTINCT root, root FROM asked WHERE root IS NOT NULL
@@ -98,7 +100,7 @@ everybody AS (
     UNION ALL
     SELECT DISTINCT CAST(NULL AS bigint), CAST(NULL AS text), CAST(NULL AS text), t.tgrelid, true
     FROM request, ours o JOIN pg_catalog.pg_trigger t ON t.tgfoid = o.function JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
-    WHERE (asked ->> 'with_strays')::boolean AND NOT c.relispartition
+    WHERE (asked ->> 'with_strays'::text)::boolean AND NOT c.relispartition
       AND t.tgrelid NOT IN (SELECT relation FROM family)
 )
 SELECT e.is_stray, coalesce(n.nspname, e.schema)::text AS schema, coalesce(c.relname, e.name)::text AS name,
@@ -113,8 +115,8 @@ SELECT e.is_stray, coalesce(n.nspname, e.schema)::text AS schema, coalesce(c.rel
         WHERE i.indrelid = e.root AND i.indisprimary AND a.attrelid = e.root AND a.attnum = k.number
             AND t.oid = a.atttypid AND t.oid::bigint >= 16384
             AND t.typbasetype::bigint NOT BETWEEN 1 AND 16383
-            AND (t.typtype NOT IN ('b', 'e', 'r') OR t.typelem <> 0 OR EXISTS (
-                SELECT FROM pg_catalog.pg_cast x WHERE x.castsource = t.oid AND x.casttarget = 'json'::regtype))
+            AND (t.typtype NOT IN ('b', 'e', 'r') OR t.typelem <> 0::oid OR EXISTS (
+                SELECT FROM pg_catalog.pg_cast x WHERE x.castsource = t.oid AND x.casttarget = 'json'::regtype::oid))
     ) AS has_plain_key,
     c.relrowsecurity AS has_row_security,
     ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
@@ -128,7 +130,7 @@ SELECT e.is_stray, coalesce(n.nspname, e.schema)::text AS schema, coalesce(c.rel
             SELECT coalesce(pg_catalog.json_agg(pg_catalog.json_build_object(
                 'name', t.tgname, 'function', o.name, 'digest', o.digest, 'is_definer', o.is_definer,
                 'is_pinned', o.is_pinned, 'type', t.tgtype,
-                'is_enabled', t.tgenabled IN ('O', 'A'), 'is_clone', t.tgparentid <> 0,
+                'is_enabled', t.tgenabled IN ('O', 'A'), 'is_clone', t.tgparentid <> 0::oid,
                 'definition', pg_catalog.pg_get_triggerdef(t.oid), 'arguments', (
                     -- tgargs has a zero byte after each argument
                     SELECT pg_catalog.json_agg(pg_catalog.convert_from(pg_catalog.decode(pg_catalog.replace(part, ' ', ''), 'hex'), pg_catalog.getdatabaseencoding())

@@ -30,7 +30,7 @@ WHERE pg_catalog.concat(n.nspname, '.', c.relname) = ANY (CAST(:names AS text[])
 -- :: service_log
 -- The oldest change by transaction, which the index knows; age is near enough.
 SELECT pg_catalog.pg_total_relation_size('rowsignal.change') AS bytes,
-    (SELECT c.reltuples::bigint FROM pg_catalog.pg_class AS c WHERE c.oid = 'rowsignal.change'::regclass) AS rows,
+    (SELECT c.reltuples::bigint FROM pg_catalog.pg_class AS c WHERE c.oid = 'rowsignal.change'::regclass::oid) AS rows,
     (SELECT c.captured_at FROM rowsignal.change AS c ORDER BY c.xid LIMIT 1) AS oldest_at,
     extract(epoch FROM r.max_age)::float8 AS retention_seconds,
     r.max_bytes AS retention_bytes

@@ -64,9 +64,16 @@ class Ground:
             await listener.execute(f"select pg_advisory_lock_shared({LOCK_CLASS}, {bucket})")
 
     async def seen(self) -> set[str]:
-        """Return the roles, besides the attacker, that have run the attacker's code."""
+        """Return the roles, besides the attacker, that have run the attacker's code; forget them.
+
+        A sequence tells of calls whose transaction was rolled back.
+        """
         rows = await self.sql.fetch("select distinct role::text from mallory.seen")
-        return {row["role"] for row in rows} - {self.attacker_role}
+        found = {row["role"] for row in rows} - {self.attacker_role}
+        if await self.sql.fetchval("select is_called from mallory.escapes"):
+            found.add("a role that rolled back")
+        await self.sql.execute("truncate mallory.seen; alter sequence mallory.escapes restart")
+        return found
 
 
 async def _connect(stack: AsyncExitStack, url: URL) -> asyncpg.Connection:
@@ -91,7 +98,9 @@ async def open_ground(engine: AsyncEngine, installer: str) -> AsyncIterator[Grou
             create schema mallory authorization {ground.attacker_role};
             grant usage on schema mallory to public;
             create table mallory.seen (role name);
+            create sequence mallory.escapes;
             grant insert on mallory.seen to public;
+            grant usage on sequence mallory.escapes to public;
             create schema tenant;
             grant usage on schema tenant to public;
         """)
@@ -108,6 +117,13 @@ async def open_ground(engine: AsyncEngine, installer: str) -> AsyncIterator[Grou
 
 
 TRAP = """
-    create function mallory.trap() returns text language plpgsql as
-        'begin insert into mallory.seen values (current_user); return null; end';
+    create function mallory.trap() returns text language plpgsql as $$
+    begin
+        if current_user <> (select pg_get_userbyid(nspowner) from pg_namespace
+                            where nspname = 'mallory') then
+            perform nextval('mallory.escapes');
+        end if;
+        insert into mallory.seen values (current_user);
+        return null;
+    end $$;
 """

@@ -169,6 +169,9 @@ def _report_actions(actions: list[TableAction], *, as_json: bool) -> None:
     write_table(
         ("table", "triggers"), [(_name(done.schema, done.table), done.action) for done in actions]
     )
+    for done in actions:
+        if done.warning:
+            write(f"{_name(done.schema, done.table)}: {done.warning}")
     counts = Counter(done.action for done in actions)
     write(", ".join(f"{count} {action}" for action, count in counts.items()) or "no tables")
 
@@ -186,7 +189,7 @@ def _show_status(schema: SchemaStatus, found: list[TableStatus]) -> None:
             _name(one.schema, one.table),
             one.kind or "none",
             Text(str(one.state), style=STYLES.get(one.state, "red")),
-            one.problem or "",
+            one.problem or one.warning or "",
         )
         for one in found
     ]

@@ -116,7 +116,7 @@ def missing_rights(connection: Connection, role: str, tables: Sequence[int]) -> 
     """
     if connection.execute(text(query("role")), {"role": role}).one_or_none() is None:
         raise GrantError(f"There is no role {role!r}: CREATE ROLE {quote(role)} LOGIN makes it.")
-    asked = {"role": role, "tables": list(tables)}
+    asked = {"role": role, "tables": list(map(str, tables))}
     rows = connection.execute(text(query("role_lacks")), asked)
     return [MissingRight(row.need, row.what, row.fix) for row in rows]
 
