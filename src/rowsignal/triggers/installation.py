@@ -276,9 +276,9 @@ def turn(connection: Connection, lock_timeout: float) -> Iterator[None]:
         with connection.begin_nested():
             yield
     except DBAPIError as error:
-        if sqlstate_of(error) in BUSY:
+        if sqlstate(error) in BUSY:
             raise LockTimeoutError(
-                f"Another installation had not ended within {patience:g} s ({message_of(error)}):"
+                f"Another installation had not ended within {patience:g} s ({message(error)}):"
                 " nothing was changed; try again when it is over."
             ) from error
         raise
