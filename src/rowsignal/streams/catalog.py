@@ -106,15 +106,19 @@ class TableCatalog:
     async def follow(
         self, names: Iterable[QualifiedName], reader: StateReader
     ) -> Mapping[QualifiedName, TableState]:
-        """Return the states of tables, and tell `reader` when one changes, until `unfollow`."""
+        """Return the states of tables, and tell `reader` when one changes, until `unfollow`.
+
+        A state that is known is as old as the last look at most, and corrected by the next.
+        """
         wanted = list(names)
         for name in wanted:
             self._readers.setdefault(name, set()).add(reader)
-        try:
-            await self.look()
-        except BaseException:
-            self.unfollow(wanted, reader)
-            raise
+        if not all(name in self.states and self.states[name].fault is None for name in wanted):
+            try:
+                await self.look()
+            except BaseException:
+                self.unfollow(wanted, reader)
+                raise
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="rowsignal table catalogue")
         return {name: self.states[name] for name in wanted}

@@ -1,6 +1,6 @@
 """The rows of a view: its conditions and keys as a question to PostgreSQL."""
 
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -11,13 +11,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rowsignal.exceptions import NotWatchedError
 from rowsignal.postgres import json_rows
-from rowsignal.postgres.json_rows import KeyColumn, TableShape, pin_settings, rows_by_key
+from rowsignal.postgres.json_rows import KeyColumn, TableShape, pin_settings
 from rowsignal.sse.access.column_types import plain_type
 from rowsignal.sse.access.exposures import Exposure, Row
 from rowsignal.sse.access.filters import where_clause
 from rowsignal.sse.access.views import RowKey, TableView
 
-__all__ = ["all_rows", "current_row", "current_rows", "having_keys", "pin_settings", "shape_of"]
+__all__ = ["all_rows", "current_row", "having_keys", "pin_settings", "shape_of"]
 
 DIALECT = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
 
@@ -49,19 +49,6 @@ def _key_column(column: sa.Column[Any]) -> KeyColumn:
 
 def _named(exposure: Exposure, keys: Iterable[RowKey]) -> list[Mapping[str, Any]]:
     return [dict(zip(exposure.key, key, strict=True)) for key in keys]
-
-
-async def current_rows(
-    connection: AsyncConnection,
-    exposure: Exposure,
-    keys: Sequence[Mapping[str, Any]],
-    columns: Iterable[str],
-) -> list[Row | None]:
-    """Return the rows with these keys as they are now, in their order; None for absent ones."""
-    shape = await shape_of(connection, exposure)
-    wanted = sorted({*exposure.key, *columns})
-    rows = await rows_by_key(connection, shape, keys, wanted)
-    return [None if row is None else row.values for row in rows]
 
 
 async def current_row(
