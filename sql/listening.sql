@@ -20,7 +20,7 @@ join pg_catalog.pg_settings as s on s.name = w.name;
 -- :: side_settings
 -- Names, values, and whether they last for the transaction only. Settings that this version of
 -- PostgreSQL does not have are left out.
-select count(pg_catalog.set_config(s.name, w.value, $3::bool))
+select pg_catalog.count(pg_catalog.set_config(s.name, w.value, $3::bool))
 from unnest($1::text[], $2::text[]) as w (name, value)
 join pg_catalog.pg_settings as s on s.name = w.name;
 

@@ -31,6 +31,20 @@ EVERY_ROLE = {
 }
 WATCH = {"log_origin_v1", "start_incarnation_v2", "store_position_v2"}
 SERVE = {"prune_v2", "prune_v3"}
+LAG = {
+    "consumer_lag_v1",
+    "consumer_relations_v1",
+    "position_problem_v1",
+    "snapshot_includes_v1",
+}
+WORK = {
+    "create_consumer_v1",
+    "is_leased_v1",
+    "lease_consumers_v1",
+    "reset_consumer_v1",
+    "skip_failing_v1",
+    "worker_shares_v1",
+}
 OWNER = {
     "alike_v1",
     "capture_log_truncate_v2",
@@ -62,6 +76,7 @@ OWNER = {
     "log_value_v2",
     "make_log_function_v2",
     "open_functions_v1",
+    "overtake_consumers_v1",
     "prune_v1",
     "reader_rights_v1",
     "revoke_v1",
@@ -76,22 +91,29 @@ OWNER = {
     "triggers",
 }
 TABLES: dict[str, set[str]] = {
-    "migration": {"stranger", "watch", "serve"},
-    "change": {"watch", "serve"},
-    "incarnation": {"watch", "serve"},
-    "horizon": {"watch", "serve"},
-    "stored_position": {"watch", "serve"},
-    "retention": {"watch", "serve"},
-    "tick": set(),
+    "migration": {"stranger", "watch", "serve", "work"},
+    "change": {"watch", "serve", "work"},
+    "incarnation": {"watch", "serve", "work"},
+    "horizon": {"watch", "serve", "work"},
+    "stored_position": {"watch", "serve", "work"},
+    "retention": {"watch", "serve", "work"},
+    "tick": {"serve", "work"},
+    "consumer": {"serve", "work"},
+    "consumer_partition": {"serve", "work"},
+    "worker": {"serve", "work"},
+    "dead_letter": {"serve", "work"},
+    "dead_letter_id_seq": set(),
     "change_id_seq": set(),
 }
-ROLES = ("stranger", "wait", "watch", "serve")
+KEPT = ("consumer", "consumer_partition", "worker", "dead_letter")  # by those who work
+ROLES = ("stranger", "wait", "watch", "serve", "work")
 
 FUNCTIONS_OF = {
     "stranger": EVERY_ROLE,
     "wait": EVERY_ROLE,
     "watch": EVERY_ROLE | WATCH,
-    "serve": EVERY_ROLE | WATCH | SERVE,
+    "serve": EVERY_ROLE | WATCH | SERVE | LAG,
+    "work": EVERY_ROLE | WATCH | LAG | WORK,
 }
 
 
@@ -121,7 +143,7 @@ async def test_each_function_is_for_the_roles_that_were_decided_on(ground: Groun
             " where p.pronamespace = 'rowsignal'::regnamespace group by 1",
             role,
         )
-        decided = EVERY_ROLE | WATCH | SERVE | OWNER
+        decided = EVERY_ROLE | WATCH | SERVE | LAG | WORK | OWNER
         assert {row["name"] for row in rows} == decided, "a function without a decision"
         assert {row["name"] for row in rows if row["may_call"]} == FUNCTIONS_OF[name]
 
@@ -144,6 +166,8 @@ async def test_each_table_is_for_the_roles_that_were_decided_on(ground: Ground) 
         )
         kin = {"wait": "stranger"}.get(name, name)
         expected = {(table, "SELECT") for table, readers in TABLES.items() if kin in readers}
+        if name == "work":
+            expected |= {(table, action) for table in KEPT for action in actions[1:4]}
         assert {(row["relname"], row["action"]) for row in rows} == expected
     found = await ground.sql.fetch(
         "select relname from pg_class where relnamespace = 'rowsignal'::regnamespace"

@@ -16,6 +16,7 @@ Role = Annotated[str, typer.Argument(metavar="ROLE", help="The role, as PostgreS
 Wait = Annotated[bool, typer.Option("--wait", help="Wait for rows of the tables.")]
 Watch = Annotated[bool, typer.Option("--watch", help="Read the change log as well.")]
 Serve = Annotated[bool, typer.Option("--serve", help="Prune the log as well, as the service does.")]
+Work = Annotated[bool, typer.Option("--work", help="Keep the positions of handlers as well.")]
 
 
 def grant(
@@ -24,6 +25,7 @@ def grant(
     wait: Wait = False,
     watch: Watch = False,
     serve: Serve = False,
+    work: Work = False,
     table: MoreTables = None,
     models: Models = None,
     url: Url = None,
@@ -34,13 +36,13 @@ def grant(
     With --table or --models also SELECT on these tables. Writers need no grant.
     """
     subjects = find_subjects(models, table) or ()
-    needs = {"wait": wait, "watch": watch, "serve": serve}
+    needs = {"wait": wait, "watch": watch, "serve": serve, "work": work}
 
-    async def work() -> None:
+    async def give() -> None:
         async with connected(url) as engine:
             await grant_rights(engine, role, **needs, tables=subjects)
 
-    asyncio.run(work())
+    asyncio.run(give())
     _report(role, "granted", json=json, given=[name for name, wanted in needs.items() if wanted])
 
 

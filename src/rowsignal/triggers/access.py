@@ -40,6 +40,7 @@ def grant(
     wait: bool = ...,
     watch: bool = ...,
     serve: bool = ...,
+    work: bool = ...,
     tables: Any = ...,
 ) -> Awaitable[None]: ...
 @overload
@@ -50,6 +51,7 @@ def grant(
     wait: bool = ...,
     watch: bool = ...,
     serve: bool = ...,
+    work: bool = ...,
     tables: Any = ...,
 ) -> None: ...
 def grant(
@@ -59,32 +61,33 @@ def grant(
     wait: bool = False,
     watch: bool = False,
     serve: bool = False,
+    work: bool = False,
     tables: Any = (),
 ) -> Awaitable[None] | None:
-    """Give a role the rights to wait for rows, to watch tables or to run the service.
+    """Give a role the rights to wait for rows, to watch, to run the service or handlers.
 
     `wait`: to use schema `rowsignal`. `watch`: to read the change log as well, that is the keys,
     and the values where they are logged, of all logged tables. `serve`: to prune the log as well.
-    Each with SELECT on `tables`, which are what `install_triggers` takes. Writing to a captured
+    `work`: to watch, and to keep the positions of `ChangeHandlers`. Each with SELECT on `tables`, which are what `install_triggers` takes. Writing to a captured
     table needs no grant. To be awaited for an async bind; the binds are those of
     `install_triggers`, and the current role must own the schema and be allowed to grant on the
     tables. `GrantError` says which right could not be given.
     """
-    if not (wait or watch or serve):
-        raise ValueError("Nothing to grant: pass wait=True, watch=True or serve=True.")
-    need: Need = "serve" if serve else "watch" if watch else "wait"
+    if not (wait or watch or serve or work):
+        raise ValueError("Nothing to grant: pass wait=True, watch=True, serve=True or work=True.")
+    need: Need = "serve" if serve else "watch" if watch or work else "wait"
     targets = targets_of(tables)
 
-    def work(connection: SyncConnection) -> None:
+    def give(connection: SyncConnection) -> None:
         with _explained(connection):
             schema.apply(connection)
-            execute(connection, _call("grant_v1", role, need != "wait", need == "serve", False))
+            execute(connection, _call("grant_v1", role, need != "wait", need == "serve", work))
             for statement in _table_rights("GRANT", targets, f"TO {quote(role)}"):
                 execute(connection, statement)
             if isinstance(connection, Connection):
                 _check(connection, role, need, targets)
 
-    return run_on(bind, work)
+    return run_on(bind, give)
 
 
 @overload
