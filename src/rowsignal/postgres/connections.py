@@ -116,16 +116,18 @@ class Attempts:
         self._make_delays = delays
         self._delays = delays()
         self._not_before = 0.0
-        self._reason = ""
+        self._reason, self._is_pooler = "", False
 
     def check(self) -> None:
-        """Raise `UnavailableError` while the next attempt has to wait."""
+        """Raise what the last attempt came to while the next one has to wait."""
         if time.monotonic() < self._not_before:
+            if self._is_pooler:
+                raise PoolerError(POOLER_ADVICE.format(self._reason))
             raise UnavailableError(f"PostgreSQL cannot be reached just now: {self._reason}")
 
     def failed(self, error: BaseException) -> None:
         """Let the next attempt wait, longer each time."""
-        self._reason = describe(error)
+        self._reason, self._is_pooler = describe(error), is_pooler_conflict(error)
         self._not_before = time.monotonic() + next(self._delays)
 
     def forgive(self) -> None:

@@ -18,7 +18,6 @@ STALE_STATES = frozenset({"26000", "42P05", "XX000"})
 SCHEMA_CLASSES = frozenset({"42", "3F", "3D"})
 VALUE_CLASSES = frozenset({"22", "23"})
 PREPARED_STATEMENT_STATES = frozenset({"26000", "42P05"})
-PROTOCOL_VIOLATION = "08P01"  # PgBouncer: a transaction in statement mode
 
 
 def cause_of(error: BaseException) -> BaseException:
@@ -95,10 +94,9 @@ def is_schema_mismatch(error: BaseException) -> bool:
 
 def is_pooler_conflict(error: BaseException) -> bool:
     """Tell whether a pooler without prepared statements, or in statement mode, is in between."""
-    state = sqlstate(error)
-    if state == PROTOCOL_VIOLATION:  # a message of PgBouncer's, which has no translations
-        return "pooling mode" in message(error)
-    return state in PREPARED_STATEMENT_STATES
+    if "in statement pooling mode" in message(error):  # PgBouncer's words, never translated
+        return True
+    return sqlstate(error) in PREPARED_STATEMENT_STATES
 
 
 def is_hopeless(error: BaseException) -> bool:

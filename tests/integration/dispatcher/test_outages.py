@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from itertools import count, repeat
-from typing import Any
 
 import asyncpg
 import pytest
@@ -20,7 +19,7 @@ from rowsignal.listener.pacing import Pace
 from rowsignal.triggers import install_triggers
 from rowsignal.waiting import wait_for_row_change
 from support.hint_listener import connected
-from support.pgbouncer import pgbouncer
+from support.pgbouncer import pgbouncer, settings_in_pool
 from support.proxy import proxied
 from support.waits import LOOKED_AT_OFTEN, begin_wait, close_listener, until_mode
 
@@ -194,19 +193,23 @@ async def test_waits_go_on_over_changes_of_their_table(
     assert {parcel.place for parcel in await asyncio.gather(*waits)} == {1}
 
 
+async def read_many(engine: AsyncEngine) -> None:
+    for key in range(1, MANY):
+        await begin_wait(engine, Parcel, key, until=lambda _: True, timeout=30)
+
+
 @pytest.mark.parametrize("mode", ["transaction", "statement"])
 async def test_a_pooler_that_the_engine_is_not_made_for_is_named(
     fragile: EmbeddedPostgres, database: str, mode: str
 ) -> None:
     async with pgbouncer(fragile, mode=mode) as port:
         engine = create_async_engine(f"postgresql+asyncpg://postgres@127.0.0.1:{port}/{database}")
-        outcomes: list[Any] = []
-        async with asyncio.timeout(60):
-            while not any(isinstance(outcome, PoolerError) for outcome in outcomes):
-                waits = [begin_wait(engine, Parcel, n, timeout=1) for n in range(1, 5)]
-                outcomes += await asyncio.gather(*waits, return_exceptions=True)
-                await close_listener(engine)
-        (error, *_) = [outcome for outcome in outcomes if isinstance(outcome, PoolerError)]
+        if mode == "transaction":  # each next transaction runs on another server connection
+            await settings_in_pool(port, database, "statement_timeout")
+        with pytest.raises(PoolerError) as caught:
+            await read_many(engine)
+        error = caught.value
+        await close_listener(engine)
         assert "connect_args" in str(error)
         assert "listen_url" in str(error)
         await engine.dispose()
