@@ -51,9 +51,11 @@ async def test_engines_in_autocommit_get_a_transaction(orders: AsyncEngine) -> N
     )
     (done,) = uninstall_triggers(plain, "orders")
     assert done.action == "removed"
-    with plain.connect() as connection:
-        with pytest.raises(TriggerInstallError, match="autocommit_block"):
-            install_triggers(connection, "orders")
+    with (
+        plain.connect() as connection,
+        pytest.raises(TriggerInstallError, match="autocommit_block"),
+    ):
+        install_triggers(connection, "orders")
     plain.dispose()
 
 
