@@ -6,7 +6,7 @@ import asyncpg
 import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from rowsignal import prune
+from rowsignal import grant, prune
 from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.payload import LOCK_CLASS
 from rowsignal.triggers import install_triggers
@@ -52,9 +52,8 @@ async def test_locks_of_a_stranger_stop_neither_pruning_nor_installing(ground: G
 
 
 async def test_an_open_transaction_of_a_reader_does_not_stop_pruning(ground: Ground) -> None:
-    from rowsignal import grant
-
     await logged(ground)
+    await prune(ground.installer)  # begins the log
     await ground.attacker.execute("insert into mallory.t select g from generate_series(1, 9) as g")
     await grant(ground.installer, ground.bystander_role, watch=True)
     reader = await ground.connect(ground.bystander_role)
@@ -71,8 +70,6 @@ async def test_an_open_transaction_of_a_reader_does_not_stop_pruning(ground: Gro
 
 
 async def test_a_position_is_kept_once_and_must_be_of_the_past(ground: Ground) -> None:
-    from rowsignal import grant
-
     await logged(ground)
     await grant(ground.installer, ground.bystander_role, watch=True)
     reader = await ground.connect(ground.bystander_role)

@@ -12,12 +12,13 @@
                 foreach sign in array '{=,<>,<,>,<=,>=,||,->,->>,~,&,+,-,*,/,?,@>}'::text[] loop
                     continue when one::regtype = two::regtype and sign in ('=', '<>', '<', '>', '<=', '>=')
                         and one not in ('json', 'varchar', 'int2vector');
+                    continue when sign in ('=', '<>') and one = 'oid' and two = 'int4'; -- asyncpg's own
                     continue when exists (select from pg_operator as o where o.oprname = sign
                         and o.oprleft = one::regtype and o.oprright = two::regtype);
                     trap := format('%s_%s_%s', md5(sign), one::regtype::oid, two::regtype::oid);
                     execute format('create function mallory.%I(%s, %s) returns %s language plpgsql as %L', trap, one, two,
                         case when sign in ('=', '<>', '<', '>', '<=', '>=', '~', '?', '@>') then 'bool' else 'text' end,
-                        'begin perform mallory.trap(); raise exception ''trap: ' || sign || ' ' || one || ' ' || two || '''; end');
+                        'begin begin perform mallory.trap(); exception when read_only_sql_transaction then null; end; raise exception ''trap: ' || sign || ' ' || one || ' ' || two || '''; end');
                     execute format('create operator mallory.%s (leftarg = %s, rightarg = %s, function = mallory.%I)',
                         sign, one, two, trap);
                 end loop;
@@ -28,11 +29,11 @@
                 has_table_privilege,has_function_privilege,date_part,extract_,pg_partition_root}'::text[] loop
                 begin
                     execute format('create function mallory.%I(%s) returns text language plpgsql as %L', trap, one,
-                        'begin perform mallory.trap(); raise exception ''trap: ' || trap || '''; end');
+                        'begin begin perform mallory.trap(); exception when read_only_sql_transaction then null; end; raise exception ''trap: ' || trap || '''; end');
                     execute format('create function mallory.%I(%s, text) returns text language plpgsql as %L', trap, one,
-                        'begin perform mallory.trap(); raise exception ''trap: ' || trap || '''; end');
+                        'begin begin perform mallory.trap(); exception when read_only_sql_transaction then null; end; raise exception ''trap: ' || trap || '''; end');
                     execute format('create function mallory.%I(text, %s) returns text language plpgsql as %L', trap, one,
-                        'begin perform mallory.trap(); raise exception ''trap: ' || trap || '''; end');
+                        'begin begin perform mallory.trap(); exception when read_only_sql_transaction then null; end; raise exception ''trap: ' || trap || '''; end');
                 exception when duplicate_function then null;
                 end;
             end loop;
