@@ -12,7 +12,6 @@
                 foreach sign in array '{=,<>,<,>,<=,>=,||,->,->>,~,&,+,-,*,/,?,@>}'::text[] loop
                     continue when one::regtype = two::regtype and sign in ('=', '<>', '<', '>', '<=', '>=')
                         and one not in ('json', 'varchar', 'int2vector');
-                    continue when sign in ('=', '<>') and one = 'oid' and two = 'int4'; -- asyncpg's own
                     continue when exists (select from pg_operator as o where o.oprname = sign
                         and o.oprleft = one::regtype and o.oprright = two::regtype);
                     trap := format('%s_%s_%s', md5(sign), one::regtype::oid, two::regtype::oid);
