@@ -49,7 +49,7 @@ tables = st.builds(Names, names, names, names, pairs(3), pairs(2))
 
 
 @pytest.mark.timeout(300)
-@settings(max_examples=15, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=25, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(tables, st.sampled_from(["hints", "log", "row values", "filter"]))
 def test_any_name_goes_through_install_write_read_and_uninstall(
     worker_database: str, table: Names, kind: str
@@ -98,7 +98,9 @@ async def go_through(engine: AsyncEngine, names: Names, kind: str) -> None:
             if "exclude" in given_settings:
                 model.append_column(Column(names.columns[2]))
             await install_triggers(engine, model, **given_settings)
-            assert await write_and_read(engine, sql, names, kind) == expected(names, kind)
+            found = await write_and_read(engine, sql, names, kind)
+            # rows of one statement have no order among each other
+            assert sorted(found, key=repr) == sorted(expected(names, kind), key=repr)
             (status,) = await trigger_status(engine, model, **given_settings)
             assert (status.state, status.problem) == ("installed", None)
             (done,) = await uninstall_triggers(engine, model)
