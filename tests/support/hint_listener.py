@@ -83,14 +83,19 @@ class HintListener:
 
 
 @asynccontextmanager
-async def listening(engine: AsyncEngine, *tables: str) -> AsyncIterator[HintListener]:
-    """Receive the hints of tables, as "name" or "schema.name"."""
+async def listening(
+    engine: AsyncEngine, *tables: str | tuple[str, str]
+) -> AsyncIterator[HintListener]:
+    """Receive the hints of tables, as "name", "schema.name" or (schema, name)."""
     async with connected(engine) as connection, connected(engine) as speaker:
         hint_listener = HintListener(connection, speaker)
         await hint_listener.start()
         async with engine.connect() as asking:
             names = [
-                (table.rpartition(".")[0] or None, table.rpartition(".")[2]) for table in tables
+                (table.rpartition(".")[0] or None, table.rpartition(".")[2])
+                if isinstance(table, str)
+                else table
+                for table in tables
             ]
             found = await captures(asking, names)
         for bucket in {bucket for capture in found for _, bucket in capture.channels}:
