@@ -15,7 +15,7 @@ from rich.table import Table
 from benchmarks.report import is_met
 
 HERE = Path(__file__).parent
-NOT_BENCHMARKS = {"__init__", "__main__", "publish", "report"}
+NOT_BENCHMARKS = {"__init__", "__main__", "pgbench", "processes", "publish", "report"}
 
 
 def names() -> list[str]:

@@ -26,9 +26,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from benchmarks.report import Report, spread
 from rowsignal.embedded import EmbeddedPostgres
-from rowsignal.orm.m2m import m2m_set
-from rowsignal.orm.middleware import create_middleware_and_session_proxy
-from rowsignal.orm.sessions import create_db_dependency
+from rowsignal.orm.request_sessions.middleware import create_middleware_and_session_proxy
+from rowsignal.orm.sessions.dependency import create_db_dependency
+from rowsignal.orm.tables.m2m import m2m_set
 
 ROUNDS = 600
 WARM_UP = 50

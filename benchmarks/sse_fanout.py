@@ -21,12 +21,11 @@ from statistics import median
 from typing import Any
 
 import asyncpg
-import psutil
 import sqlalchemy as sa
-import uvicorn
 from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from benchmarks.processes import process, serve
 from benchmarks.report import Report, spread
 from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.listener import Listener
@@ -117,14 +116,6 @@ class BareApp:
             ready.set()
 
 
-def serve(app: Any) -> None:
-    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
-        sys.stdout.write(f"{listener.getsockname()[1]}\n")
-        sys.stdout.flush()
-        config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="auto")
-        asyncio.run(uvicorn.Server(config).serve([listener]))
-
-
 async def serve_bare(dsn: str, *, reads: bool) -> None:
     """Write what each notification carries, or the row that it names, to whoever has connected."""
     writers: list[asyncio.StreamWriter] = []
@@ -152,34 +143,6 @@ async def serve_bare(dsn: str, *, reads: bool) -> None:
     while True:
         number = int(await woken.get())
         write(await other.fetchval("select id::text from plain where id = $1", number))
-
-
-class Peer:
-    """A server process and how to reach it."""
-
-    def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
-        self.process = process
-        self.port = port
-        self.usage = psutil.Process(process.pid)
-
-    def cpu(self) -> float:
-        """Return the CPU seconds used so far."""
-        times = self.usage.cpu_times()
-        return times.user + times.system
-
-
-@contextlib.asynccontextmanager
-async def peer(*arguments: str) -> AsyncIterator[Peer]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "benchmarks.sse_fanout", *arguments, stdout=asyncio.subprocess.PIPE
-    )
-    assert process.stdout is not None
-    try:
-        yield Peer(process, int(await process.stdout.readline()))
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
 
 
 class Crowd:
@@ -242,7 +205,7 @@ async def insert_steadily(dsn: str, rows: int, seconds: float) -> None:
 
 async def our_deliveries(server: EmbeddedPostgres) -> dict[str, float]:
     """Return deliveries a CPU second, memory a reader, and how the bytes were joined."""
-    async with peer("ours", server.url) as ours:
+    async with process("benchmarks.sse_fanout", "ours", server.url) as ours:
         crowd = Crowd()
         crowd.join(ours.port, 50, "/changes/ticks")
         await crowd.quiet()
@@ -271,7 +234,7 @@ async def our_deliveries(server: EmbeddedPostgres) -> dict[str, float]:
 
 async def bare_deliveries(like: dict[str, float]) -> float:
     """Return deliveries a CPU second of prepared bytes with the same joining."""
-    async with peer("bare") as bare:
+    async with process("benchmarks.sse_fanout", "bare") as bare:
         crowd = Crowd()
         crowd.join(bare.port, READERS + 50, "/")
         await crowd.quiet()
@@ -318,14 +281,14 @@ async def latencies(dsn: str, port: int, request: str, statement: str) -> list[f
 
 
 async def our_latencies(server: EmbeddedPostgres) -> list[float]:
-    async with peer("ours", server.url) as ours:
+    async with process("benchmarks.sse_fanout", "ours", server.url) as ours:
         request = "GET /changes/ticks HTTP/1.1\r\nHost: localhost\r\n\r\n"
         statement = "insert into ticks values (?, 1)"
         return await latencies(server.dsn, ours.port, request, statement)
 
 
 async def bare_latencies(server: EmbeddedPostgres, kind: str) -> list[float]:
-    async with peer(kind, server.dsn) as bare:
+    async with process("benchmarks.sse_fanout", kind, server.dsn) as bare:
         inserted = "with it as (insert into plain values (?, 1) returning id)"
         statement = f"{inserted} select pg_notify('bare', id::text) from it"
         return await latencies(server.dsn, bare.port, "", statement)

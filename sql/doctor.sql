@@ -14,13 +14,13 @@ select
             pg_catalog.current_setting('max_connections')::int4
             + pg_catalog.current_setting('max_prepared_transactions')::int4
         )
-    ) as lock_table_usage;
+    )::float8 as lock_table_usage;
 
 -- :: advisory_privileges
--- The functions that every writer of a watched table calls, and whether everybody may.
+-- The functions that every writer of a watched table calls, and whether every role may.
 select p.oid::regprocedure::text as function
 from pg_catalog.pg_proc as p
-where p.pronamespace = 'pg_catalog'::regnamespace
+where p.pronamespace = 'pg_catalog'::regnamespace::oid
     and p.proname in (
         'pg_try_advisory_lock', 'pg_advisory_unlock',
         'pg_try_advisory_lock_shared', 'pg_advisory_unlock_shared'
@@ -33,14 +33,14 @@ where p.pronamespace = 'pg_catalog'::regnamespace
 select coalesce(r.rolname, 'Every role')::text as role,
     pg_catalog.concat(
         'ALTER ROLE ', coalesce(pg_catalog.quote_ident(r.rolname), 'ALL'),
-        case when s.setdatabase <> 0 then
+        case when s.setdatabase <> 0::oid then
             ' IN DATABASE ' || pg_catalog.quote_ident(pg_catalog.current_database())
         end,
         ' RESET session_replication_role;'
-    ) as cure
+    ) as fix
 from pg_catalog.pg_db_role_setting as s
 left join pg_catalog.pg_roles as r on r.oid = s.setrole
-where s.setdatabase in (0, (select d.oid from pg_catalog.pg_database as d where d.datname = pg_catalog.current_database()))
+where s.setdatabase in (0::oid, (select d.oid from pg_catalog.pg_database as d where d.datname = pg_catalog.current_database()))
     and s.setconfig::text like '%session_replication_role=replica%';
 
 -- :: subscribed
@@ -53,7 +53,7 @@ select
 from pg_catalog.pg_subscription_rel as r
 join pg_catalog.pg_subscription as s on s.oid = r.srsubid
 join pg_catalog.pg_trigger as t on t.tgrelid = r.srrelid
-where t.tgname like 'rowsignal\_log\_%' or (t.tgname = 'rowsignal_hint' and t.tgenabled not in ('A', 'R'))
+where pg_catalog.starts_with(t.tgname::text, 'rowsignal_log_') or (t.tgname = 'rowsignal_hint' and t.tgenabled not in ('A', 'R'))
 group by t.tgrelid;
 
 -- :: reordering
@@ -66,7 +66,7 @@ left join pg_catalog.pg_trigger as t
     on t.tgrelid = c.oid
     and not t.tgisinternal
     and t.tgtype::int4 & 66 = 0 -- neither BEFORE nor INSTEAD OF
-    and t.tgname not like 'rowsignal\_%'
+    and not pg_catalog.starts_with(t.tgname::text, 'rowsignal_')
 left join pg_catalog.pg_constraint as k
     on k.conrelid = c.oid and k.contype = 'p' and k.condeferrable
 where c.oid = any ($1::oid[]) and (t.oid is not null or k.oid is not null)

@@ -26,6 +26,21 @@ begin
 end
 $rowsignal$;
 
+-- :: key of a row, by the name of 0.1.0
+-- For programs that compare rows with hints. Nothing of rowsignal calls it.
+create or replace function rowsignal.key_v1(key record) returns json
+language plpgsql stable parallel safe
+set search_path = pg_catalog, pg_temp
+set "TimeZone" = 'UTC' set "DateStyle" = 'ISO, YMD' set "IntervalStyle" = 'postgres'
+set bytea_output = 'hex' set extra_float_digits = 1 set lc_monetary = 'C'
+as $rowsignal$
+declare
+    image constant json := row_to_json(key);
+begin
+    return rowsignal.named_key_v2(image, array(select json_object_keys(image)));
+end
+$rowsignal$;
+
 -- :: changed columns
 -- The columns whose stored values differ, of those that count. Their JSON text tells 1.0 from 1.00
 -- and 'a' from 'A' where the types' own equality does not, and exists for every type. Null: unknown,

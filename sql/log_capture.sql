@@ -12,7 +12,7 @@
 create or replace function rowsignal.log_value_v2(value json) returns jsonb
 language sql stable set search_path = pg_catalog, pg_temp
 as $rowsignal$
-    select case when json_typeof(value) in ('boolean', 'string') or value::text ~ '^-?\d+$' then value::jsonb
+    select case when json_typeof(value) in ('boolean', 'string') or value::text ~ '^-?[0-9]+$' then value::jsonb
                 else to_jsonb(value::text) end
 $rowsignal$;
 
@@ -315,7 +315,7 @@ declare
 begin
     select * into strict parts from rowsignal.log_parts_v1(relation, event, settings, key_columns);
     body := rowsignal.log_function_text_v1(relation, event, settings, parts);
-    name := concat('capture_log_', event, '_v2_', left(md5(body), 12));
+    name := concat('capture_log_', event, '_v2_', md5(body));
     perform rowsignal.define_log_function_v1(name, body, parts.needs_pins);
     return name;
 end

@@ -25,15 +25,24 @@ select
 -- :: log_stored_position
 select p.before::text, p.after::text from rowsignal.stored_position as p where p.id = $1
 
--- :: log_changes
--- What was not visible in the old snapshot ($1: its xmax, $2: its running transactions) and is in
--- the new one ($3), after an id ($4), of some tables ($5) or all. One OR of both conditions would
--- be a scan of the whole index. The order of ids is the order of changes of a row. Times and arrays
--- come in the forms that are cheapest to decode: a catch-up may take millions. $2 comes as text: for
--- an array of xid8 asyncpg asks about the type first, and makes our `jit = off` outlast the
--- transaction, on a connection that may be a pooler's.
+-- :: log_max_running
+-- How many transactions can run at once, in sessions of all kinds and prepared ones.
 select
-    c.id, c.xid, date_part('epoch', c.captured_at) as captured_at, c.relation, c.operation,
+    pg_catalog.current_setting('max_connections')::integer
+    + pg_catalog.current_setting('max_prepared_transactions')::integer
+    + pg_catalog.current_setting('max_worker_processes')::integer
+    + pg_catalog.current_setting('max_wal_senders')::integer
+    + pg_catalog.current_setting('autovacuum_max_workers')::integer
+
+-- :: log_changes
+-- What was not visible in the old snapshot ($1: its xmax, $2: those of its running transactions that
+-- have ended) and is in the new one ($3), after an id ($4), of some tables ($5) or all. One OR of
+-- both conditions would be a scan of the whole index. The order of ids is the order of changes of a
+-- row. Times and arrays come in the forms that are cheapest to decode: a catch-up may take millions.
+-- $2 comes as text: for an array of xid8 asyncpg asks about the type first, and makes our `jit = off`
+-- outlast the transaction, on a connection that may be a pooler's.
+select
+    c.id, c.xid, pg_catalog.date_part('epoch', c.captured_at) as captured_at, c.relation, c.operation,
     c.key::text, c.changed::text, c.old_row::text, c.new_row::text
 from (
     select * from rowsignal.change where xid >= $1
@@ -62,19 +71,21 @@ select pg_catalog.regexp_replace(rowsignal.log_origin_v1(), '[^:]*$', '')
 
 -- :: log_look
 -- The head, and what has become visible after a snapshot ($1: its xmax, $2: its running
--- transactions) of an incarnation ($3), up to a number ($4): log_head and log_changes at once, up to
--- the snapshot of this very statement. Without changes one row comes that has the head alone. Where
+-- transactions) of an incarnation ($3): log_head and log_changes at once, up to the snapshot of this
+-- very statement. A number ($4) bounds what is looked at: as many rows are any of those there are,
+-- fewer are all of them. A transaction that still runs has nothing to show, however much it wrote. Without changes one row comes that has the head alone. Where
 -- only some tables are wanted, log_relations says which ($6, $7). Every node of the plan counts: who
 -- is woken after a pause runs with cold caches.
 select
     c.*,
     (
         pg_catalog.pg_identify_object_as_address(
-            'pg_catalog.pg_class'::regclass,
+            'pg_catalog.pg_class'::regclass::oid,
             coalesce(pg_catalog.pg_partition_root(c.relation), c.relation),
             0
         )
     ).object_names as name,
+    case when c.operation = 't' then pg_catalog.pg_partition_root(c.relation) <> c.relation end as is_part,
     pg_catalog.pg_is_in_recovery() as is_standby,
     pg_catalog.pg_current_xact_id_if_assigned() is not null as has_written,
     pg_catalog.pg_current_snapshot()::text as now,
@@ -88,24 +99,27 @@ from (
 ) as i
 left join lateral (
     select
-        c.id, c.xid, date_part('epoch', c.captured_at) as captured_at, c.relation, c.operation,
+        c.id, c.xid, pg_catalog.date_part('epoch', c.captured_at) as captured_at, c.relation, c.operation,
         c.key::text, c.changed::text, c.old_row::text, c.new_row::text
     from (
         select * from rowsignal.change where xid >= $1
         union all
-        select * from rowsignal.change where xid = any ($2::xid8[])
+        select * from rowsignal.change
+        where xid = any (array(
+            select r.xid from unnest($2::xid8[]) as r (xid)
+            where pg_catalog.pg_visible_in_snapshot(r.xid, pg_catalog.pg_current_snapshot())
+        ))
     ) as c
     where pg_catalog.pg_visible_in_snapshot(c.xid, pg_catalog.pg_current_snapshot())
         and i.id = $3
         {of_tables}
-    order by c.id
     limit $4
 ) as c on true
 order by c.id
 
 -- :: log_relation_names
 -- A partition goes by its root's name, by which programs know it.
-select c.oid, n.nspname::text as schema, r.relname::text as name
+select c.oid, n.nspname::text as schema, r.relname::text as name, r.oid <> c.oid as is_part
 from pg_catalog.pg_class as c
 join pg_catalog.pg_class as r on r.oid = coalesce(pg_catalog.pg_partition_root(c.oid), c.oid)
 join pg_catalog.pg_namespace as n on n.oid = r.relnamespace
@@ -124,14 +138,14 @@ cross join lateral (
 
 -- :: log_writers
 -- To be asked before the log is read: a writer that is gone by then is visible in what is read.
-select array_agg(distinct l.virtualtransaction)
+select pg_catalog.array_agg(distinct l.virtualtransaction)
 from pg_catalog.pg_locks as l
 where l.locktype = 'relation'
     and l.database = (
         select d.oid from pg_catalog.pg_database as d
         where d.datname = pg_catalog.current_database()
     )
-    and l.relation = 'rowsignal.change'::regclass
+    and l.relation = 'rowsignal.change'::regclass::oid
     and l.mode = 'RowExclusiveLock'
 
 -- :: log_has_unflushed

@@ -57,38 +57,48 @@ end
 $rowsignal$;
 
 -- :: functions for everybody
--- What the role of a writer or a reader calls: nothing here has more rights than its caller.
+-- What the role of a writer or a reader calls: nothing here has more rights than its caller. The
+-- owner of a partitioned table needs the hint trigger's function to make a partition, which gets a
+-- copy of the trigger; with it a role can send hints, as it can with NOTIFY.
 create or replace function rowsignal.open_functions_v1() returns setof regprocedure
 language sql stable set search_path = pg_catalog, pg_temp
 as $rowsignal$
     select unnest(array[
         'rowsignal.is_plain_v1(oid)', 'rowsignal.value_v1(anyelement)', 'rowsignal.key_value_v1(anyelement)',
-        'rowsignal.named_key_v2(json, text[])', 'rowsignal.changed_columns_v2(json, json, json)',
+        'rowsignal.key_v1(record)', 'rowsignal.named_key_v2(json, text[])', 'rowsignal.changed_columns_v2(json, json, json)',
         'rowsignal.is_awaited_v2(integer)', 'rowsignal.is_wanted_v2(integer, json)',
         'rowsignal.queue_share_v1()', 'rowsignal.hint_payload_v1(text, text, text, text[])',
-        'rowsignal.row_hints_v1(text, text, record, record, text[], json)']::regprocedure[])
+        'rowsignal.row_hints_v1(text, text, record, record, text[], json)',
+        'rowsignal.capture_hint_v2()']::regprocedure[])
 $rowsignal$;
 
 -- :: close
 -- Take every right on every object of the schema from PUBLIC and from the roles of default
 -- privileges, then give PUBLIC what capturing and waiting need. Rights that were granted to other
--- roles stay.
+-- roles stay. A row type that others may use could be made the type of their columns, and our
+-- tables could then not be altered.
 create or replace function rowsignal.close_v1() returns void
 language plpgsql set search_path = pg_catalog, pg_temp
 as $rowsignal$
 declare
-    grantee oid;
+    closing record;
     function regprocedure;
 begin
     perform rowsignal.close_function_v1(p.oid) from pg_proc as p
     where p.pronamespace = 'rowsignal'::regnamespace;
     perform rowsignal.close_table_v1(c.oid) from pg_class as c
     where c.relnamespace = 'rowsignal'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'S');
-    for grantee in
-        select rowsignal.default_grantees_v1(n.nspowner, n.nspacl) from pg_namespace as n
+    for closing in
+        select concat('schema rowsignal from ', rowsignal.grantee_name_v1(g.grantee)) as text
+        from pg_namespace as n, rowsignal.default_grantees_v1(n.nspowner, n.nspacl) as g(grantee)
         where n.nspname = 'rowsignal'
+        union all
+        select concat('type ', format_type(t.oid, null), ' from ', rowsignal.grantee_name_v1(g.grantee))
+        from pg_type as t,
+            rowsignal.default_grantees_v1(t.typowner, coalesce(t.typacl, acldefault('T', t.typowner))) as g(grantee)
+        where t.typnamespace = 'rowsignal'::regnamespace and t.typtype = 'c'
     loop
-        execute concat('revoke all on schema rowsignal from ', rowsignal.grantee_name_v1(grantee));
+        execute concat('revoke all on ', closing.text);
     end loop;
     grant usage on schema rowsignal to public;
     grant select on rowsignal.migration to public;
@@ -98,45 +108,75 @@ begin
 end
 $rowsignal$;
 
+-- :: rights of a reader
+-- What a role needs to watch, to serve and to work, as text for GRANT and REVOKE. To watch is to
+-- read the log: keys, and values where they are logged, of every captured table. To serve is to watch
+-- and to prune. To work is to watch and to keep positions: handlers run so. Capturing and waiting
+-- need nothing beyond PUBLIC's rights.
+create or replace function rowsignal.reader_rights_v1(may_serve boolean, may_work boolean) returns setof text
+language sql stable set search_path = pg_catalog, pg_temp
+as $rowsignal$
+    select unnest(array[
+        'select on table rowsignal.change', 'select on table rowsignal.incarnation',
+        'select on table rowsignal.horizon', 'select on table rowsignal.stored_position',
+        'select on table rowsignal.retention',
+        'execute on function rowsignal.log_origin_v1()',
+        'execute on function rowsignal.start_incarnation_v2()',
+        'execute on function rowsignal.store_position_v2(pg_snapshot, pg_snapshot)'])
+    union all
+    select unnest(array[
+        'execute on function rowsignal.prune_v2(integer, text)',
+        'execute on function rowsignal.prune_v3(interval, bigint, integer, text)']) where may_serve
+    union all
+    select unnest(array[
+        'select on table rowsignal.tick', 'select on table rowsignal.consumer',
+        'select on table rowsignal.consumer_partition', 'select on table rowsignal.worker',
+        'select on table rowsignal.dead_letter',
+        'execute on function rowsignal.snapshot_includes_v1(pg_snapshot, pg_snapshot)',
+        'execute on function rowsignal.position_problem_v1(text, pg_snapshot)',
+        'execute on function rowsignal.consumer_relations_v1(text[])',
+        'execute on function rowsignal.consumer_lag_v1()']) where may_serve or may_work
+    union all
+    select unnest(array[
+        'insert, update, delete on table rowsignal.consumer',
+        'insert, update, delete on table rowsignal.consumer_partition',
+        'insert, update, delete on table rowsignal.worker',
+        'insert, update, delete on table rowsignal.dead_letter',
+        'execute on function rowsignal.create_consumer_v1(text, integer, text[], pg_snapshot)',
+        'execute on function rowsignal.worker_shares_v1(text[])',
+        'execute on function rowsignal.is_leased_v1(uuid, text)',
+        'execute on function rowsignal.lease_consumers_v1(uuid, text, text[], interval)',
+        'execute on function rowsignal.reset_consumer_v1(text, pg_snapshot, pg_snapshot, bigint, text)',
+        'execute on function rowsignal.skip_failing_v1(text, integer)']) where may_work
+$rowsignal$;
+
 -- :: grant
--- Give a role what it needs and no more. Capturing and waiting need nothing beyond PUBLIC's rights.
--- To watch is to read the log: keys, and values where they are logged, of every captured table. To
--- serve is to watch and to prune. To work is to watch and to keep positions: handlers run so.
 create or replace function rowsignal.grant_v1(
     role regrole, may_watch boolean, may_serve boolean, may_work boolean default false)
 returns void
 language plpgsql set search_path = pg_catalog, pg_temp
 as $rowsignal$
 declare
-    grantee constant text := role::text;
+    privilege text;
 begin
-    execute concat('grant usage on schema rowsignal to ', grantee);
-    if may_watch or may_serve or may_work then
-        execute concat('grant select on rowsignal.change, rowsignal.incarnation, rowsignal.horizon, '
-            'rowsignal.stored_position, rowsignal.retention to ', grantee);
-        execute concat('grant execute on function rowsignal.log_origin_v1(), rowsignal.start_incarnation_v2(), '
-            'rowsignal.store_position_v2(pg_snapshot, pg_snapshot) to ', grantee);
-    end if;
-    if may_serve then
-        execute concat('grant execute on function rowsignal.prune_v2(integer, text), '
-            'rowsignal.prune_v3(interval, bigint, integer, text) to ', grantee);
-    end if;
-    if may_serve or may_work then
-        execute concat('grant select on rowsignal.tick, rowsignal.consumer, rowsignal.consumer_partition, '
-            'rowsignal.worker, rowsignal.dead_letter to ', grantee);
-        execute concat('grant execute on function rowsignal.snapshot_includes_v1(pg_snapshot, pg_snapshot), '
-            'rowsignal.position_problem_v1(text, pg_snapshot), rowsignal.consumer_relations_v1(text[]), '
-            'rowsignal.consumer_lag_v1() to ', grantee);
-    end if;
-    if may_work then
-        execute concat('grant insert, update, delete on rowsignal.consumer, rowsignal.consumer_partition, '
-            'rowsignal.worker, rowsignal.dead_letter to ', grantee);
-        execute concat('grant execute on function '
-            'rowsignal.create_consumer_v1(text, integer, text[], pg_snapshot), '
-            'rowsignal.worker_shares_v1(text[]), rowsignal.is_leased_v1(uuid, text), '
-            'rowsignal.lease_consumers_v1(uuid, text, text[], interval), '
-            'rowsignal.reset_consumer_v1(text, pg_snapshot, pg_snapshot, bigint, text), '
-            'rowsignal.skip_failing_v1(text, integer) to ', grantee);
-    end if;
+    execute concat('grant usage on schema rowsignal to ', role);
+    for privilege in select rowsignal.reader_rights_v1(may_serve, may_work) where may_watch or may_serve or may_work
+    loop
+        execute concat('grant ', privilege, ' to ', role);
+    end loop;
+end
+$rowsignal$;
+
+-- :: revoke
+create or replace function rowsignal.revoke_v1(role regrole) returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+as $rowsignal$
+declare
+    privilege text;
+begin
+    execute concat('revoke usage on schema rowsignal from ', role);
+    for privilege in select rowsignal.reader_rights_v1(true, true) loop
+        execute concat('revoke ', privilege, ' from ', role);
+    end loop;
 end
 $rowsignal$;

@@ -3,7 +3,7 @@
 
 -- :: owner
 -- Refuse a schema when it, or one of its objects, belongs to a role that the current one does not
--- trust, or when such a role may create objects in it. Trusted are the current role, superusers, and
+-- trust, when such a role may create objects in it, or has put a trigger on one of its tables. Trusted are the current role, superusers, and
 -- the roles that the current one is a member of. A superuser counts as a member of every role in
 -- pg_has_role, and must not trust them for that.
 do $rowsignal$
@@ -32,6 +32,13 @@ begin
         select 4, 'the right to create objects in it', a.grantee
         from schema as s cross join lateral pg_catalog.aclexplode(s.nspacl) as a
         where a.privilege_type = 'CREATE'
+        union all
+        select 5, pg_catalog.concat('the function of trigger ', t.tgname, ' on ', c.oid::pg_catalog.regclass),
+            p.proowner
+        from pg_catalog.pg_trigger as t
+        join pg_catalog.pg_class as c on c.oid = t.tgrelid
+        join schema as s on s.oid = c.relnamespace
+        join pg_catalog.pg_proc as p on p.oid = t.tgfoid
     )
     select o.object, coalesce(pg_catalog.quote_ident(r.rolname), 'PUBLIC') as role into strange
     from objects as o cross join me left join pg_catalog.pg_roles as r on r.oid = o.owner
@@ -43,7 +50,7 @@ begin
     if found then
         raise exception using errcode = 'RS002', message = pg_catalog.format(
             'Schema rowsignal is not safe to use as %I: %s belongs to %s. Connect as its owner (or SET ROLE to it), '
-            'let a superuser hand it over (ALTER ... OWNER TO), or drop it when rowsignal did not make it.',
+            'let a superuser hand it over (ALTER ... OWNER TO) or take it away (REVOKE, DROP).',
             current_user, strange.object, strange.role);
     end if;
 end

@@ -7,7 +7,7 @@ language sql stable set search_path = pg_catalog, pg_temp
 as $rowsignal$
     select (array_agg(convert_from(decode(replace(part, ' ', ''), 'hex'), getdatabaseencoding())
                       order by place))[: count(*) - 1]
-    from unnest(string_to_array(regexp_replace(encode(tgargs, 'hex'), '(..)', '\1 ', 'g'), '00 '))
+    from unnest(string_to_array(regexp_replace(encode(tgargs, 'hex'), '(..)', E'\\1 ', 'g'), '00 '))
         with ordinality as piece(part, place)
 $rowsignal$;
 
@@ -214,7 +214,7 @@ begin
     for name in
         select p.proname from pg_proc as p
         where p.pronamespace = 'rowsignal'::regnamespace
-          and p.proname ~ '^capture_(log_[a-z]+_v\d+_[0-9a-f]{12}|(hint|log_truncate)_v1)$'
+          and p.proname ~ '^capture_(log_[a-z]+_v[0-9]+_[0-9a-f]{12,32}|(hint|log_truncate)_v1)$'
           and not exists (select from pg_trigger as t where t.tgfoid = p.oid)
     loop
         execute concat('drop function rowsignal.', quote_ident(name), '()');

@@ -1,7 +1,8 @@
 -- Capture that runs no code of a table's owner with other rights than the writer's, privileges that
 -- default privileges cannot widen, locks that no stranger can take.
 
-alter table rowsignal.tick add column if not exists changes bigint not null default 0;
+-- Without a default at first: a column of this row type in a table of any role would forbid it.
+alter table rowsignal.tick add column if not exists changes bigint;
 update rowsignal.tick as t
 set changes = t.last_id - p.last_id
 from (
@@ -9,7 +10,8 @@ from (
     from rowsignal.tick as s cross join rowsignal.horizon as h
 ) as p
 where p.taken_at = t.taken_at;
-
+update rowsignal.tick set changes = 0 where changes is null;
+alter table rowsignal.tick alter column changes set default 0, alter column changes set not null;
 alter table rowsignal.horizon add column if not exists origin text;
 update rowsignal.horizon as h set origin = i.origin from rowsignal.incarnation as i;
 
@@ -86,6 +88,21 @@ begin
                                then to_json(value::text)::text else value::text end;
     end loop;
     return concat('[', array_to_string(parts, ','), ']');
+end
+$rowsignal$;
+
+-- :: key of a row, by the name of 0.1.0
+-- For programs that compare rows with hints. Nothing of rowsignal calls it.
+create or replace function rowsignal.key_v1(key record) returns json
+language plpgsql stable parallel safe
+set search_path = pg_catalog, pg_temp
+set "TimeZone" = 'UTC' set "DateStyle" = 'ISO, YMD' set "IntervalStyle" = 'postgres'
+set bytea_output = 'hex' set extra_float_digits = 1 set lc_monetary = 'C'
+as $rowsignal$
+declare
+    image constant json := row_to_json(key);
+begin
+    return rowsignal.named_key_v2(image, array(select json_object_keys(image)));
 end
 $rowsignal$;
 
@@ -901,7 +918,7 @@ language sql stable set search_path = pg_catalog, pg_temp
 as $rowsignal$
     select (array_agg(convert_from(decode(replace(part, ' ', ''), 'hex'), getdatabaseencoding())
                       order by place))[: count(*) - 1]
-    from unnest(string_to_array(regexp_replace(encode(tgargs, 'hex'), '(..)', '\1 ', 'g'), '00 '))
+    from unnest(string_to_array(regexp_replace(encode(tgargs, 'hex'), '(..)', E'\\1 ', 'g'), '00 '))
         with ordinality as piece(part, place)
 $rowsignal$;
 
@@ -1108,7 +1125,7 @@ begin
     for name in
         select p.proname from pg_proc as p
         where p.pronamespace = 'rowsignal'::regnamespace
-          and p.proname ~ '^capture_(log_[a-z]+_v\d+_[0-9a-f]{12}|(hint|log_truncate)_v1)$'
+          and p.proname ~ '^capture_(log_[a-z]+_v[0-9]+_[0-9a-f]{12,32}|(hint|log_truncate)_v1)$'
           and not exists (select from pg_trigger as t where t.tgfoid = p.oid)
     loop
         execute concat('drop function rowsignal.', quote_ident(name), '()');
@@ -1199,7 +1216,7 @@ $rowsignal$;
 create or replace function rowsignal.log_value_v2(value json) returns jsonb
 language sql stable set search_path = pg_catalog, pg_temp
 as $rowsignal$
-    select case when json_typeof(value) in ('boolean', 'string') or value::text ~ '^-?\d+$' then value::jsonb
+    select case when json_typeof(value) in ('boolean', 'string') or value::text ~ '^-?[0-9]+$' then value::jsonb
                 else to_jsonb(value::text) end
 $rowsignal$;
 
@@ -1502,7 +1519,7 @@ declare
 begin
     select * into strict parts from rowsignal.log_parts_v1(relation, event, settings, key_columns);
     body := rowsignal.log_function_text_v1(relation, event, settings, parts);
-    name := concat('capture_log_', event, '_v2_', left(md5(body), 12));
+    name := concat('capture_log_', event, '_v2_', md5(body));
     perform rowsignal.define_log_function_v1(name, body, parts.needs_pins);
     return name;
 end
@@ -1582,38 +1599,48 @@ end
 $rowsignal$;
 
 -- :: functions for everybody
--- What the role of a writer or a reader calls: nothing here has more rights than its caller.
+-- What the role of a writer or a reader calls: nothing here has more rights than its caller. The
+-- owner of a partitioned table needs the hint trigger's function to make a partition, which gets a
+-- copy of the trigger; with it a role can send hints, as it can with NOTIFY.
 create or replace function rowsignal.open_functions_v1() returns setof regprocedure
 language sql stable set search_path = pg_catalog, pg_temp
 as $rowsignal$
     select unnest(array[
         'rowsignal.is_plain_v1(oid)', 'rowsignal.value_v1(anyelement)', 'rowsignal.key_value_v1(anyelement)',
-        'rowsignal.named_key_v2(json, text[])', 'rowsignal.changed_columns_v2(json, json, json)',
+        'rowsignal.key_v1(record)', 'rowsignal.named_key_v2(json, text[])', 'rowsignal.changed_columns_v2(json, json, json)',
         'rowsignal.is_awaited_v2(integer)', 'rowsignal.is_wanted_v2(integer, json)',
         'rowsignal.queue_share_v1()', 'rowsignal.hint_payload_v1(text, text, text, text[])',
-        'rowsignal.row_hints_v1(text, text, record, record, text[], json)']::regprocedure[])
+        'rowsignal.row_hints_v1(text, text, record, record, text[], json)',
+        'rowsignal.capture_hint_v2()']::regprocedure[])
 $rowsignal$;
 
 -- :: close
 -- Take every right on every object of the schema from PUBLIC and from the roles of default
 -- privileges, then give PUBLIC what capturing and waiting need. Rights that were granted to other
--- roles stay.
+-- roles stay. A row type that others may use could be made the type of their columns, and our
+-- tables could then not be altered.
 create or replace function rowsignal.close_v1() returns void
 language plpgsql set search_path = pg_catalog, pg_temp
 as $rowsignal$
 declare
-    grantee oid;
+    closing record;
     function regprocedure;
 begin
     perform rowsignal.close_function_v1(p.oid) from pg_proc as p
     where p.pronamespace = 'rowsignal'::regnamespace;
     perform rowsignal.close_table_v1(c.oid) from pg_class as c
     where c.relnamespace = 'rowsignal'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'S');
-    for grantee in
-        select rowsignal.default_grantees_v1(n.nspowner, n.nspacl) from pg_namespace as n
+    for closing in
+        select concat('schema rowsignal from ', rowsignal.grantee_name_v1(g.grantee)) as text
+        from pg_namespace as n, rowsignal.default_grantees_v1(n.nspowner, n.nspacl) as g(grantee)
         where n.nspname = 'rowsignal'
+        union all
+        select concat('type ', format_type(t.oid, null), ' from ', rowsignal.grantee_name_v1(g.grantee))
+        from pg_type as t,
+            rowsignal.default_grantees_v1(t.typowner, coalesce(t.typacl, acldefault('T', t.typowner))) as g(grantee)
+        where t.typnamespace = 'rowsignal'::regnamespace and t.typtype = 'c'
     loop
-        execute concat('revoke all on schema rowsignal from ', rowsignal.grantee_name_v1(grantee));
+        execute concat('revoke all on ', closing.text);
     end loop;
     grant usage on schema rowsignal to public;
     grant select on rowsignal.migration to public;
@@ -1623,46 +1650,76 @@ begin
 end
 $rowsignal$;
 
+-- :: rights of a reader
+-- What a role needs to watch, to serve and to work, as text for GRANT and REVOKE. To watch is to
+-- read the log: keys, and values where they are logged, of every captured table. To serve is to watch
+-- and to prune. To work is to watch and to keep positions: handlers run so. Capturing and waiting
+-- need nothing beyond PUBLIC's rights.
+create or replace function rowsignal.reader_rights_v1(may_serve boolean, may_work boolean) returns setof text
+language sql stable set search_path = pg_catalog, pg_temp
+as $rowsignal$
+    select unnest(array[
+        'select on table rowsignal.change', 'select on table rowsignal.incarnation',
+        'select on table rowsignal.horizon', 'select on table rowsignal.stored_position',
+        'select on table rowsignal.retention',
+        'execute on function rowsignal.log_origin_v1()',
+        'execute on function rowsignal.start_incarnation_v2()',
+        'execute on function rowsignal.store_position_v2(pg_snapshot, pg_snapshot)'])
+    union all
+    select unnest(array[
+        'execute on function rowsignal.prune_v2(integer, text)',
+        'execute on function rowsignal.prune_v3(interval, bigint, integer, text)']) where may_serve
+    union all
+    select unnest(array[
+        'select on table rowsignal.tick', 'select on table rowsignal.consumer',
+        'select on table rowsignal.consumer_partition', 'select on table rowsignal.worker',
+        'select on table rowsignal.dead_letter',
+        'execute on function rowsignal.snapshot_includes_v1(pg_snapshot, pg_snapshot)',
+        'execute on function rowsignal.position_problem_v1(text, pg_snapshot)',
+        'execute on function rowsignal.consumer_relations_v1(text[])',
+        'execute on function rowsignal.consumer_lag_v1()']) where may_serve or may_work
+    union all
+    select unnest(array[
+        'insert, update, delete on table rowsignal.consumer',
+        'insert, update, delete on table rowsignal.consumer_partition',
+        'insert, update, delete on table rowsignal.worker',
+        'insert, update, delete on table rowsignal.dead_letter',
+        'execute on function rowsignal.create_consumer_v1(text, integer, text[], pg_snapshot)',
+        'execute on function rowsignal.worker_shares_v1(text[])',
+        'execute on function rowsignal.is_leased_v1(uuid, text)',
+        'execute on function rowsignal.lease_consumers_v1(uuid, text, text[], interval)',
+        'execute on function rowsignal.reset_consumer_v1(text, pg_snapshot, pg_snapshot, bigint, text)',
+        'execute on function rowsignal.skip_failing_v1(text, integer)']) where may_work
+$rowsignal$;
+
 -- :: grant
--- Give a role what it needs and no more. Capturing and waiting need nothing beyond PUBLIC's rights.
--- To watch is to read the log: keys, and values where they are logged, of every captured table. To
--- serve is to watch and to prune. To work is to watch and to keep positions: handlers run so.
 create or replace function rowsignal.grant_v1(
     role regrole, may_watch boolean, may_serve boolean, may_work boolean default false)
 returns void
 language plpgsql set search_path = pg_catalog, pg_temp
 as $rowsignal$
 declare
-    grantee constant text := role::text;
+    privilege text;
 begin
-    execute concat('grant usage on schema rowsignal to ', grantee);
-    if may_watch or may_serve or may_work then
-        execute concat('grant select on rowsignal.change, rowsignal.incarnation, rowsignal.horizon, '
-            'rowsignal.stored_position, rowsignal.retention to ', grantee);
-        execute concat('grant execute on function rowsignal.log_origin_v1(), rowsignal.start_incarnation_v2(), '
-            'rowsignal.store_position_v2(pg_snapshot, pg_snapshot) to ', grantee);
-    end if;
-    if may_serve then
-        execute concat('grant execute on function rowsignal.prune_v2(integer, text), '
-            'rowsignal.prune_v3(interval, bigint, integer, text) to ', grantee);
-    end if;
-    if may_serve or may_work then
-        execute concat('grant select on rowsignal.tick, rowsignal.consumer, rowsignal.consumer_partition, '
-            'rowsignal.worker, rowsignal.dead_letter to ', grantee);
-        execute concat('grant execute on function rowsignal.snapshot_includes_v1(pg_snapshot, pg_snapshot), '
-            'rowsignal.position_problem_v1(text, pg_snapshot), rowsignal.consumer_relations_v1(text[]), '
-            'rowsignal.consumer_lag_v1() to ', grantee);
-    end if;
-    if may_work then
-        execute concat('grant insert, update, delete on rowsignal.consumer, rowsignal.consumer_partition, '
-            'rowsignal.worker, rowsignal.dead_letter to ', grantee);
-        execute concat('grant execute on function '
-            'rowsignal.create_consumer_v1(text, integer, text[], pg_snapshot), '
-            'rowsignal.worker_shares_v1(text[]), rowsignal.is_leased_v1(uuid, text), '
-            'rowsignal.lease_consumers_v1(uuid, text, text[], interval), '
-            'rowsignal.reset_consumer_v1(text, pg_snapshot, pg_snapshot, bigint, text), '
-            'rowsignal.skip_failing_v1(text, integer) to ', grantee);
-    end if;
+    execute concat('grant usage on schema rowsignal to ', role);
+    for privilege in select rowsignal.reader_rights_v1(may_serve, may_work) where may_watch or may_serve or may_work
+    loop
+        execute concat('grant ', privilege, ' to ', role);
+    end loop;
+end
+$rowsignal$;
+
+-- :: revoke
+create or replace function rowsignal.revoke_v1(role regrole) returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+as $rowsignal$
+declare
+    privilege text;
+begin
+    execute concat('revoke usage on schema rowsignal from ', role);
+    for privilege in select rowsignal.reader_rights_v1(true, true) loop
+        execute concat('revoke ', privilege, ' from ', role);
+    end loop;
 end
 $rowsignal$;
 
@@ -1698,22 +1755,51 @@ end
 $rowsignal$;
 
 -- :: functions of 0.1.0
-drop function if exists rowsignal.named_key_v1(json, text[]), rowsignal.key_v1(record),
-    rowsignal.changed_columns_v1(json, json, json), rowsignal.is_awaited_v1(integer),
-    rowsignal.is_wanted_v1(integer, json), rowsignal.say_v1(text, text, text, text[]),
-    rowsignal.hint_row_v1(text, text, record, record, text[], json),
-    rowsignal.trigger_arguments_v1(bytea), rowsignal.family_v1(oid), rowsignal.key_columns_v1(oid),
-    rowsignal.check_table_v1(regclass, jsonb), rowsignal.token_v1(oid), rowsignal.shape_v1(oid),
-    rowsignal.hint_triggers_v1(regclass, boolean, text, jsonb, text[]), rowsignal.literals_v1(text[]),
-    rowsignal.log_triggers_v1(regclass, text, jsonb, text[]),
-    rowsignal.wanted_triggers_v1(regclass, boolean, text, jsonb, text[]),
-    rowsignal.drop_triggers_v1(regclass, text[]), rowsignal.sweep_v1(),
-    rowsignal.log_key_v1(json, text[]), rowsignal.log_value_v1(json), rowsignal.log_row_v1(json, json),
-    rowsignal.wake_v1(), rowsignal.column_expressions_v1(oid),
-    rowsignal.make_log_function_v1(regclass, text, jsonb, text[]),
-    rowsignal.log_one_v1(text, jsonb, text, text, text), rowsignal.log_kept_v1(jsonb),
-    rowsignal.log_query_v1(text, jsonb, text, text, text, text), rowsignal.log_fallback_v1(text),
-    rowsignal.start_incarnation_v1(), rowsignal.store_position_v1(pg_snapshot, pg_snapshot);
+-- Every role could execute most of them: what depends on one, say a view, keeps it.
+do $rowsignal$
+declare
+    name text;
+begin
+    for name in select unnest(array[
+        'rowsignal.named_key_v1(json, text[])',
+        'rowsignal.changed_columns_v1(json, json, json)',
+        'rowsignal.is_awaited_v1(integer)',
+        'rowsignal.is_wanted_v1(integer, json)',
+        'rowsignal.say_v1(text, text, text, text[])',
+        'rowsignal.hint_row_v1(text, text, record, record, text[], json)',
+        'rowsignal.trigger_arguments_v1(bytea)',
+        'rowsignal.family_v1(oid)',
+        'rowsignal.key_columns_v1(oid)',
+        'rowsignal.check_table_v1(regclass, jsonb)',
+        'rowsignal.token_v1(oid)',
+        'rowsignal.shape_v1(oid)',
+        'rowsignal.hint_triggers_v1(regclass, boolean, text, jsonb, text[])',
+        'rowsignal.literals_v1(text[])',
+        'rowsignal.log_triggers_v1(regclass, text, jsonb, text[])',
+        'rowsignal.wanted_triggers_v1(regclass, boolean, text, jsonb, text[])',
+        'rowsignal.drop_triggers_v1(regclass, text[])',
+        'rowsignal.sweep_v1()',
+        'rowsignal.log_key_v1(json, text[])',
+        'rowsignal.log_value_v1(json)',
+        'rowsignal.log_row_v1(json, json)',
+        'rowsignal.wake_v1()',
+        'rowsignal.column_expressions_v1(oid)',
+        'rowsignal.make_log_function_v1(regclass, text, jsonb, text[])',
+        'rowsignal.log_one_v1(text, jsonb, text, text, text)',
+        'rowsignal.log_kept_v1(jsonb)',
+        'rowsignal.log_query_v1(text, jsonb, text, text, text, text)',
+        'rowsignal.log_fallback_v1(text)',
+        'rowsignal.start_incarnation_v1()',
+        'rowsignal.store_position_v1(pg_snapshot, pg_snapshot)'])
+    loop
+        begin
+            execute concat('drop function if exists ', name);
+        exception when dependent_objects_still_exist then
+            raise notice 'rowsignal: another object depends on function %, which stays', name;
+        end;
+    end loop;
+end
+$rowsignal$;
 
 select rowsignal.close_v1();
 insert into rowsignal.migration (version, name) values (4, 'security') on conflict do nothing;

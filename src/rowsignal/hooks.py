@@ -1,9 +1,14 @@
-"""Where other code looks in: what a listener, a dispatcher or a stream tells as it happens."""
+"""Hooks: what a listener, a dispatcher, a stream or the service reports as it happens."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
+from typing import Any
 
 from rowsignal.changes import Change
+
+logger = logging.getLogger("rowsignal.hooks")
 
 Failed = Callable[[BaseException], None]
 
@@ -13,9 +18,9 @@ def _ignore(_error: BaseException) -> None:
 
 
 class Hooks:
-    """Receives events; every method returns at once and must not raise.
+    """Receives events. Methods return at once; what one raises is logged, and the rest goes on.
 
-    `table` is `schema.name`. Inherit from it and override what you want to hear.
+    `table` is `schema.name`. Inherit from it and override what is of interest.
     """
 
     def connected(self, *, epoch: int) -> None:
@@ -38,6 +43,9 @@ class Hooks:
 
     def reset(self, *, table: str, reason: str) -> None:
         """Report that a reader was told to start again."""
+
+    def task_restarted(self, *, task: str, reason: str) -> None:
+        """Report that a task failed unforeseen, and goes on; `task` names it."""
 
     def handled(self, *, consumer: str, count: int, seconds: float) -> None:
         """Report that a handler's transaction for some changes was committed."""
@@ -103,3 +111,42 @@ def _forwarding(name: str) -> Callable[..., None]:
 
 for _name in [name for name in vars(Hooks) if not name.startswith("_") and name != "span"]:
     setattr(HookGroup, _name, _forwarding(_name))
+
+
+class GuardedHooks(Hooks):
+    """Passes every event on; an exception of a hook ends nothing but itself."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self._hooks = hooks
+        self._broken: set[str] = set()
+
+    def __getattribute__(self, name: str) -> Any:
+        """Return an event's guarded method: of those, too, that are added to `Hooks`."""
+        if name.startswith("_") or name == "span":
+            return super().__getattribute__(name)
+        return partial(self._tell, name)
+
+    def span(
+        self, name: str, attributes: Mapping[str, str | int], changes: Sequence[Change] = ()
+    ) -> AbstractContextManager[Failed]:
+        """Return the span of the hooks; none where they fail to make one."""
+        try:
+            return self._hooks.span(name, attributes, changes)
+        except Exception:
+            if "span" not in self._broken:
+                logger.exception("the hook span has failed")
+            self._broken.add("span")
+            return nullcontext(_ignore)
+
+    def _tell(self, event: str, **facts: object) -> None:
+        try:
+            getattr(self._hooks, event)(**facts)
+        except Exception:
+            if event not in self._broken:  # once: it may be called for every notification
+                logger.exception("the hook %s has failed", event)
+            self._broken.add(event)
+
+
+def guarded(hooks: Hooks) -> Hooks:
+    """Return hooks that cannot harm their caller."""
+    return hooks if type(hooks) is Hooks or isinstance(hooks, GuardedHooks) else GuardedHooks(hooks)

@@ -4,6 +4,8 @@ import hashlib
 
 MAX_BYTES = 63
 
+QualifiedName = tuple[str, str]  # a table's schema and name
+
 
 def quote(name: str) -> str:
     """Quote one identifier (PostgreSQL manual, 4.1.1).

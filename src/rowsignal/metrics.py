@@ -1,8 +1,12 @@
 """Prometheus metrics of waits, streams and the listener; never labelled by key."""
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
-
+from rowsignal.exceptions import missing_extra
 from rowsignal.hooks import Hooks
+
+try:
+    from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+except ModuleNotFoundError as error:
+    raise missing_extra("rowsignal.metrics", "metrics", error) from error
 
 LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -17,14 +21,14 @@ class PrometheusHooks(Hooks):
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self.connections = Counter(
-            "rowsignal_connections", "Connections that listened.", registry=registry
+        self.connects = Counter(
+            "rowsignal_listener_connects", "Connections that listened.", registry=registry
         )
-        self.degradations = Counter(
-            "rowsignal_degradations", "Times that polling took over.", registry=registry
+        self.fallbacks = Counter(
+            "rowsignal_listener_fallbacks", "Times that polling took over.", registry=registry
         )
-        self.listening = Gauge(
-            "rowsignal_listening", "1 while notifications arrive.", registry=registry
+        self.listener_up = Gauge(
+            "rowsignal_listener_up", "1 while notifications arrive.", registry=registry
         )
         self.notifications = Counter(
             "rowsignal_notifications",
@@ -32,16 +36,14 @@ class PrometheusHooks(Hooks):
             ["accepted"],
             registry=registry,
         )
-        self.looks = Histogram(
-            "rowsignal_look_seconds",
+        self.reads = Histogram(
+            "rowsignal_row_read_seconds",
             "Batched reads of waited-for rows.",
             ["table"],
             buckets=LATENCIES,
             registry=registry,
         )
-        self.rows = Counter(
-            "rowsignal_looked_rows", "Rows looked at.", ["table"], registry=registry
-        )
+        self.rows = Counter("rowsignal_rows_read", "Rows read.", ["table"], registry=registry)
         self.modes = Counter(
             "rowsignal_mode_changes",
             "Changes of how a table is watched.",
@@ -58,6 +60,18 @@ class PrometheusHooks(Hooks):
             "rowsignal_resets",
             "Times that readers had to start again.",
             ["table"],
+            registry=registry,
+        )
+        self.delivery = Histogram(
+            "rowsignal_delivery_seconds",
+            "From the capture of a change to its being handed to readers, sampled.",
+            buckets=LATENCIES,
+            registry=registry,
+        )
+        self.restarts = Counter(
+            "rowsignal_task_restarts",
+            "Times that a task failed unforeseen and began again.",
+            ["task"],
             registry=registry,
         )
 
@@ -97,13 +111,13 @@ class PrometheusHooks(Hooks):
 
     def connected(self, *, epoch: int) -> None:  # noqa: ARG002 -- counted, not shown
         """Count a connection."""
-        self.connections.inc()
-        self.listening.set(1)
+        self.connects.inc()
+        self.listener_up.set(1)
 
     def degraded(self, *, reason: str) -> None:  # noqa: ARG002 -- a sentence is no label
         """Count a fall back to polling."""
-        self.degradations.inc()
-        self.listening.set(0)
+        self.fallbacks.inc()
+        self.listener_up.set(0)
 
     def notified(self, *, accepted: bool) -> None:
         """Count a notification."""
@@ -111,7 +125,7 @@ class PrometheusHooks(Hooks):
 
     def looked(self, *, table: str, rows: int, seconds: float) -> None:
         """Count a read of waited-for rows."""
-        self.looks.labels(table=table).observe(seconds)
+        self.reads.labels(table=table).observe(seconds)
         self.rows.labels(table=table).inc(rows)
 
     def mode_changed(self, *, table: str, mode: str) -> None:
@@ -125,6 +139,11 @@ class PrometheusHooks(Hooks):
     def reset(self, *, table: str, reason: str) -> None:  # noqa: ARG002 -- a sentence is no label
         """Count a reset."""
         self.resets.labels(table=table).inc()
+
+    def task_restarted(self, *, task: str, reason: str) -> None:  # noqa: ARG002 -- no label
+        """Count a restart."""
+        kind = task.partition(" of ")[0]  # the rest names a table, which not every scraper may see
+        self.restarts.labels(task=kind).inc()
 
     def handled(self, *, consumer: str, count: int, seconds: float) -> None:
         """Count handled changes."""

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse, HTMLResponse, Response
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-import rowsignal.service
+import rowsignal.sse.client
 from rowsignal.demo.shop import create_shop
 from rowsignal.demo.shop_tables import Base, Customer, Item, Order
 from rowsignal.sse import Limits, Outlet
@@ -19,7 +19,7 @@ from rowsignal.sse.http.router import router_of
 from rowsignal.triggers import install_triggers
 from support.web_server import serving
 
-CLIENT = Path(rowsignal.service.__file__).parent / "dashboard" / "client.js"
+CLIENT = Path(rowsignal.sse.client.__file__).with_name("client.js")
 
 
 @asynccontextmanager

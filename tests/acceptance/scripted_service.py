@@ -17,10 +17,10 @@ from starlette.responses import (
 )
 from starlette.routing import Route
 
-import rowsignal.service
+import rowsignal.sse.client
 from support import web_server
 
-CLIENT = Path(rowsignal.service.__file__).parent / "dashboard" / "client.js"
+CLIENT = Path(rowsignal.sse.client.__file__).with_name("client.js")
 Row = dict[str, object]
 
 
@@ -39,6 +39,7 @@ class ScriptedService:
         self.stalled = False
         self.cut_snapshot_after: int | None = None
         self.needs_ticket = False
+        self.token: str | None = None
         self.url = ""
         self._moved = asyncio.Condition()
         self._epoch = 0
@@ -97,6 +98,8 @@ class ScriptedService:
                 "detail": f"scripted {self.status}",
             }
             return JSONResponse(problem, self.status, media_type="application/problem+json")
+        if self.token and request.headers.get("authorization") != f"Bearer {self.token}":
+            return JSONResponse({"detail": "the token is not good"}, 401)
         if self.needs_ticket and not self._spend(query.get("ticket", "")):
             return JSONResponse({"detail": "no such ticket"}, 401)
         return StreamingResponse(self._stream(query), media_type="text/event-stream")

@@ -74,11 +74,14 @@ async def agrees(page: Page, shop: AsyncEngine) -> None:
     assert await page.evaluate(TWICE) == []
 
 
-async def test_a_restart_of_the_service_costs_a_page_nothing(page: Page, shop: AsyncEngine) -> None:
+@pytest.mark.parametrize("transport", ["fetch", "eventsource"])
+async def test_a_restart_of_the_service_costs_a_page_nothing(
+    page: Page, shop: AsyncEngine, transport: str
+) -> None:
     port = free_port()
     async with business(shop):
         async with running(shop_app(shop), port=port) as url:
-            await open_page(page, url)
+            await open_page(page, url, transport=transport)
             await grow(page, 10)
         async with running(shop_app(shop), port=port):
             await grow(page, 20)

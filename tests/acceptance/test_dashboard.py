@@ -20,7 +20,7 @@ from rowsignal.demo.shop_tables import Item
 from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.service.app import create_app
 from rowsignal.service.settings import Settings
-from rowsignal.triggers import uninstall_triggers
+from rowsignal.triggers import install_triggers, uninstall_triggers
 
 pytest_plugins = ["acceptance.browser", "acceptance.shops"]
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -315,3 +315,131 @@ async def test_controls_have_names_and_nothing_moves_against_ones_will(
                 await page.keyboard.press("Tab")
         await page.keyboard.press("ArrowLeft")
         await expect(page.locator("#latency-chart .cursor")).to_have_count(1)
+
+
+async def test_while_the_database_is_away_nothing_on_the_page_says_otherwise(
+    page: Page, shop: AsyncEngine, shop_url: str, server: EmbeddedPostgres
+) -> None:
+    name = shop.url.database
+    admin = create_async_engine(server.url, isolation_level="AUTOCOMMIT")
+    async with running(app_of(shop_url)) as url:
+        await page.goto(url)
+        await is_live(page)
+        await expect(page.locator(".card")).to_have_count(3)
+        await run(admin, f'alter database "{name}" allow_connections false')
+        ended = f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'"
+        await run(admin, ended)
+        await expect(page.locator("#headline")).to_have_text("Waiting for PostgreSQL.")
+        await expect(page.locator("#reach")).not_to_have_attribute("data-status", "live")
+        await expect(page.locator(".trouble strong")).to_have_count(0)
+        shown = await page.locator("body").inner_text()
+        for lie in (
+            "only hints",
+            "missing",
+            "rowsignal install",
+            "Error",
+            "sqlalchemy",
+            "Listening",
+        ):
+            assert lie not in shown
+        await run(admin, f'alter database "{name}" allow_connections true')
+        await expect(page.locator("#headline")).to_have_text(
+            "Listening to 3 tables.", timeout=40_000
+        )
+        await is_live(page)
+        await run(shop, "update shop.items set stock = 44 where id = 1")
+        await expect(page.locator("#changes ins").first).to_have_text("44")
+    await admin.dispose()
+
+
+async def test_two_hundred_tables_fit_and_can_be_searched(page: Page, database_url: str) -> None:
+    engine = create_async_engine(database_url)
+    names = [f"part_{number:03}" for number in range(200)]
+    await run(engine, *(f"create table {it} (id int primary key, n int)" for it in names))
+    await run(engine, "insert into part_199 values (1, 1)")
+    await install_triggers(engine, names, log=True)
+    async with running(app_of(database_url)) as url, shown(page, url):
+        await expect(page.locator("#headline")).to_have_text("Listening to 200 tables.")
+        await expect(page.locator(".card")).to_have_count(24)
+        assert await page.evaluate("document.documentElement.scrollHeight") < 5000
+        await expect(page.locator("#note-rate")).to_have_text("on 200 tables, 150 shown live")
+        await run(engine, "update part_100 set n = 2", "insert into part_100 values (7, 1)")
+        await expect(page.locator("#changes .what").first).to_contain_text("part_100")
+        await page.fill("#find-table", "PART_19")
+        await expect(page.locator(".card")).to_have_count(10)
+        await page.fill("#find-table", "nothing")
+        await expect(page.locator("#no-tables")).to_be_visible()
+        await page.fill("#find-table", "")
+        await page.click("#all-tables")
+        await expect(page.locator(".card")).to_have_count(200)
+    await engine.dispose()
+
+
+async def test_a_filter_without_hits_says_so(page: Page, shop: AsyncEngine, shop_url: str) -> None:
+    async with running(app_of(shop_url)) as url, shown(page, url):
+        await is_live(page)
+        await expect(page.locator("#no-changes")).to_be_visible()
+        await expect(page.locator("#aside")).to_have_text(re.compile("No change was seen since"))
+        await expect(page.locator(".facts").first).to_contain_text("no change since the start")
+        await run(shop, "update shop.items set stock = 12 where id = 1")
+        await expect(page.locator("#changes li")).to_have_count(1)
+        await page.fill("#filter", "nothing like this")
+        await expect(page.locator("#no-hits")).to_be_visible()
+        await page.fill("#filter", "")
+        await expect(page.locator("#no-hits")).to_be_hidden()
+
+
+async def test_to_begin_names_the_tables_there_are_and_notices_triggers(
+    page: Page, database_url: str
+) -> None:
+    engine = create_async_engine(database_url)
+    await run(engine, 'create table "odd; name" (id int primary key, n int)')
+    async with running(app_of(database_url)) as url, shown(page, url):
+        command = page.locator("#begin code").first
+        await expect(command).to_have_text("rowsignal install --log 'public.odd; name'")
+        await install_triggers(engine, ["odd; name"], log=True)
+        await expect(page.locator("#headline")).to_have_text("Listening to one table.")
+        await is_live(page)
+        await run(engine, 'insert into "odd; name" values (1, 1)')
+        await expect(page.locator("#changes li.insert")).to_have_count(1)
+    await engine.dispose()
+
+
+async def test_a_token_without_the_right_is_told_so(page: Page, shop_url: str) -> None:
+    end = datetime.now(UTC) + timedelta(minutes=5)
+    token = jwt.encode(
+        {"sub": "a", "aud": "rowsignal", "exp": end, "rowsignal": {}}, SECRET, "HS256"
+    )
+    async with running(app_of(shop_url, token_secret=SECRET)) as url:
+        await page.goto(url)
+        await page.fill("#token", token)
+        await page.get_by_role("button", name="Sign in").click()
+        await expect(page.locator("#headline")).to_have_text("This token may not see the status.")
+        await expect(page.locator("#token")).to_be_visible()
+
+
+async def test_a_page_that_is_loaded_again_knows_the_last_minute(
+    page: Page, shop: AsyncEngine, shop_url: str
+) -> None:
+    async with running(app_of(shop_url)) as url, shown(page, url):
+        await is_live(page)
+        await run(shop, "update shop.items set stock = 13")
+        await expect(page.locator("#changes li").first).to_be_visible()
+        await page.wait_for_timeout(1000)  # the newest fraction of a second comes by stream
+        await page.reload()
+        await is_live(page)
+        status = (await page.request.get(f"{url}/v1/status")).json
+        recent = (await status())["recent"]["shop.items"]
+        assert sum(count for _, kind, count in recent if kind == "update") >= 1
+
+
+async def test_lists_and_toggles_say_what_they_are(
+    page: Page, shop: AsyncEngine, shop_url: str
+) -> None:
+    async with running(app_of(shop_url)) as url, shown(page, url):
+        await is_live(page)
+        odd = """() => [...document.querySelectorAll("[aria-pressed]")]
+          .map((it) => it.getAttribute("aria-pressed"))
+          .filter((it) => !["true", "false"].includes(it))"""
+        assert await page.evaluate(odd) == []
+        assert await page.locator("ol[role], ul[role]").count() == 0

@@ -21,7 +21,7 @@ WARNINGS = ("-W", "error", "-W", "ignore::DeprecationWarning:sqlalchemy.ext.asyn
 
 RUN_ALONE = {"python"}
 PARTS = {"py", "html", "css", "js", "ts", "sh", "sql", "text", "json", "nginx", "toml", "yaml"}
-KINDS = RUN_ALONE | PARTS
+KINDS = RUN_ALONE | PARTS | {"jsx", "tsx"}
 
 DOCS = [page for page in pages() if page.is_relative_to(ROOT / "docs")]
 API = ROOT / "docs" / "reference" / "api.md"

@@ -57,7 +57,7 @@ async def test_a_database_without_triggers_is_told_how_to_get_some(orders: Async
     (finding,) = await about(orders, "schema")
 
     assert finding.severity is Severity.WARNING
-    assert finding.cure == "rowsignal install TABLE"
+    assert finding.fix == "rowsignal install TABLE"
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ async def test_broken_triggers_are_mended_by_the_command_that_is_named(
     await install_triggers(orders, "orders")
     await execute(orders, harm)
     (finding,) = await about(orders, "public.orders")
-    command = re.fullmatch(r"rowsignal (\w+) (\S+)", finding.cure or "")
+    command = re.fullmatch(r"rowsignal (\w+) (\S+)", finding.fix or "")
     assert command is not None
 
     line = CommandLine(database_url, capsys)
@@ -90,7 +90,7 @@ async def test_a_model_without_triggers_is_an_error(orders: AsyncEngine) -> None
     findings = await diagnose(orders, ["orders"])
 
     (finding,) = [finding for finding in findings if "orders" in finding.subject]
-    assert (finding.severity, finding.cure) == (Severity.ERROR, "rowsignal install public.orders")
+    assert (finding.severity, finding.fix) == (Severity.ERROR, "rowsignal install public.orders")
 
 
 async def test_revoked_functions_are_granted_again_by_the_cure(orders: AsyncEngine) -> None:
@@ -100,22 +100,22 @@ async def test_revoked_functions_are_granted_again_by_the_cure(orders: AsyncEngi
 
     (finding,) = await about(orders, "rights")
     assert finding.severity is Severity.ERROR
-    await execute(orders, finding.cure or "")
+    await execute(orders, finding.fix or "")
 
     assert await about(orders, "rights") == []
 
 
 async def test_whoever_sits_on_our_locks_is_named(orders: AsyncEngine, database_url: str) -> None:
-    squatter = await connect(database_url)
-    await squatter.execute("set application_name = 'nightly job'")
-    await squatter.execute(f"select pg_advisory_lock({LOCK_CLASS}, 5)")
+    holder = await connect(database_url)
+    await holder.execute("set application_name = 'nightly job'")
+    await holder.execute(f"select pg_advisory_lock({LOCK_CLASS}, 5)")
 
     (finding,) = await about(orders, "advisory locks")
     assert "nightly job" in finding.message
-    await execute(orders, finding.cure or "")
+    await execute(orders, finding.fix or "")
 
     assert await about(orders, "advisory locks") == []
-    await squatter.close()
+    await holder.close()
 
 
 async def test_roles_that_switch_triggers_off_are_found(orders: AsyncEngine) -> None:
@@ -128,7 +128,7 @@ async def test_roles_that_switch_triggers_off_are_found(orders: AsyncEngine) -> 
 
     (finding,) = await about(orders, "roles")
     assert "postgres" in finding.message
-    await execute(orders, finding.cure or "")
+    await execute(orders, finding.fix or "")
 
     assert await about(orders, "roles") == []
 
@@ -156,7 +156,7 @@ async def test_a_log_that_nobody_prunes_is_noticed(orders: AsyncEngine) -> None:
 
     assert fresh.severity is Severity.OK
     assert (old.severity, "9.0 days" in old.message) == (Severity.WARNING, True)
-    assert "rowsignal prune" in (old.cure or "")
+    assert "rowsignal prune" in (old.fix or "")
 
 
 async def test_what_a_role_may_not_see_is_said_and_ends_nothing(
@@ -192,7 +192,7 @@ async def test_a_transaction_pooler_is_recognised(
 
     assert (without.severity, with_address.severity) == (Severity.ERROR, Severity.OK)
     assert "pooler" in without.message
-    assert "--listen-url" in (without.cure or "")
+    assert "--listen-url" in (without.fix or "")
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +243,7 @@ async def test_a_lock_table_that_fills_up_is_an_error(strained_engine: AsyncEngi
         (finding,) = await about(strained_engine, "locks")
 
     assert finding.severity is Severity.ERROR
-    assert "max_locks_per_transaction" in (finding.cure or "")
+    assert "max_locks_per_transaction" in (finding.fix or "")
 
 
 async def test_a_full_notification_queue_is_an_error(
@@ -278,5 +278,5 @@ def test_the_command_fails_on_errors_only(
     assert (warned.code, failed.code) == (0, 1)
     assert "What mends it:" in warned.out
     document = json.loads(failed.out)
-    assert document["is_well"] is False
-    assert {"severity", "subject", "message", "cure"} == set(document["findings"][0])
+    assert document["ok"] is False
+    assert {"severity", "subject", "message", "fix"} == set(document["findings"][0])

@@ -3,7 +3,9 @@
 import asyncio
 import math
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from sqlalchemy import delete, insert, select, text, update
@@ -90,6 +92,20 @@ async def test_only_the_named_columns_count(shop: AsyncEngine) -> None:
     await commit(shop, update(Order).values(status="paid"))
     with pytest.raises(WaitTimeoutError, match=r"Order 1 did not change \(note\) in 0.5 s"):
         await waiting
+
+
+async def test_all_columns_may_be_named_in_any_order(
+    shop: AsyncEngine, session: AsyncSession
+) -> None:
+    await session.get_one(Line, (1, 2))
+    await session.commit()
+    waiting = asyncio.create_task(
+        wait_for_row_change(session, Line, (1, 2), columns=["quantity", "number", "order_id"])
+    )
+    await until_watched(shop)
+    assert not waiting.done()
+    await commit(shop, update(Line).values(quantity=5))
+    assert (await waiting).quantity == 5
 
 
 async def test_a_change_since_the_load_returns_at_once(
@@ -250,6 +266,25 @@ async def test_pending_changes_of_other_rows_stay(shop: AsyncEngine, session: As
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
+        ({"timeout": timedelta(seconds=5)}, r"pass timeout.total_seconds\(\)"),
+        ({"timeout": "5"}, "timeout='5': pass a number of seconds"),
+        ({"interval": timedelta(seconds=5)}, "interval is a timedelta"),
+        ({"interval": None}, "interval=None"),
+        ({"timeout": True}, "timeout=True"),
+    ],
+)
+async def test_times_are_seconds(
+    engine: AsyncEngine, arguments: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(TypeError, match=complaint):
+        await wait_for_row_change(engine, Order, 1, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"columns": Order.status}, "non-empty"),
+        ({"columns": [1]}, "has no column"),
         ({"columns": ["colour"]}, r"Order has no column 'colour'; it has id, status"),
         ({"columns": []}, "non-empty"),
         ({"columns": "status"}, "non-empty"),
@@ -271,7 +306,7 @@ async def test_bad_arguments_are_refused_with_the_way_out(
 
 
 async def test_what_is_no_session_or_no_model_is_refused(engine: AsyncEngine) -> None:
-    with pytest.raises(TypeError, match="can not wait"):
+    with pytest.raises(TypeError, match="cannot wait"):
         await wait_for_row_change("postgresql://", Order, 1)  # type: ignore[arg-type] -- wrong on purpose
     with pytest.raises(TypeError, match="not a mapped class"):
         await wait_for_row_change(engine, dict, 1)

@@ -12,7 +12,7 @@ from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, tex
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import DeclarativeBase
 
-from rowsignal.orm.manager import AsyncDatabaseManager
+from rowsignal.orm.manager.manager import AsyncDatabaseManager
 from rowsignal.triggers import install_triggers, trigger_status, watched
 from support.migration_projects import Project
 

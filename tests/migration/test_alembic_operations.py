@@ -25,7 +25,7 @@ from rowsignal.alembic_plugin.operations import (
 )
 from rowsignal.embedded.programs import find_bin_dir
 from rowsignal.exceptions import LockTimeoutError, TriggerInstallError
-from rowsignal.orm.manager import AsyncDatabaseManager
+from rowsignal.orm.manager.manager import AsyncDatabaseManager
 from rowsignal.postgres import statements
 from rowsignal.triggers.settings import TriggerSettings
 from support.migration_projects import Project

@@ -3,7 +3,7 @@
 from pathlib import Path
 from textwrap import dedent, indent
 
-from rowsignal.orm.environment import create_migration_environment
+from rowsignal.orm.manager.migration_environment import create_migration_environment
 
 NOTHING = "pass"
 

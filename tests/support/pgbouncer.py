@@ -1,4 +1,4 @@
-"""A real PgBouncer in transaction mode, in front of an embedded server."""
+"""A real PgBouncer, in transaction mode unless told otherwise, in front of a server."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ listen_addr = 127.0.0.1
 listen_port = {port}
 unix_socket_dir =
 auth_type = any
-pool_mode = transaction
+pool_mode = {mode}
 default_pool_size = {pool_size}
 server_round_robin = 1
 max_client_conn = 200
@@ -58,7 +58,7 @@ def free_port() -> int:
 
 
 @asynccontextmanager
-async def pgbouncer(server: EmbeddedPostgres) -> AsyncIterator[int]:
+async def pgbouncer(server: EmbeddedPostgres, *, mode: str = "transaction") -> AsyncIterator[int]:
     """Run PgBouncer for the length of a block; yield its port on 127.0.0.1."""
     command = program()
     place = parse_qs(urlsplit(server.dsn).query)
@@ -69,7 +69,11 @@ async def pgbouncer(server: EmbeddedPostgres) -> AsyncIterator[int]:
         file = Path(folder) / "pgbouncer.ini"
         file.write_text(
             CONFIGURATION.format(
-                socket_dir=socket_dir, server_port=server_port, port=port, pool_size=POOL_SIZE
+                socket_dir=socket_dir,
+                server_port=server_port,
+                port=port,
+                pool_size=POOL_SIZE,
+                mode=mode,
             )
         )
         owner = Path(socket_dir).stat()

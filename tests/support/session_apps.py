@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from rowsignal.orm.middleware import create_middleware_and_session_proxy
+from rowsignal.orm.request_sessions.middleware import create_middleware_and_session_proxy
 
 TABLES = (
     "create table parent (id int primary key)",

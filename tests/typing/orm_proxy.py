@@ -6,16 +6,18 @@ from typing import Any, assert_type
 from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from rowsignal.orm.middleware import (
+from rowsignal.orm import (
+    SessionProxy,
     SQLAlchemyMiddleware,
     create_middleware_and_session_proxy,
     db,
 )
-from rowsignal.orm.proxy import SessionBlock, SessionProxy
+from rowsignal.orm.request_sessions import SessionBlock
 
 app = FastAPI()
 app.add_middleware(SQLAlchemyMiddleware, db_url="postgresql+asyncpg://", commit_on_exit="always")
 app.add_middleware(SQLAlchemyMiddleware, exclude_paths=["/health"], commit_statuses={200, 201})
+app.add_middleware(SQLAlchemyMiddleware, pool_warn_threshold=0.9, max_concurrent_requests=50)
 
 OtherMiddleware, other_db = create_middleware_and_session_proxy()
 app.add_middleware(OtherMiddleware, db_url="postgresql+asyncpg://")

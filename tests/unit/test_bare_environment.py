@@ -5,6 +5,8 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 
+import pytest
+
 # Refuses to import the packages on its command line, also those that `site` has imported already.
 BARE = """
 import sys
@@ -103,6 +105,22 @@ def test_modules_that_ask_for_their_needs_later_import_alone():
     assert outcome.returncode == 0, outcome.stderr
 
 
-def test_a_module_of_an_extra_is_not_there():
-    outcome = bare("import rowsignal.sse")
-    assert outcome.stderr.splitlines()[-1].endswith("is hidden")
+@pytest.mark.parametrize(
+    ("module", "sentence"),
+    [
+        ("rowsignal.sse", r"rowsignal\.sse needs \w+: pip install 'rowsignal\[sse\]'"),
+        ("rowsignal.metrics", r"needs prometheus_client: pip install 'rowsignal\[metrics\]'"),
+        ("rowsignal.service.app", r"The service needs \w+: pip install 'rowsignal\[service\]'"),
+    ],
+)
+def test_a_module_of_an_extra_says_how_to_install_it(module, sentence):
+    outcome = bare(f"import {module}")
+    assert re.search(sentence, outcome.stderr.splitlines()[-1])
+
+
+def test_the_command_says_how_to_install_it():
+    outcome = bare("from rowsignal.cli import main; raise SystemExit(main(['status']))")
+    assert outcome.returncode == 1
+    assert re.fullmatch(
+        r"rowsignal: the command line needs \w+: pip install 'rowsignal\[cli\]'\n", outcome.stderr
+    )

@@ -30,7 +30,10 @@ PUBLIC = {
         *("TriggerState", "captures", "install_on_create", "install_script", "install_triggers"),
         *("trigger_status", "uninstall_triggers", "watched"),
     ],
-    "rowsignal.waiting": ["wait_for_row_change"],
+    "rowsignal.waiting": [
+        *("wait_for_any_row_change", "wait_for_row", "wait_for_row_change"),
+        "wait_for_row_deleted",
+    ],
 }
 
 

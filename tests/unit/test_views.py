@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from rowsignal.changes import Operation
 from rowsignal.sse.access.exposures import exposures_of
 from rowsignal.sse.access.filters import parse_where
+from rowsignal.sse.access.row_keys import key_writer
 from rowsignal.sse.access.views import Event, Lens, Seen, TableView, UnknownHistoryError
 
 TABLE = sa.Table(
@@ -140,3 +141,65 @@ def test_columns_and_tables_that_can_not_be_offered_are_refused():
         exposures_of({TABLE: ["nothing"]})
     with pytest.raises(ValueError, match="no primary key"):
         exposures_of([sa.Table("loose", sa.MetaData(), sa.Column("a", sa.Integer))])
+
+
+HIDDEN = ("customer",)
+
+
+def test_an_update_of_hidden_columns_is_not_told_even_if_they_decide_on_the_permission():
+    lens = lens_of(permission=MINE)
+    lens.snapshot([row()])
+    assert name_of(lens, event("update", row(), changed=HIDDEN)) is None
+    assert name_of(lens, event("update", row(), row(customer=7), changed=HIDDEN)) is None
+    assert name_of(lens, event("update", row(status="open"), changed=("status",))) == "update"
+
+
+def test_a_row_that_comes_into_sight_by_a_hidden_column_is_an_insert():
+    lens = lens_of(permission=MINE)
+    assert name_of(lens, event("update", row(), row(customer=8), changed=HIDDEN)) == "insert"
+    assert name_of(lens_of(permission=MINE), event("update", row(), changed=HIDDEN)) == "insert"
+    with pytest.raises(UnknownHistoryError):
+        lens_of(known=False, permission=MINE).show(
+            event("update", row(), changed=HIDDEN), with_id=True
+        )
+
+
+def truncated():
+    return Event(Operation.TRUNCATE, EXPOSURE, None)
+
+
+def test_a_truncate_is_told_to_readers_with_rows_in_sight():
+    assert name_of(lens_of(), truncated()) == "truncate"
+    lens = lens_of(permission=MINE)
+    assert name_of(lens, truncated()) is None
+    lens.snapshot([row()])
+    assert name_of(lens, truncated()) == "truncate"
+    assert name_of(lens, truncated()) is None
+    assert name_of(lens_of(known=False, asked=PAID), truncated()) == "truncate"
+    with pytest.raises(UnknownHistoryError):
+        lens_of(known=False, permission=MINE).show(truncated(), with_id=True)
+
+
+def test_a_key_column_that_is_not_shown_leaves_as_a_digest_only():
+    narrow = lens_of(columns=frozenset({"status"}))
+    _, one = shown(narrow, event("update", row(id=1)))
+    _, same = shown(narrow, event("delete"))
+    other = Event(Operation.DELETE, EXPOSURE, {"id": 2})
+    assert one["key"] == same["key"]
+    assert list(one["key"]) == [""]
+    assert one["row"] == {"status": "paid"}
+    assert shown(narrow, other)[1]["key"] != one["key"]
+    (frame,) = narrow.snapshot([row()])
+    assert json.dumps(one["key"], separators=(",", ":")) in frame.decode()
+    assert '"id"' not in frame.decode()
+
+
+def test_digests_depend_on_the_secret_and_the_table():
+    def digest(table, secret):
+        return key_writer(table, ("id",), frozenset(), secret)({"id": 1})
+
+    made = {str(digest(table, secret)) for table in ("a", "b") for secret in (b"x", b"y")}
+    assert len(made) == 4
+    assert digest("a", b"x") == digest("a", b"x")
+    mixed = key_writer("a", ("tenant", "id"), frozenset({"id"}), b"x")({"tenant": 7, "id": 1})
+    assert mixed.keys() == {"id", ""}

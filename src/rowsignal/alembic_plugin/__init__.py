@@ -5,6 +5,8 @@ autogenerate, `env.py` names the plugin in its call of `context.configure`:
 `autogenerate_plugins=["alembic.autogenerate.*", "rowsignal"]`.
 """
 
+from collections.abc import Iterator
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,3 +42,20 @@ def _compare(*arguments: Any) -> Any:
     from rowsignal.alembic_plugin import comparator  # noqa: PLC0415 -- see setup
 
     return comparator.compare(*arguments)
+
+
+class PluginModule(ModuleType):
+    """What the entry point leads to: a module for some versions of Alembic, a list for others.
+
+    Alembic 1.18.0 to 1.20.0 iterate over it, 1.20.1 and newer take a module and warn of a list.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(__name__, __doc__)
+        self.setup = setup
+
+    def __iter__(self) -> Iterator[ModuleType]:
+        yield self
+
+
+plugin = PluginModule()

@@ -10,7 +10,7 @@ from alembic.operations import MigrateOperation, Operations
 from rowsignal.identifiers import literal, qualify
 from rowsignal.postgres import schema as schema_of_ours
 from rowsignal.postgres.binds import Statement
-from rowsignal.triggers.installation import _guarded
+from rowsignal.triggers.installation import guarded, turn
 from rowsignal.triggers.settings import TriggerSettings, settings_of
 
 if TYPE_CHECKING:
@@ -154,10 +154,11 @@ def _run(operations: Operations, operation: RowTriggersOp, verb: str, *more: str
         _write_schema(operations)
         operations.execute(statement)
         return
-    with _guarded(bind, operation.lock_timeout):
-        schema_of_ours.apply(bind)
-        if schema_of_ours.problems(bind):
-            schema_of_ours.repair(bind)
+    with guarded(bind, operation.lock_timeout):
+        with turn(bind, operation.lock_timeout):
+            schema_of_ours.apply(bind)
+            if schema_of_ours.problems(bind):
+                schema_of_ours.repair(bind)
         bind.execute(statement)
 
 

@@ -1,16 +1,19 @@
 """The change log: every committed change of every logged table, exactly once between positions."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from operator import itemgetter
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Self, TypeVar
 from uuid import UUID
 
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from rowsignal.change_log.batches import Batch, BatchMaker, Texts
+from rowsignal.change_log.open_windows import OpenWindows, WindowCursor
 from rowsignal.change_log.positions import (
     MAX_LENGTH,
     AnyPosition,
@@ -28,22 +31,14 @@ from rowsignal.change_log.reader import (
     Look,
     PositionLost,
     QuickReader,
-    TableName,
     Window,
     driver_of,
     explained,
     log_transaction,
 )
-from rowsignal.change_log.records import (
-    ID,
-    OLD_ROW,
-    RELATION,
-    Record,
-    Values,
-    decode_changes,
-    decode_values,
-)
-from rowsignal.changes import Change, Reset
+from rowsignal.change_log.records import RELATION, Record
+from rowsignal.changes import Reset
+from rowsignal.identifiers import QualifiedName
 from rowsignal.postgres.connections import beside
 from rowsignal.postgres.statements import query
 
@@ -51,20 +46,6 @@ PAGE = 1000
 ID_DIGITS = 19
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """Some changes, in order, and the position to resume after all of them.
-
-    `before` has the values before each change where the table logs any, else it is None.
-    `is_complete` is false when more is waiting: read on from `position` at once.
-    """
-
-    changes: list[Change]
-    position: str
-    before: Sequence[Values | None] | None = None
-    is_complete: bool = True
 
 
 class ChangeLog:
@@ -77,9 +58,11 @@ class ChangeLog:
 
     def __init__(self, engine: AsyncEngine, url: str | None = None) -> None:
         """Read the log of an engine's database, or of the same at another address (`url`)."""
+        self._source, self._url = engine, url
         self._engine = beside(engine, url)
         # Not from the same pool: with room for one connection only, the two would lock each other.
         self._quick = QuickReader(beside(engine, url))
+        self._windows = OpenWindows()
         self._last: tuple[str, AnyPosition] | None = None  # most reads begin where one has ended
 
     async def __aenter__(self) -> Self:
@@ -90,6 +73,7 @@ class ChangeLog:
 
     async def aclose(self) -> None:
         """Close the log's connections."""
+        await self._windows.aclose()
         await self._quick.close()
         await self._engine.dispose()
 
@@ -110,7 +94,7 @@ class ChangeLog:
         after: str,
         *,
         until: str | None = None,
-        tables: Sequence[TableName] | None = None,
+        tables: Sequence[QualifiedName] | None = None,
         limit: int = PAGE,
         is_durable: bool = False,
     ) -> Batch | Reset:
@@ -122,20 +106,10 @@ class ChangeLog:
         take back (commits with `synchronous_commit = off`).
         Raises `PositionError` for text that is no position, `StandbyError` on a standby.
         """
-        start, end = self._decoded(after), None if until is None else decode(until)
-
-        async def first_page() -> Batch:
-            look = None
-            if end is None and limit <= PAGE and isinstance(start, Position) and not start.upto:
-                look = await self._quick.look(start, tables, limit + 1)
-            if look is None:
-                look = await self._look(start, end, tables, limit + 1)
-            has_inner = len(look.records) > 1
-            texts = await self._texts(look.window, has_inner=has_inner)
-            maker = _BatchMaker(look.window, texts, look.names)
-            return maker.make(look.records[:limit], is_rest=len(look.records) <= limit)
-
-        batch = await self._or_reset(first_page)
+        request = ReadRequest(after, until, None if tables is None else tuple(tables), limit)
+        start = self._decoded(after)
+        page = self._next_page if _is_inside(start) else self._first_page
+        batch = await self._or_reset(partial(page, start, request))
         if is_durable and isinstance(batch, Batch) and batch.changes:
             await self._flush()
         return batch
@@ -144,7 +118,7 @@ class ChangeLog:
         self,
         after: str,
         *,
-        tables: Sequence[TableName] | None = None,
+        tables: Sequence[QualifiedName] | None = None,
         size: int = PAGE,
         is_durable: bool = False,
     ) -> AsyncGenerator[Batch | Reset, None]:
@@ -160,7 +134,8 @@ class ChangeLog:
                 async with log_transaction(self._engine) as transaction:
                     window = await transaction.window(decode(after))
                     relations = None if tables is None else await transaction.relations(tables)
-                    maker = _BatchMaker(window, await self._texts(window), transaction.names)
+                    texts = await self._texts(window)
+                    maker = BatchMaker(window, texts, transaction.names, transaction.parts)
                     if is_durable:
                         await self._flush()
                     async for records in transaction.pages(window, relations, size):
@@ -173,6 +148,70 @@ class ChangeLog:
                 return
             else:
                 after, is_last = batch.position, window.is_last
+
+    async def glance(
+        self, after: str, tables: Sequence[QualifiedName]
+    ) -> Batch | Reset | Counter[QualifiedName]:
+        """Return the changes after a position if there are few; else how many are of which table.
+
+        The counts are of a sample: what takes long with a huge transaction is not asked for.
+        """
+        start = self._decoded(after)
+        request = ReadRequest(after, None, tuple(tables), PAGE)
+        look = None
+        if isinstance(start, Position) and not _is_inside(start):
+            look = await self._or_reset(partial(self._quick.look, start, tables, PAGE + 1))
+        if isinstance(look, Reset):
+            return look
+        if look is not None:
+            if len(look.records) <= PAGE:
+                return await self._batch(look, PAGE)
+            names = (look.names.get(record[RELATION]) for record in look.records)
+            return Counter(name for name in names if name is not None)
+        batch = await self._or_reset(partial(self._first_page, start, request))
+        if isinstance(batch, Reset) or batch.is_complete:
+            return batch
+        return Counter((change.schema, change.table) for change in batch.changes)
+
+    async def _first_page(self, start: AnyPosition, request: "ReadRequest") -> Batch:
+        """Return the first changes after a position."""
+        limit, tables = request.limit, request.tables
+        if request.until is None and limit <= PAGE and isinstance(start, Position):
+            look = None if start.upto else await self._quick.look(start, tables, limit + 1)
+            if look is not None and len(look.records) <= limit:
+                return await self._batch(look, limit)
+        end = None if request.until is None else decode(request.until)
+        return await self._batch(await self._look(start, end, tables, limit + 1), limit)
+
+    async def _next_page(self, start: AnyPosition, request: "ReadRequest") -> Batch:
+        """Return changes after a position within a window, from the cursor that is there by now."""
+        windows = self._windows
+        cursor = windows.take(request.place)
+        if cursor is None:
+            if not windows.has_room:
+                return await self._first_page(start, request)
+            windows.add()
+            cursor = WindowCursor(beside(self._source, self._url), request.limit)
+        try:
+            if not cursor.is_open:
+                await cursor.open(start, request.tables, self._texts)
+            batch, window = await cursor.next()
+        except BaseException:
+            windows.drop(cursor)
+            raise
+        if cursor.is_at_end:
+            windows.drop(cursor)
+            end = None if request.until is None else decode(request.until)
+            is_last = isinstance(end, Position) and window.upto == (end.upto or end.seen)
+            return replace(batch, is_complete=is_last)
+        windows.park(replace(request, after=batch.position).place, cursor)
+        return batch
+
+    async def _batch(self, look: Look, limit: int) -> Batch:
+        has_inner = len(look.records) > 1
+        texts = await self._texts(look.window, has_inner=has_inner)
+        maker = BatchMaker(look.window, texts, look.names, look.parts)
+        return maker.make(look.records[:limit], is_rest=len(look.records) <= limit)
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator["LogSnapshot"]:
@@ -195,7 +234,7 @@ class ChangeLog:
         self,
         start: AnyPosition,
         end: AnyPosition | None,
-        tables: Sequence[TableName] | None,
+        tables: Sequence[QualifiedName] | None,
         limit: int,
     ) -> Look:
         async with log_transaction(self._engine) as transaction:
@@ -204,7 +243,7 @@ class ChangeLog:
             records: Sequence[Record] = ()
             if not window.is_empty:
                 records = await transaction.changes(window, relations, limit)
-        return Look(window, records, transaction.names)
+        return Look(window, records, transaction.names, transaction.parts)
 
     async def _head(self) -> Head:
         async with log_transaction(self._engine) as transaction:
@@ -233,7 +272,7 @@ class ChangeLog:
         text = Position(head.incarnation, head.now).encode()
         return text if len(text) <= MAX_LENGTH else await self._store(head.incarnation, head.now)
 
-    async def _texts(self, window: Window, *, has_inner: bool = True) -> "_Texts":
+    async def _texts(self, window: Window, *, has_inner: bool = True) -> Texts:
         """Return how positions in a window are written, stored on the server if too long.
 
         Without inner positions, before its last change, the prefix is empty.
@@ -245,12 +284,18 @@ class ChangeLog:
         if len(whole) > MAX_LENGTH:
             whole = await self._store(log, upto)
         if not has_inner:
-            return _Texts("", whole)
+            return Texts("", whole)
         prefix = window_prefix(log, seen, upto)
         if len(prefix) + ID_DIGITS > MAX_LENGTH:
+            await self._check_length(seen)
             key = await self._ask("log_store_position", str(seen), str(upto))
             prefix = stored_prefix(log, key)
-        return _Texts(prefix, whole)
+        return Texts(prefix, whole)
+
+    async def _check_length(self, seen: Snapshot) -> None:
+        """Keep no position for a reader that has made one up: it would be kept for each."""
+        if len(seen.running) > await self._ask("log_max_running"):
+            raise PositionLost("the position names more transactions than can run at once")
 
     async def _store(self, incarnation: UUID, snapshot: Snapshot) -> str:
         key = await self._ask("log_store_position", str(snapshot), None)
@@ -283,34 +328,30 @@ class ChangeLog:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadRequest:
+    """What is to be read: after a position, up to another or now, of some tables or all."""
+
+    after: str
+    until: str | None
+    tables: tuple[QualifiedName, ...] | None
+    limit: int
+
+    @property
+    def place(self) -> Hashable:
+        """What a cursor must have come to in order to go on with this."""
+        return self.after, self.tables, self.limit
+
+
+def _is_inside(position: AnyPosition) -> bool:
+    """Tell whether a position lies within a window, of which a part has been read."""
+    if isinstance(position, Position):
+        return position.upto is not None
+    return position.last_id is not None
+
+
+@dataclass(frozen=True, slots=True)
 class LogSnapshot:
     """What a connection sees, and the position from which its changes continue."""
 
     position: str
     connection: AsyncConnection
-
-
-@dataclass(frozen=True, slots=True)
-class _Texts:
-    prefix: str
-    whole: str
-
-
-@dataclass(frozen=True, slots=True)
-class _BatchMaker:
-    window: Window
-    texts: _Texts
-    names: Mapping[int, TableName]
-
-    def make(self, records: Sequence[Record], *, is_rest: bool) -> Batch:
-        """Return the batch of some records; `is_rest` when the window ends with them."""
-        last = self.texts.whole if is_rest else f"{self.texts.prefix}{records[-1][ID]}"
-        known = records
-        if not self.names.keys() >= set(map(itemgetter(RELATION), records)):
-            known = [record for record in records if record[RELATION] in self.names]
-        return Batch(
-            changes=decode_changes(known, self.names, self.texts.prefix, last),
-            position=last,
-            before=decode_values([record[OLD_ROW] for record in known]),
-            is_complete=is_rest and self.window.is_last,
-        )

@@ -17,6 +17,7 @@ from rowsignal.exceptions import PositionError
 # Positions travel in URLs and headers, of which proxies allow some 4000 characters in all.
 MAX_LENGTH = 1000
 MAX_XID = 2**63 - 1
+MAX_ID = 2**63 - 1
 
 _WHOLE, _WINDOW, _STORED, _STORED_WINDOW = 1, 2, 3, 4
 _TO_URL = bytes.maketrans(b"+/", b"-_")
@@ -135,7 +136,10 @@ def _malformed(text: str) -> PositionError:
 def _number(digits: str) -> int:
     if not digits.isascii() or not digits.isdigit() or len(digits) > 19:
         raise ValueError("not an id")
-    return int(digits)
+    number = int(digits)
+    if number > MAX_ID:
+        raise ValueError("no change has that id")
+    return number
 
 
 def _text(kind: int, incarnation: UUID, body: bytes) -> str:

@@ -4,12 +4,11 @@ import asyncio
 import logging
 import random
 
-import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.change_log.retention import prune
-from rowsignal.exceptions import RowSignalError
-from rowsignal.listener import OUTAGES
+from rowsignal.exceptions import MissingRightError
+from rowsignal.postgres.errors import describe
 
 logger = logging.getLogger("rowsignal.pruning")
 
@@ -29,10 +28,10 @@ async def keep_pruned(
         await asyncio.sleep(interval * random.uniform(0.8, 1.2))  # noqa: S311 -- spreads processes
         try:
             await prune(engine, url=url)
-        except asyncpg.InsufficientPrivilegeError:
-            logger.info("this role may not prune the change log, so somebody else has to")
+        except MissingRightError:
+            logger.info("this role may not prune the change log: another process has to")
             return
-        except (*OUTAGES, RowSignalError) as error:
-            if said != str(error):  # it may stay so for days
-                said = str(error)
+        except Exception as error:  # noqa: BLE001 -- whatever it was, it is tried again
+            if said != describe(error):  # it may stay so for days
+                said = describe(error)
                 logger.warning("the change log could not be pruned: %s", said)

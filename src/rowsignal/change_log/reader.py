@@ -1,7 +1,7 @@
 """One look at the change log: a transaction or a statement that sees one snapshot of it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Container, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -14,11 +14,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from rowsignal.change_log.positions import AnyPosition, Position, Snapshot
 from rowsignal.change_log.records import ID, RELATION, WIDTH, Record
-from rowsignal.exceptions import PendingChangesError, SchemaVersionError, StandbyError
+from rowsignal.exceptions import (
+    MissingRightError,
+    PendingChangesError,
+    SchemaVersionError,
+    StandbyError,
+)
+from rowsignal.identifiers import QualifiedName
 from rowsignal.postgres.connections import is_direct, throw_away
 from rowsignal.postgres.statements import query
 
-TableName = tuple[str, str]
 Result = TypeVar("Result")
 
 ANSWER = 10.0  # seconds for what takes milliseconds, on a connection that is not dead
@@ -115,7 +120,8 @@ class Look:
 
     window: Window
     records: Sequence[Record]
-    names: Mapping[int, TableName]
+    names: Mapping[int, QualifiedName]
+    parts: Container[int]  # relations that are partitions
 
 
 class LogTransaction:
@@ -123,7 +129,8 @@ class LogTransaction:
 
     def __init__(self, driver: asyncpg.Connection) -> None:
         self.driver = driver
-        self.names: dict[int, tuple[str, str]] = {}
+        self.names: dict[int, QualifiedName] = {}
+        self.parts: set[int] = set()
 
     async def head(self) -> Head:
         """Return what the log is."""
@@ -152,7 +159,8 @@ class LogTransaction:
 
     def _arguments(self, window: Window, relations: Sequence[int] | None) -> tuple[object, ...]:
         seen = window.seen
-        running = list(map(str, seen.running))
+        # One that runs on has nothing to show, however much it has written.
+        running = [str(xid) for xid in seen.running if window.upto.sees(xid)]
         return seen.xmax, running, str(window.upto), window.last_id, relations
 
     async def changes(
@@ -161,8 +169,13 @@ class LogTransaction:
         """Return the first changes of a window."""
         arguments = self._arguments(window, relations)
         records = await self.driver.fetch(query("log_changes"), *arguments, limit)
-        await self._learn(records)
+        await self.learn(records)
         return records  # type: ignore[no-any-return]
+
+    async def cursor(self, window: Window, relations: Sequence[int] | None) -> Any:
+        """Open asyncpg's cursor on all changes of a window."""
+        arguments = self._arguments(window, relations)
+        return await self.driver.cursor(query("log_changes"), *arguments, None)
 
     async def pages(
         self, window: Window, relations: Sequence[int] | None, size: int
@@ -171,25 +184,25 @@ class LogTransaction:
 
         The next page is on its way while its predecessor is being worked on.
         """
-        arguments = self._arguments(window, relations)
-        cursor = await self.driver.cursor(query("log_changes"), *arguments, None)
+        cursor = await self.cursor(window, relations)
         page = await cursor.fetch(size)
         while len(page) == size:
-            await self._learn(page)
+            await self.learn(page)
             async with _started(cursor.fetch(size)) as coming:
                 yield page
                 page = await coming
-        await self._learn(page)
+        await self.learn(page)
         yield page
 
-    async def _learn(self, records: Sequence[Record]) -> None:
+    async def learn(self, records: Sequence[Record]) -> None:
         """Ask for the names of relations that have not been seen in this transaction."""
         unknown = set(map(itemgetter(RELATION), records)).difference(self.names)
         if unknown:
             found = await self.driver.fetch(query("log_relation_names"), list(unknown))
             self.names.update({row["oid"]: (row["schema"], row["name"]) for row in found})
+            self.parts.update(row["oid"] for row in found if row["is_part"])
 
-    async def relations(self, tables: Sequence[TableName]) -> list[int]:
+    async def relations(self, tables: Sequence[QualifiedName]) -> list[int]:
         """Return the relations that tables consist of, partitions included."""
         schemas, names = [table[0] for table in tables], [table[1] for table in tables]
         records = await self.driver.fetch(query("log_relations"), schemas, names)
@@ -255,7 +268,7 @@ class QuickReader:
         self._is_mixed = False  # whether changes of tables that nobody asked for were seen
 
     async def look(
-        self, after: Position, tables: Sequence[TableName] | None, limit: int
+        self, after: Position, tables: Sequence[QualifiedName] | None, limit: int
     ) -> Look | None:
         """Return the first changes after a position; None where a transaction has to do it.
 
@@ -287,7 +300,7 @@ class QuickReader:
         self,
         driver: asyncpg.Connection,
         after: Position,
-        tables: Sequence[TableName] | None,
+        tables: Sequence[QualifiedName] | None,
         limit: int,
     ) -> Look:
         wanted = tables if self._is_mixed else None
@@ -333,7 +346,7 @@ class QuickReader:
 def look_statement(*, is_narrowed: bool) -> str:
     """Return the statement of a look at all tables, or at some of them."""
     relations = query("log_relations").replace("$1", "$6").replace("$2", "$7")
-    condition = f"and c.relation in ({relations})" if is_narrowed else ""
+    condition = f"and c.relation = any (array({relations}))" if is_narrowed else ""
     return query("log_look").replace("{of_tables}", condition)
 
 
@@ -341,7 +354,7 @@ async def _look(
     driver: asyncpg.Connection,
     origin: str,
     after: Position,
-    tables: Sequence[TableName] | None,
+    tables: Sequence[QualifiedName] | None,
     limit: int,
 ) -> Look:
     seen = after.seen
@@ -356,6 +369,7 @@ async def _look(
         Window.after(after, head, None),
         [row[:WIDTH] for row in rows if row[ID] is not None],
         {row[RELATION]: tuple(row["name"]) for row in rows if row["name"] is not None},
+        {row[RELATION] for row in rows if row["is_part"]},
     )
 
 
@@ -372,6 +386,11 @@ def explained(error: Exception) -> Exception:
     """Return the error that says what to do, where we know; else the same."""
     if isinstance(error, asyncpg.FeatureNotSupportedError) and "recovery" in str(error):
         return StandbyError(ON_STANDBY)
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
+        return MissingRightError(
+            f"The role of this connection lacks a right on the change log ({error}); its owner"
+            " grants it by `rowsignal grant ROLE --watch`, and `--serve` for a role that prunes."
+        )
     if isinstance(error, _NOT_THERE):
         return SchemaVersionError(
             "There is no change log in this database, or not this version's; "

@@ -6,7 +6,7 @@ fields set through their slots instead of through a frozen dataclass's slow cons
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
@@ -14,10 +14,10 @@ from itertools import repeat
 from typing import Any
 
 from rowsignal.changes import Change, Operation
+from rowsignal.postgres.json_values import Values, decode_mapping, short_integer
 
 Record = tuple[Any, ...]  # asyncpg's, which has names, too
 Names = Mapping[int, tuple[str, str]]
-Values = Mapping[str, Any]
 
 ID, RELATION, KEY, OLD_ROW, NEW_ROW, WIDTH = 0, 3, 5, 7, 8, 9
 ELEMENT = re.compile(r'"((?:[^"\\]|\\.)*)"|([^,]+)')
@@ -33,6 +33,7 @@ OPERATIONS = {
 # Made once: json.loads makes another for each call that wants its numbers otherwise.
 _decode_keys = json.JSONDecoder(parse_float=str).decode
 _decode_rows = json.JSONDecoder(parse_float=Decimal).decode
+_decode_key = json.JSONDecoder(parse_float=str, parse_int=short_integer).decode
 
 _new = object.__new__
 
@@ -52,8 +53,25 @@ def _document(texts: Sequence[str | None]) -> str:
 
 
 def decode_values(texts: Sequence[str | None]) -> Sequence[Values | None] | None:
-    """Decode row values, no digit lost; None when no row has any."""
-    return _decode_rows(_document(texts)) if any(texts) else None
+    """Decode row values, no digit lost; None when no row has any.
+
+    Those of a row with a value that Python refuses are left out, as if the log had none.
+    """
+    if not any(texts):
+        return None
+    try:
+        values: Sequence[Values | None] = _decode_rows(_document(texts))
+    except (ValueError, RecursionError):
+        return list(map(decode_mapping, texts))
+    return values
+
+
+def _decode_all_keys(texts: Sequence[str | None]) -> Sequence[Values | None]:
+    try:
+        keys: Sequence[Values | None] = _decode_keys(_document(texts))
+    except (ValueError, RecursionError):
+        return [None if text is None else _decode_key(text) for text in texts]
+    return keys
 
 
 @lru_cache(maxsize=4096)
@@ -71,19 +89,24 @@ def decode_columns(text: str | None) -> tuple[str, ...] | None:
     )
 
 
-def decode_changes(records: Sequence[Record], names: Names, prefix: str, last: str) -> list[Change]:
+def decode_changes(
+    records: Sequence[Record], names: Names, parts: Container[int], prefix: str, last: str
+) -> list[Change]:
     """Return the changes that records of `log_changes` stand for.
 
-    `names` has the (schema, table) of every relation in `records`. Positions are `prefix` and the
+    `names` has the (schema, table) of every relation in `records`, `parts` those relations that
+    are partitions: one that was truncated leaves rows in its table. Positions are `prefix` and the
     id, but the final change has `last`, which says as well that nothing is left before it.
     """
-    keys = _decode_keys(_document([record[KEY] for record in records]))
+    keys = _decode_all_keys([record[KEY] for record in records])
     rows = decode_values([record[NEW_ROW] for record in records]) or repeat(None)
     changes = []
     for record, key, row in zip(records, keys, rows, strict=False):
         id_, xid, captured, relation, operation, _, changed, _, _ = record
         schema, table = names[relation]
         change = _new(Change)
+        if operation == b"t" and relation in parts:
+            operation = b"u"  # of any rows
         _set_operation(change, OPERATIONS[operation])
         _set_schema(change, schema)
         _set_table(change, table)

@@ -6,10 +6,11 @@ from dataclasses import replace
 from itertools import compress
 from typing import Protocol, Self
 
-from rowsignal.change_log.log import Batch, ChangeLog
+from rowsignal.change_log.batches import Batch
+from rowsignal.change_log.log import PAGE, ChangeLog
 from rowsignal.change_log.positions import decode
-from rowsignal.change_log.reader import TableName
 from rowsignal.changes import Reset
+from rowsignal.identifiers import QualifiedName
 from rowsignal.listener import OUTAGES, reconnect_delays
 
 
@@ -33,7 +34,7 @@ class LogSubscription:
     """
 
     def __init__(
-        self, tail: Tail, tables: tuple[TableName, ...], after: str | None, limit: int
+        self, tail: Tail, tables: tuple[QualifiedName, ...], after: str | None, limit: int
     ) -> None:
         if after is not None:
             decode(after)  # raises for what is no position
@@ -47,6 +48,8 @@ class LogSubscription:
         self._pushed = asyncio.Event()
         self._is_behind = after is not None
         self._error: BaseException | None = None
+        self._is_interrupted = False
+        self._lags_from: str | None = None  # what was pushed is to be taken first
         self._joint: str | None = None  # where the pushed batches begin, while still behind
 
     async def begin(self) -> None:
@@ -58,7 +61,22 @@ class LogSubscription:
     @property
     def is_behind(self) -> bool:
         """Tell whether the log is being read for this reader alone."""
-        return self._is_behind
+        return self._is_behind or self._lags_from is not None
+
+    @property
+    def has_unread(self) -> bool:
+        """Tell whether something that the tail has pushed is still to be taken."""
+        return not self._is_behind and bool(self._buffer)
+
+    def interrupt(self) -> None:
+        """Make the iterator return, if only an empty batch."""
+        self._is_interrupted = True
+        self._pushed.set()
+
+    def lag(self, position: str) -> None:
+        """Read the log alone, after `position`: there is more than others should wait for."""
+        self._lags_from = position
+        self._pushed.set()
 
     def attached(self, position: str) -> None:
         """Take note that batches after `position` will be pushed."""
@@ -92,11 +110,18 @@ class LogSubscription:
 
     async def __anext__(self) -> Batch | Reset:
         while True:
+            if self._is_interrupted:
+                self._is_interrupted = False
+                return Batch(changes=[], position=self.position)
             if self._is_behind:
                 item = await self._read_on()
             elif self._buffer:
                 item = self._buffer.popleft()
                 self._buffered -= len(item.changes) if isinstance(item, Batch) else 0
+            elif self._lags_from is not None:
+                self.position, self._lags_from = self._lags_from, None
+                self._is_behind, self._joint = True, None
+                continue
             elif self._error is not None:
                 raise self._error
             else:
@@ -112,7 +137,7 @@ class LogSubscription:
         while True:
             try:
                 item = await self._tail.log.read(
-                    self.position, until=self._joint, tables=self.tables, limit=self._limit
+                    self.position, until=self._joint, tables=self.tables, limit=PAGE
                 )
                 if isinstance(item, Reset):
                     self._tail.detach(self)
@@ -127,6 +152,7 @@ class LogSubscription:
                 return item
 
     def _clear(self) -> None:
+        self._lags_from = None
         self._buffer.clear()
         self._buffered = 0
 

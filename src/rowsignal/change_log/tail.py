@@ -1,6 +1,6 @@
 """One reader of the change log for a whole process: what it reads goes to all subscribers.
 
-It sleeps until a notification while the log is quiet, and looks in intervals while it is busy: a
+It sleeps until a notification while the log is quiet, and reads in intervals while it is busy: a
 busy log would be woken for anyway, and its writers then need not notify. Who reads the log also
 keeps it within its retention.
 """
@@ -9,67 +9,68 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
-from contextlib import aclosing, asynccontextmanager, suppress
-from weakref import WeakKeyDictionary
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Literal
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from rowsignal.change_log.log import Batch, ChangeLog
+from rowsignal.change_log.batches import Batch
+from rowsignal.change_log.log import ChangeLog
 from rowsignal.change_log.pruning import keep_pruned
-from rowsignal.change_log.reader import TableName
 from rowsignal.change_log.subscription import LogSubscription
 from rowsignal.changes import Reset
-from rowsignal.exceptions import RowSignalError
-from rowsignal.listener import OUTAGES, Lease, Listener, reconnect_delays
-from rowsignal.listener.pacing import Pace, Rate
+from rowsignal.identifiers import QualifiedName
+from rowsignal.listener import Listener
+from rowsignal.listener.pacing import Mode, Pace, Pacer
 from rowsignal.payload import LOG_BUCKET, LOG_CHANNEL
 
 logger = logging.getLogger("rowsignal.log_tail")
 
 SLOWEST_POLL = 0.5
-LONGEST_PAUSE = 0.1  # between looks: a slow one says that the machine is busy, or the log
+LONGEST_PAUSE = 0.1  # between reads: a slow one says that the machine is busy, or the log
+HEAVY_SHARE = 0.1  # of more than a page: a table's subscribers then read alone
 EMPTY_PACE = 1.0  # how often subscribers hear that nothing has happened
-
-_tails: WeakKeyDictionary[Listener, "LogTail"] = WeakKeyDictionary()
 
 
 class LogTail:
     """Follows the change log of one database for all who read it in this event loop.
 
-    `mode` is `stopped`, `polling` (notifications do not come), `busy` (looking in intervals because
-    there is much to read), `settling` (armed, writers from before are still at work) or `armed`.
+    A `Pacer` decides when to read; `mode` is its mode, or `stopped`.
     """
 
     def __init__(
         self, listener: Listener, pace: Pace | None = None, *, safety: float = 5.0
     ) -> None:
         """Follow through a listener; an armed log is read every `safety` seconds, too."""
-        self.mode = "stopped"
+        self.label = "rowsignal.change"
         self.position = ""
         self.log = ChangeLog(listener.engine, listener.listen_url)
         self._listener = listener
-        self._pace = pace or Pace()
-        self._safety = safety
-        self._rate = Rate(self._pace.busy_rate)
-        self._stay = 0.0  # nothing is known yet: sleep at once
+        self._pace = replace(pace or Pace(), safety=safety, longest_pause=LONGEST_PAUSE)
+        self.interval = self._pace.busy_look
+        self.is_streaming = False
+        self._pacer = Pacer(listener, self, self._pace)
+        self._is_running = False
         self._subscribers: set[LogSubscription] = set()
-        self._tables: Counter[TableName] = Counter()
+        self._tables: Counter[QualifiedName] = Counter()
         self._lookers: list[tuple[asyncio.Future[str], LogSubscription | None]] = []
-        self._woken = asyncio.Event()
         self._starting = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._retirement: asyncio.TimerHandle | None = None
-        self._lease: Lease | None = None
         self._told_at = 0.0
 
     @classmethod
     def of(cls, engine: AsyncEngine) -> "LogTail":
         """Return the running event loop's tail for an engine."""
         listener = Listener.of(engine)
-        if listener not in _tails:
-            _tails[listener] = cls(listener)
-        return _tails[listener]
+        return listener.companion(cls, lambda: cls(listener))
+
+    @property
+    def mode(self) -> Mode | Literal["stopped"]:
+        """Return how the log is followed."""
+        return self._pacer.mode if self._is_running else "stopped"
 
     @property
     def subscribers(self) -> int:
@@ -78,7 +79,7 @@ class LogTail:
 
     @asynccontextmanager
     async def subscribe(
-        self, tables: Iterable[TableName], *, after: str | None = None, limit: int = 10_000
+        self, tables: Iterable[QualifiedName], *, after: str | None = None, limit: int = 10_000
     ) -> AsyncIterator[LogSubscription]:
         """Read the changes of (schema, table) pairs, from a position on or from now.
 
@@ -111,19 +112,18 @@ class LogTail:
         self._subscribers.discard(subscription)
 
     def connected(self) -> None:
-        """Hear that notifications arrive, so that sleeping is possible."""
-        self._woken.set()
+        """Arm: notifications arrive."""
+        self._pacer.wake()
 
     def degraded(self) -> None:
-        """Hear that notifications no longer arrive."""
-        self._lease = None
-        self._woken.set()
+        """Poll: notifications no longer arrive."""
+        self._pacer.wake()
 
     def received(self, channel: str, payload: str) -> None:  # noqa: ARG002 -- it is a mere wake-up
-        """Wake up."""
+        """Read the log."""
         if channel == LOG_CHANNEL:
-            self._rate.add(1)
-            self._woken.set()
+            self._pacer.notified(1)
+            self._pacer.request_read()
 
     async def stopped(self) -> None:
         """Go on by polling while somebody reads, else end now."""
@@ -133,7 +133,7 @@ class LogTail:
     async def _ask(self, subscription: LogSubscription | None) -> str:
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._lookers.append((future, subscription))
-        self._woken.set()
+        self._pacer.request_read()
         return await future
 
     async def _start(self) -> None:
@@ -146,6 +146,8 @@ class LogTail:
             if self._task is None or self._task.done():
                 self.position = await self.log.position()
                 self._listener.attach(self)
+                self._is_running = True
+                self._pacer = Pacer(self._listener, self, self._pace)
                 self._task = asyncio.create_task(self._run(), name="rowsignal log tail")
                 self._task.add_done_callback(self._ended)
 
@@ -179,77 +181,41 @@ class LogTail:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
-        delays = reconnect_delays()
         pruning = asyncio.create_task(
             keep_pruned(self._listener.engine, self._listener.listen_url), name="rowsignal pruning"
         )
         try:
-            while True:
-                reached = self.position
-                try:
-                    await self._stay_awake()
-                    await self._sleep()
-                except (*OUTAGES, RowSignalError) as error:
-                    logger.warning("the change log can not be read just now: %s", error)
-                    self._enter("polling")
-                    if self.position != reached:  # it worked for a while: start over, soon
-                        delays = reconnect_delays()
-                    await self._woken_within(next(delays))
-                finally:
-                    await self._disarm()
+            await self._pacer.run()
         finally:
-            self._enter("stopped")
+            self._is_running = False
+            self._listener.hooks.mode_changed(table=self.label, mode="stopped")
             self._listener.detach(self)
             pruning.cancel()
             await asyncio.gather(pruning, return_exceptions=True)
             await asyncio.shield(self.log.aclose())
 
-    async def _stay_awake(self) -> None:
-        """Look in intervals until nothing has changed for a while and the log can be armed."""
-        delay, quiet_since = self._pace.busy_look, time.monotonic()
-        while True:
-            can_sleep = self._listener.state.mode == "listening"
-            self._enter("busy" if can_sleep else "polling")
-            began = time.monotonic()
-            has_changed = await self._read()
-            now = time.monotonic()
-            if has_changed:
-                delay, quiet_since = self._pace.busy_look, now
-            if can_sleep and now - quiet_since >= self._stay and await self._arm():
-                return
-            cost = min((now - began) / self._pace.share_of_time, LONGEST_PAUSE)
-            await self._woken_within(max(delay, cost))
-            if not can_sleep:
-                delay = min(delay * 1.5, SLOWEST_POLL)
+    async def buckets(self) -> Sequence[int]:
+        """Return the bucket that makes the log's triggers notify."""
+        return [LOG_BUCKET]
 
-    async def _sleep(self) -> None:
-        """Read when woken, until notifications come too often or no longer."""
-        armed_at, lease, delay = time.monotonic(), self._lease, self._pace.settle
-        # Their triggers may have run before the log was armed, and will not wake us.
-        writers = await self.log.writers()
-        while self._lease is lease:
-            await self._read()
-            if self._rate.is_high:
-                is_relapse = time.monotonic() - armed_at < 1.0 + self._pace.quiet
-                longer = min(self._stay * 2, self._pace.longest_stay)
-                self._stay = max(longer, self._pace.quiet) if is_relapse else self._pace.quiet
-                return
-            self._enter("settling" if writers else "armed")
-            await self._woken_within(delay if writers else self._safety)
-            if writers:  # asked before the read: who is gone has committed
-                writers &= await self.log.writers()
-                delay = min(delay * 1.5, SLOWEST_POLL)
+    async def has_altered(self) -> bool:
+        """Tell that the bucket is the same as ever."""
+        return False
 
-    async def _arm(self) -> bool:
-        self._rate.clear()
-        self._lease = await self._listener.arm(LOG_BUCKET)
-        return self._lease is not None
+    async def writers(self) -> frozenset[str]:
+        """Return the transactions that have written to the log and are not over."""
+        return await self.log.writers()
 
-    async def _disarm(self) -> None:
-        lease, self._lease = self._lease, None
-        if lease is not None:
-            with suppress(*OUTAGES):  # the lock has gone with its connection
-                await lease.release()
+    def mode_changed(self, mode: Mode) -> None:
+        """Tell the hooks."""
+        self._listener.hooks.mode_changed(table=self.label, mode=mode)
+
+    async def read(self) -> bool:
+        """Read up to now and hand it out; tell whether there was anything."""
+        has_changed = await self._read()
+        slower = min(self.interval * 1.5, SLOWEST_POLL)
+        self.interval = self._pace.busy_look if has_changed else slower
+        return has_changed
 
     async def _read(self) -> bool:
         """Read up to now and hand it out; tell whether there was anything."""
@@ -268,14 +234,24 @@ class LogTail:
         return has_changed
 
     async def _read_all(self) -> bool:
-        tables = list(self._tables)
-        first = await self.log.read(self.position, tables=tables)
-        has_changed = self._publish(first)
-        if isinstance(first, Batch) and not first.is_complete:
-            async with aclosing(self.log.pages(self.position, tables=tables)) as pages:
-                async for item in pages:
-                    self._publish(item)
-        return has_changed
+        """Read what is there for all; subscribers of tables with too much read it alone.
+
+        So a huge transaction, or a flood into one table, delays no reader of another.
+        """
+        has_changed = False
+        while True:
+            tables = {name for it in self._subscribers for name in it.tables}
+            item = await self.log.glance(self.position, sorted(tables))
+            if not isinstance(item, Counter):
+                return self._publish(item) or has_changed
+            has_changed = True
+            self._let_lag(_heavy(item))
+
+    def _let_lag(self, tables: set[QualifiedName]) -> None:
+        for subscription in tuple(self._subscribers):
+            if not tables.isdisjoint(subscription.tables):
+                self.detach(subscription)
+                subscription.lag(self.position)
 
     def _publish(self, item: Batch | Reset) -> bool:
         self.position = item.position or self.position
@@ -287,13 +263,7 @@ class LogTail:
                 subscription.push(item)
         return has_changed
 
-    def _enter(self, mode: str) -> None:
-        if mode != self.mode:
-            self.mode = mode
-            self._listener.hooks.mode_changed(table="rowsignal.change", mode=mode)
 
-    async def _woken_within(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._woken.wait()
-        self._woken.clear()
+def _heavy(counts: Counter[QualifiedName]) -> set[QualifiedName]:
+    """Return the tables that make up much of what was counted."""
+    return {name for name, count in counts.items() if count >= counts.total() * HEAVY_SHARE}

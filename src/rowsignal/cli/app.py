@@ -1,7 +1,10 @@
 """The commands in one place, and what becomes of their errors."""
 
+import platform
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -11,9 +14,12 @@ from rowsignal.cli.consumers import consumers
 from rowsignal.cli.demo import demo
 from rowsignal.cli.doctor import doctor
 from rowsignal.cli.errors import explain
+from rowsignal.cli.grant import grant, revoke
 from rowsignal.cli.migrations import init
+from rowsignal.cli.output import write
 from rowsignal.cli.prune import prune
 from rowsignal.cli.serve import serve
+from rowsignal.cli.terminal import printable
 from rowsignal.cli.triggers import install, status, uninstall
 from rowsignal.cli.watch import watch
 from rowsignal.cli.work import work
@@ -21,7 +27,7 @@ from rowsignal.cli.work import work
 HELP = """Wait for PostgreSQL row changes, and see why they would not come.
 
 Exit codes: 0 all is well; 1 something was found or has failed; 2 the command was not understood,
-or the database can not be reached.
+or the database cannot be reached.
 """
 
 app = typer.Typer(
@@ -29,10 +35,23 @@ app = typer.Typer(
     help=HELP,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # plain text: it fits every terminal, and flags show no type
 )
-COMMANDS = (install, uninstall, status, doctor, watch, work, serve, prune, demo, bench, config)
+COMMANDS = (
+    install,
+    uninstall,
+    status,
+    grant,
+    revoke,
+    doctor,
+    watch,
+    work,
+    serve,
+    prune,
+    demo,
+    bench,
+    config,
+)
 for command in COMMANDS:
     app.command()(command)
 
@@ -42,9 +61,21 @@ app.add_typer(migrations, name="db")
 app.add_typer(consumers, name="consumers")
 
 
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        write(f"rowsignal {version('rowsignal')}, Python {platform.python_version()}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     *,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
     traceback: bool = typer.Option(
         False, "--traceback", help="Show where in the program an error comes from."
     ),
@@ -67,6 +98,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if _wanted["traceback"]:
             raise
         sentence, code = explain(error)
-        sys.stderr.write(f"rowsignal: {sentence}\n")
+        sys.stderr.write(f"rowsignal: {printable(sentence)}\n")
         return code
     return 0

@@ -1,9 +1,9 @@
 """How changes look: JSON for programs, lines for pipes, a table for a terminal."""
 
-import json
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import date, datetime, time
 from typing import Any, Protocol, Self
 
 from rich import box
@@ -12,8 +12,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from rowsignal.changes import Change, Reset
+from rowsignal.changes import Change, Operation, Reset
 from rowsignal.cli.output import write_json, write_raw
+from rowsignal.cli.terminal import json_line, printable
 
 Item = Change | Reset
 
@@ -25,37 +26,73 @@ STYLES = {
     "reset": "bold yellow",
 }
 KEPT = 200
+REMEMBERED = 10_000
 MARGIN = 7  # lines of the terminal that headings and figures take
 SHORTEST = 3
+NARROW = 80  # characters: below, a change takes several lines
 
 
-class Sightings(Protocol):
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A change with the row before it, as far as the command has seen that."""
+
+    item: Item
+    old: Mapping[str, Any] | None = None
+
+
+class Memory:
+    """The last rows seen, to show what was beside what is."""
+
+    def __init__(self, limit: int = REMEMBERED) -> None:
+        self._rows: OrderedDict[tuple[str, str, str], Mapping[str, Any]] = OrderedDict()
+        self._limit = limit
+
+    def take(self, item: Item) -> Shown:
+        """Return an item with the row before it, and remember the one after it."""
+        if isinstance(item, Reset) or item.operation is Operation.TRUNCATE:
+            self._rows.clear()
+            return Shown(item)
+        if item.key is None:
+            return Shown(item)
+        place = (item.schema, item.table, repr(dict(item.key)))
+        old = self._rows.pop(place, None)
+        if item.row is not None:
+            self._rows[place] = item.row
+            if len(self._rows) > self._limit:
+                self._rows.popitem(last=False)
+        return Shown(item, old)
+
+
+class ChangeOutput(Protocol):
     """Where changes are shown."""
 
-    def add(self, item: Item) -> None:
+    def add(self, shown: Shown) -> None:
         """Show one."""
 
 
 class JsonLines:
     """A JSON object for each change, and for each gap."""
 
-    def add(self, item: Item) -> None:
+    def add(self, shown: Shown) -> None:
         """Write one line."""
+        item = shown.item
         if isinstance(item, Reset):
             reset = {"operation": "reset", "reason": item.reason, "position": item.position}
             write_json(reset)
-        else:
-            # rows hold whatever Python has for a column
-            text = json.dumps(item.to_dict(), ensure_ascii=False, default=_plain)
-            write_raw(text + "\n")
+            return
+        document = item.to_dict()
+        if shown.old is not None:
+            document["old"] = replace(item, row=shown.old).to_dict()["row"]
+        # rows hold whatever Python has for a column
+        write_raw(json_line(document, default=plain) + "\n")
 
 
 class Lines:
     """A line for each change, with tabs between its parts."""
 
-    def add(self, item: Item) -> None:
+    def add(self, shown: Shown) -> None:
         """Write one line."""
-        write_raw("\t".join(_cells(item)) + "\n")
+        write_raw("\t".join(_cells(shown)) + "\n")
 
 
 class LiveTable:
@@ -76,30 +113,83 @@ class LiveTable:
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def add(self, item: Item) -> None:
+    def add(self, shown: Shown) -> None:
         """Take one in, for the next drawing."""
-        cells = _cells(item)
+        cells = _cells(shown)
         self._items.append(cells)
         self._counts[cells[1]] += 1
 
     def _picture(self) -> RenderableType:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in ("at", "what", "table", "key", "changed"):
-            table.add_column(heading, overflow="ellipsis", no_wrap=True)
-        rows = max(self._console.height - MARGIN, SHORTEST)
-        for at, operation, *rest in list(self._items)[-rows:]:
-            style = STYLES.get(operation, "")
-            table.add_row(Text(at, style="dim"), Text(operation, style=style), *map(Text, rest))
+        lines = 3 if self._console.width < NARROW else 1
+        height = max((self._console.height - MARGIN) // lines, SHORTEST)
+        table = picture(list(self._items)[-height:], self._console.width)
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(self._counts.items()))
         return Group(table, Text(counts or "nothing yet"), Text("Ctrl-C ends", style="dim"))
 
 
-def _cells(item: Item) -> tuple[str, ...]:
+def picture(rows: list[tuple[str, ...]], width: int) -> Table:
+    """Return rows as a table: values give way first, operation and table never."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
+    if width < NARROW:
+        _fill_narrow(table, rows)
+    else:
+        _fill_wide(table, rows, width)
+    return table
+
+
+def _fill_wide(table: Table, rows: list[tuple[str, ...]], width: int) -> None:
+    table.add_column("at", no_wrap=True, width=12)
+    table.add_column("what", no_wrap=True, width=8)
+    for heading, place, share in (("table", 2, 0.3), ("key", 3, 0.2)):
+        longest = max((len(row[place]) for row in rows), default=0)
+        fitting = min(max(longest, len(heading)), int(width * share))
+        table.add_column(heading, no_wrap=True, overflow="ellipsis", width=fitting)
+    table.add_column("values", no_wrap=True, overflow="ellipsis", ratio=1)
+    for at, operation, *rest in rows:
+        table.add_row(Text(at, style="dim"), _named(operation), *map(Text, rest))
+
+
+def _fill_narrow(table: Table, rows: list[tuple[str, ...]]) -> None:
+    table.add_column("at", no_wrap=True, width=8)
+    table.add_column("what", no_wrap=True, width=8)
+    table.add_column("row", no_wrap=True, overflow="ellipsis", ratio=1)
+    for at, operation, *rest in rows:
+        lines = Text("\n".join(part for part in rest if part))
+        table.add_row(Text(at[:8], style="dim"), _named(operation), lines)
+
+
+def _named(operation: str) -> Text:
+    return Text(operation, style=STYLES.get(operation, ""))
+
+
+def _cells(shown: Shown) -> tuple[str, ...]:
+    item = shown.item
     if isinstance(item, Reset):
-        return _time(None), "reset", "", "", item.reason
-    name, changed = f"{item.schema}.{item.table}", ", ".join(item.changed or ())
-    values = changed if item.row is None else _pairs(item.row)
-    return _time(item.captured_at), str(item.operation), name, _pairs(item.key or {}), values
+        return _time(None), "reset", "", "", printable(item.reason)
+    name = f"{item.schema}.{item.table}"
+    parts = (name, _pairs(item.key or {}), _values(item, shown.old))
+    return (_time(item.captured_at), str(item.operation), *map(printable, parts))
+
+
+def _values(item: Change, old: Mapping[str, Any] | None) -> str:
+    """Return what is known of a row: for an update, what was beside what is."""
+    if item.row is None:
+        return _pairs(old) if old is not None else ", ".join(item.changed or ())
+    if item.operation is not Operation.UPDATE:
+        return _pairs(item.row)
+    names = [name for name in item.changed or item.row if name in item.row]
+    before = old or {}
+    return " ".join(
+        f"{name}={_arrow(before[name])}{_text(item.row[name])}"
+        if name in before
+        else f"{name}={_text(item.row[name])}"
+        for name in names
+        if item.changed or before.get(name, ...) != item.row[name]
+    )
+
+
+def _arrow(value: object) -> str:
+    return f"{_text(value)}→"
 
 
 def _time(at: datetime | None) -> str:
@@ -108,8 +198,19 @@ def _time(at: datetime | None) -> str:
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
-    return " ".join(f"{name}={value}" for name, value in values.items())
+    return " ".join(f"{name}={_text(value)}" for name, value in values.items())
 
 
-def _plain(value: object) -> str:
-    return rf"\x{value.hex()}" if isinstance(value, bytes) else str(value)
+def _text(value: object) -> str:
+    return "null" if value is None else str(plain(value))
+
+
+def plain(value: object) -> object:
+    """Return a Python value as PostgreSQL writes it, as far as JSON has no form for it."""
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return rf"\x{value.hex()}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value if isinstance(value, int | float | str | dict | list) else str(value)

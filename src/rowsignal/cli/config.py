@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from rowsignal.cli.connections import parsed, place
-from rowsignal.cli.errors import FAILED, CommandError
+from rowsignal.cli.errors import FAILED, CommandError, needing
 from rowsignal.cli.options import Json, Url
 from rowsignal.cli.output import write_json, write_table
 
@@ -20,9 +20,9 @@ def config(*, url: Url = None, json: Json = False) -> None:
 
     Secrets are not shown, only whether they are set.
     """
+    settings = read_settings(url)
     from rowsignal.service.settings import PREFIX, Settings  # noqa: PLC0415 -- an optional extra
 
-    settings = read_settings(url)
     shown = {name: _shown(name, getattr(settings, name)) for name in Settings.model_fields}
     if json:
         write_json(shown)
@@ -40,9 +40,10 @@ def config(*, url: Url = None, json: Json = False) -> None:
 
 def read_settings(url: str | None, **given: Any) -> "Settings":
     """Return the service's settings: what was given, then the environment, then the defaults."""
-    from pydantic import SecretStr, ValidationError  # noqa: PLC0415 -- as above
+    with needing("service", "The service"):
+        from pydantic import SecretStr, ValidationError  # noqa: PLC0415 -- as above
 
-    from rowsignal.service.settings import PREFIX, Settings  # noqa: PLC0415 -- as above
+        from rowsignal.service.settings import PREFIX, Settings  # noqa: PLC0415 -- as above
 
     said = {name: value for name, value in given.items() if value is not None}
     address = parsed(url).render_as_string(hide_password=False)

@@ -10,8 +10,8 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from rowsignal.cli.errors import CommandError, reason_of
-from rowsignal.orm.urls import async_url
 from rowsignal.postgres.connections import suit_pooler
+from rowsignal.postgres.urls import asyncpg_url
 
 PATIENCE = 10.0
 REFUSALS = (OSError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError)
@@ -25,16 +25,13 @@ def parsed(url: str | None) -> URL:
             " ROWSIGNAL_DATABASE_URL or DATABASE_URL."
         )
     try:
-        found = async_url(url)
+        return asyncpg_url(url)
     except (ArgumentError, ValueError) as error:
         # SQLAlchemy's own sentence would show the URL, and with it the password
-        reason = str(error) if type(error) is ValueError else "it is no URL"
+        reason = str(error).rstrip(".") if type(error) is ValueError else "it is no URL"
         raise CommandError(
-            f"The database URL can not be used ({reason}): write postgresql://user@host/name."
+            f"The database URL cannot be used ({reason}): write postgresql://user@host/name."
         ) from None
-    if found.get_backend_name() != "postgresql":
-        raise CommandError(f"rowsignal works with PostgreSQL, not {found.get_backend_name()}.")
-    return found.set(drivername="postgresql+asyncpg")
 
 
 def place(url: URL) -> str:
@@ -67,6 +64,6 @@ async def _try(engine: AsyncEngine, where: URL) -> None:
         ) from None
     except REFUSALS as error:
         raise CommandError(
-            f"Can not connect to {place(where)}: {reason_of(error)}. Check --url,"
+            f"Cannot connect to {place(where)}: {reason_of(error)}. Check --url,"
             " ROWSIGNAL_DATABASE_URL or DATABASE_URL."
         ) from error

@@ -31,6 +31,15 @@ def doctor(
             show_default=False,
         ),
     ] = None,
+    role: Annotated[
+        str | None,
+        typer.Option(
+            "--role",
+            metavar="ROLE",
+            help="Compare the rights of this role with what the tables need.",
+            show_default=False,
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Find what keeps changes from arriving, or could make writes fail, and what mends it.
@@ -41,19 +50,19 @@ def doctor(
 
     async def work() -> list[Finding]:
         async with connected(url) as engine:
-            with progress("looking"):
-                return await diagnose(engine, subjects, listen_url=listen_url)
+            with progress("examining"):
+                return await diagnose(engine, subjects, listen_url=listen_url, role=role)
 
     findings = asyncio.run(work())
     if json:
-        write_json({"findings": [asdict(one) for one in findings], "is_well": _is_well(findings)})
+        write_json({"findings": [asdict(one) for one in findings], "ok": _is_ok(findings)})
     else:
         _show(findings)
-    if not _is_well(findings):
+    if not _is_ok(findings):
         raise typer.Exit(1)
 
 
-def _is_well(findings: list[Finding]) -> bool:
+def _is_ok(findings: list[Finding]) -> bool:
     return all(one.severity is not Severity.ERROR for one in findings)
 
 
@@ -63,10 +72,10 @@ def _show(findings: list[Finding]) -> None:
         for one in findings
     ]
     write_table(("", "about", "finding"), rows)
-    cures = [one for one in findings if one.cure]
+    fixes = [one for one in findings if one.fix]
     out = console()
-    if cures:
+    if fixes:
         write("What mends it:")
-    for one in cures:
+    for one in fixes:
         label = Text(f"  {one.subject}: ", style="dim") if out.is_terminal else f"  {one.subject}: "
-        write(Text.assemble(label, one.cure or ""))
+        write(Text.assemble(label, one.fix or ""))

@@ -1,14 +1,21 @@
 """Errors as one sentence with the way out, and the exit code that goes with it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from sqlalchemy.exc import DBAPIError
 
-from rowsignal.exceptions import RowSignalError
+from rowsignal.exceptions import MissingExtraError, RowSignalError, missing_extra
+from rowsignal.postgres.errors import sqlstate
 
 FAILED, NOT_UNDERSTOOD = 1, 2
 
 
+PRIVILEGE = "42501"
+
+
 class CommandError(Exception):
-    """A command can not go on; `code` is its exit code."""
+    """A command cannot go on; `code` is its exit code."""
 
     def __init__(self, sentence: str, code: int = NOT_UNDERSTOOD) -> None:
         super().__init__(sentence)
@@ -21,12 +28,18 @@ def explain(error: BaseException) -> tuple[str, int]:
         return explain(error.exceptions[0])
     if isinstance(error, CommandError):
         return str(error), error.code
+    if isinstance(error, DBAPIError) and sqlstate(error) == PRIVILEGE:
+        sentence = (
+            f"PostgreSQL says: {reason_of(error)}. The owner of the tables and of the schema"
+            " rowsignal gives this role its rights: `rowsignal grant ROLE`."
+        )
+        return sentence, FAILED
     if isinstance(error, DBAPIError):
         return f"PostgreSQL says: {reason_of(error)}.", FAILED
     if isinstance(error, RowSignalError | OSError):
         return str(error), FAILED
     if isinstance(error, ImportError):
-        return f"{error}; pip install 'rowsignal[all]' brings everything there is.", FAILED
+        return f"{error}; pip install 'rowsignal[all]' brings every optional part.", FAILED
     if isinstance(error, ValueError | TypeError):
         return str(error), NOT_UNDERSTOOD
     kind = type(error).__name__
@@ -39,3 +52,14 @@ def reason_of(error: BaseException) -> str:
     inner = cause.__cause__ or cause
     text = str(getattr(inner, "message", None) or inner).strip() or type(inner).__name__
     return text.splitlines()[0].rstrip(".")
+
+
+@contextmanager
+def needing(extra: str, what: str) -> Iterator[None]:
+    """Turn a missing package into the sentence that installs it."""
+    try:
+        yield
+    except MissingExtraError as error:
+        raise CommandError(str(error), FAILED) from error
+    except ModuleNotFoundError as error:
+        raise CommandError(str(missing_extra(what, extra, error)), FAILED) from error

@@ -1,4 +1,4 @@
-"""How soon waits end after a commit, on somebody's own database, by notification and by polling."""
+"""How soon waits end after a commit, on the user's own database, by notification and by polling."""
 
 import asyncio
 import random
@@ -105,7 +105,7 @@ async def measure_latency(
 
 async def _round(engine: AsyncEngine, model: type[Any], interval: float, pause: float) -> float:
     async with AsyncSession(engine, expire_on_commit=False) as session:
-        seen = await session.get_one(model, WATCHED)  # sessions forget what nobody else holds
+        seen = await session.get_one(model, WATCHED)  # sessions forget what nothing else holds
         await session.commit()
         wait = wait_for_row_change(session, model, WATCHED, interval=interval, timeout=PATIENCE)
         waiting = asyncio.create_task(wait)
@@ -155,7 +155,7 @@ async def _clean_up(engine: AsyncEngine, place: str, *, is_ours: bool) -> None:
     async with engine.begin() as connection:
         await connection.execute(text("SET LOCAL lock_timeout = '10s'"))
         await connection.execute(DropSchema(place, cascade=True, if_exists=True))
-        # somebody else may have installed triggers in the meantime
+        # another process may have installed triggers in the meantime
         if is_ours and not await trigger_status(connection):
             await connection.run_sync(schema.migrate, 0)
 

@@ -7,7 +7,7 @@ import typer
 
 from rowsignal.cli.options import Json
 from rowsignal.cli.output import write, write_json
-from rowsignal.orm.environment import create_migration_environment
+from rowsignal.orm import create_migration_environment
 
 
 def init(

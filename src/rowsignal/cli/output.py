@@ -1,6 +1,5 @@
-"""Writing: tables for people, JSON for programs, progress for whoever looks on."""
+"""Writing: tables for people, JSON for programs, progress for a terminal."""
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from rowsignal.cli.terminal import json_line, printable
 
 Cell = str | Text
 
@@ -26,7 +27,7 @@ def errors() -> Console:
 
 def write_json(document: Any) -> None:
     """Write one line of JSON to standard output."""
-    write_raw(json.dumps(document, ensure_ascii=False) + "\n")
+    write_raw(json_line(document) + "\n")
 
 
 def write_raw(text: str) -> None:
@@ -40,19 +41,25 @@ def write_table(headings: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None
     out = console()
     if not out.is_terminal:
         for row in rows:
-            write_raw("\t".join(str(cell) for cell in row) + "\n")
+            write_raw("\t".join(printable(str(cell)) for cell in row) + "\n")
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in headings:
         table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+        table.add_row(*(_cell(cell) for cell in row))
     out.print(table)
 
 
 def write(line: Cell = "") -> None:
     """Write a line as it stands."""
-    console().print(line, markup=False, soft_wrap=True)
+    console().print(_cell(line), markup=False, soft_wrap=True)
+
+
+def _cell(cell: Cell) -> Text:
+    if isinstance(cell, str):
+        return Text(printable(cell))
+    return cell if cell.plain.isprintable() else Text(printable(cell.plain), style=cell.style)
 
 
 @contextmanager

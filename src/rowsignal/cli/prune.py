@@ -25,7 +25,10 @@ MaxSize = Annotated[
     typer.Option("--max-size", metavar="SIZE", help="Size that the log may have: 1G, 500M."),
 ]
 Save = Annotated[
-    bool, typer.Option("--save", help="Store these limits in the database, for all who prune.")
+    bool,
+    typer.Option(
+        "--save", help="Store these limits in the database, for every process that prunes."
+    ),
 ]
 
 
@@ -39,9 +42,9 @@ def prune(
 ) -> None:
     """Delete what the change log need not keep. Run it once a minute where nothing else prunes.
 
-    Limits that are not given are those stored in the database: at first 3d and 1G. Nobody waits for
-    it, and it waits for nobody: where another process prunes just now it does nothing. Age and size
-    are known as of earlier runs: it takes some to get going.
+    Limits that are not given are those stored in the database: at first 3d and 1G. It locks
+    no writer out, and does nothing while another process prunes. Age and size are known as of
+    earlier runs: it takes some to get going.
     """
     from rowsignal.change_log.retention import prune as prune_log  # noqa: PLC0415 -- the command's own name
 

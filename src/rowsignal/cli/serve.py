@@ -1,10 +1,13 @@
 """The service."""
 
+import asyncio
 from typing import Annotated
 
 import typer
 
 from rowsignal.cli.config import read_settings
+from rowsignal.cli.connections import connected
+from rowsignal.cli.errors import needing
 from rowsignal.cli.options import Url
 
 
@@ -29,9 +32,18 @@ def serve(
 ) -> None:
     """Serve streams of row changes over HTTP, with a page to look at them.
 
-    All other settings are variables: see `rowsignal config`. Beyond 127.0.0.1 it takes tokens.
+    Says where the page is; Ctrl-C ends it. Log lines are text in a terminal, JSON elsewhere. All
+    other settings are variables: see `rowsignal config`. Beyond 127.0.0.1 it takes tokens.
     """
-    from rowsignal.service.server import serve as run  # noqa: PLC0415 -- an optional extra
+    with needing("service", "`rowsignal serve`"):
+        from rowsignal.service import server  # noqa: PLC0415 -- an optional extra
 
     offered = ",".join(table) if table else None
-    run(read_settings(url, host=host, port=port, workers=workers, tables=offered))
+    settings = read_settings(url, host=host, port=port, workers=workers, tables=offered)
+
+    async def try_it() -> None:
+        async with connected(settings.database_url.get_secret_value()) as engine:
+            await server.check(engine, settings)
+
+    asyncio.run(try_it())
+    server.serve(settings)

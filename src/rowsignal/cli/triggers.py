@@ -10,6 +10,7 @@ from rich.text import Text
 
 from rowsignal.cli.connections import connected
 from rowsignal.cli.errors import CommandError
+from rowsignal.cli.kept_settings import install_keeping
 from rowsignal.cli.options import Json, LockTimeout, Models, MoreTables, Tables, Url
 from rowsignal.cli.output import progress, write, write_json, write_raw, write_table
 from rowsignal.cli.table_arguments import find_subjects
@@ -19,7 +20,6 @@ from rowsignal.triggers import (
     TableStatus,
     TriggerState,
     install_script,
-    install_triggers,
     trigger_status,
     uninstall_triggers,
 )
@@ -42,6 +42,9 @@ FilterColumns = Annotated[
 ]
 
 Log = Annotated[bool, typer.Option("--log", help="Keep changes in the change log.")]
+Hints = Annotated[
+    bool, typer.Option("--hints", help="Keep no log: a logged table loses its place to resume.")
+]
 RowValues = Annotated[bool, typer.Option("--row-values", help="Log whole rows, old and new.")]
 Always = Annotated[bool, typer.Option("--always", help="Notify even when no listener has asked.")]
 NoNotify = Annotated[bool, typer.Option("--no-notify", help="Never notify: for two-phase commits.")]
@@ -54,6 +57,7 @@ def install(
     models: Models = None,
     url: Url = None,
     log: Log = False,
+    hints: Hints = False,
     column: Columns = None,
     exclude: Exclude = None,
     filter_column: FilterColumns = None,
@@ -69,10 +73,13 @@ def install(
     """Give tables the triggers that tell of their changes.
 
     Tables whose triggers are as they should be are left alone, so it may run at every deployment.
+    A table keeps the settings that it has, beside those given here; --log and --hints set it anew.
     Settings given here win over those that models declare.
     """
+    if log and hints:
+        raise CommandError("--log and --hints contradict each other: give one of them.")
     settings = _given(
-        log=log,
+        log=True if log else False if hints else None,
         columns=column,
         exclude=exclude,
         filter_columns=filter_column,
@@ -88,9 +95,10 @@ def install(
     async def work() -> list[TableAction]:
         async with connected(url) as engine:
             with progress("installing"):
-                return await install_triggers(
-                    engine, subjects, lock_timeout=lock_timeout, **settings
-                )
+                async with engine.begin() as connection:
+                    return await connection.run_sync(
+                        install_keeping, subjects, settings, lock_timeout=lock_timeout
+                    )
 
     _report_actions(asyncio.run(work()), as_json=json)
 
@@ -147,10 +155,11 @@ def status(
         raise typer.Exit(1)
 
 
-def _given(*, notify: bool | None, **settings: Any) -> dict[str, Any]:
-    """Leave out what was not said: it would win over what models declare."""
+def _given(*, log: bool | None, notify: bool | None, **settings: Any) -> dict[str, Any]:
+    """Leave out what was not said: it would win over what models declare, and what tables have."""
     said = {name: value for name, value in settings.items() if value}
-    return said if notify is None else {**said, "notify": notify}
+    switches = {"log": log, "notify": notify}
+    return said | {name: value for name, value in switches.items() if value is not None}
 
 
 def _report_actions(actions: list[TableAction], *, as_json: bool) -> None:
@@ -160,6 +169,9 @@ def _report_actions(actions: list[TableAction], *, as_json: bool) -> None:
     write_table(
         ("table", "triggers"), [(_name(done.schema, done.table), done.action) for done in actions]
     )
+    for done in actions:
+        if done.warning:
+            write(f"{_name(done.schema, done.table)}: {done.warning}")
     counts = Counter(done.action for done in actions)
     write(", ".join(f"{count} {action}" for action, count in counts.items()) or "no tables")
 
@@ -177,7 +189,7 @@ def _show_status(schema: SchemaStatus, found: list[TableStatus]) -> None:
             _name(one.schema, one.table),
             one.kind or "none",
             Text(str(one.state), style=STYLES.get(one.state, "red")),
-            one.problem or "",
+            one.problem or one.warning or "",
         )
         for one in found
     ]

@@ -9,9 +9,10 @@ import typer
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.changes import Change, Operation
-from rowsignal.cli.change_output import JsonLines, Lines, LiveTable, Sightings
+from rowsignal.cli.change_output import ChangeOutput, JsonLines, Lines, LiveTable, Memory
 from rowsignal.cli.connections import connected
 from rowsignal.cli.errors import reason_of
+from rowsignal.cli.narrowing import Narrowing
 from rowsignal.cli.options import Json, Models, MoreTables, Tables, Url
 from rowsignal.cli.output import console, errors
 from rowsignal.cli.reflection import models_of
@@ -40,6 +41,30 @@ def watch(
         bool, typer.Option("--snapshot", help="The current rows first, as inserts.")
     ] = False,
     rows: Annotated[bool, typer.Option("--rows", help="Show the row's values, too.")] = False,
+    pk: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY",
+            help="Only the row with this key, a JSON array for several columns; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="Only rows like status.eq.paid; all must hold; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Only updates that changed this column; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     count: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="End after that many changes.", show_default=False),
@@ -49,14 +74,14 @@ def watch(
     """Show changes as they are committed, until Ctrl-C; without tables, of all that have triggers.
 
     A table in a terminal, lines elsewhere, one JSON object a line with --json. A gap shows as a
-    reset.
+    reset. With --rows an update shows the values before it, as far as they were seen.
     """
     subjects = find_subjects(models, tables, table)
-
+    narrow = Narrowing(pk or (), where or (), column or ())
     options = {"operations": operation, "after": after, "snapshot": snapshot, "rows": rows}
     try:
-        with _sightings(as_json=json) as sightings:
-            asyncio.run(_follow(url, subjects, options, sightings, count=count))
+        with _output(as_json=json) as output:
+            asyncio.run(_follow(url, subjects, narrow, options, output, count=count))
     except KeyboardInterrupt:  # the usual way out
         return
 
@@ -64,17 +89,23 @@ def watch(
 async def _follow(
     url: str | None,
     subjects: Any,
+    narrow: Narrowing,
     options: dict[str, Any],
-    sightings: Sightings,
+    output: ChangeOutput,
     *,
     count: int | None,
 ) -> None:
-    seen = 0
+    seen, memory = 0, Memory()
     async with connected(url) as engine:
         found = await models_of(engine, subjects)
+        options |= narrow.options(found)
+        wanted = narrow.conditions(found)
         async with _listening(engine), watch_changes(engine, *found, **options) as changes:
             async for item in changes:
-                sightings.add(item)
+                shown = memory.take(item)
+                if not wanted.want(shown):
+                    continue
+                output.add(shown)
                 seen += isinstance(item, Change)
                 if seen == count:
                     return
@@ -95,7 +126,7 @@ async def _listening(engine: AsyncEngine) -> AsyncIterator[None]:
         yield
 
 
-def _sightings(*, as_json: bool) -> AbstractContextManager[Sightings]:
+def _output(*, as_json: bool) -> AbstractContextManager[ChangeOutput]:
     out = console()
     if as_json:
         return nullcontext(JsonLines())

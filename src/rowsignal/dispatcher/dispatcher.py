@@ -1,24 +1,19 @@
-"""Who waits for what: from hints and looks to the waits they concern.
-
-One task takes hints in and looks at rows, in turns: a hint that arrives during a look is taken
-when the rows of that look are known by their keys, so that none falls between.
-"""
+"""From hints and reads to the waits they concern: one dispatcher a listener."""
 
 import asyncio
 import logging
 import math
-import time
-from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from sqlalchemy.exc import DataError, NotSupportedError, ProgrammingError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from rowsignal.dispatcher.row_reader import Found, read_rows
+from rowsignal.dispatcher.conditions import Changes, Condition
+from rowsignal.dispatcher.row_reader import RowReader
 from rowsignal.dispatcher.row_waits import RowWatch, Subscription
 from rowsignal.dispatcher.watched_table import HintReader, WatchedTable
-from rowsignal.listener import OUTAGES, Listener
+from rowsignal.listener import Listener
 from rowsignal.listener.pacing import Pace
 from rowsignal.mapping import KeyColumns, PrimaryKey, RowShape
 from rowsignal.payload import CHANNEL, LOG_CHANNEL, Hint, PayloadError
@@ -27,39 +22,33 @@ from rowsignal.triggers.settings import TableName
 logger = logging.getLogger("rowsignal.dispatcher")
 
 INBOX_LIMIT = 20_000
-RETRY_DELAY = 0.25
-HOPELESS = (ProgrammingError, DataError, NotSupportedError)  # no waiting mends these
-
-Due = dict[RowWatch, set[PrimaryKey]]
-
-
-_dispatchers: WeakKeyDictionary[Listener, "Dispatcher"] = WeakKeyDictionary()
+HOPELESS = (ProgrammingError, DataError, NotSupportedError)  # better: postgres.errors.is_hopeless
 
 
 class Dispatcher:
-    """All waits of an event loop for the rows of one database."""
+    """All waits of an event loop for the rows of one database.
+
+    It has no task: notifications are kept by a callback and taken in by the event loop's next
+    turn. Each model has a reader, and each table a task that decides how its changes come.
+    """
 
     def __init__(self, listener: Listener, pace: Pace) -> None:
         self.listener = listener
         self.pace = pace
-        self._rows: dict[RowShape, RowWatch] = {}
+        self._readers: dict[RowShape, RowReader] = {}
         self._tables: dict[TableName, WatchedTable] = {}
         self._inbox: list[str] = []
         self._log_wakes = 0
         self._has_overflown = False
-        self._due: Due = {}
-        self._asked: list[asyncio.Future[int]] = []
-        self._wake = asyncio.Event()
+        self._is_taking_soon = False
+        self._retirements: dict[RowWatch, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._task: asyncio.Task[None] | None = None
 
     @classmethod
     def of(cls, engine: AsyncEngine, pace: Pace | None = None) -> "Dispatcher":
         """Return the running event loop's dispatcher for an engine."""
         listener = Listener.of(engine)
-        if listener not in _dispatchers:
-            _dispatchers[listener] = cls(listener, pace or Pace())
-        return _dispatchers[listener]
+        return listener.companion(cls, lambda: cls(listener, pace or Pace()))
 
     @property
     def tables(self) -> Mapping[TableName, WatchedTable]:
@@ -69,26 +58,33 @@ class Dispatcher:
     @property
     def rows(self) -> Collection[RowWatch]:
         """Return the waits, model by model."""
-        return self._rows.values()
+        return [reader.rows for reader in self._readers.values()]
 
     def subscribe(
         self,
         shape: RowShape,
         primary_key: PrimaryKey,
         *,
+        condition: Condition | None = None,
         attributes: Sequence[str] | None,
         seen: Mapping[str, Any] | None,
+        needs: Iterable[str] = (),
         interval: float,
     ) -> Subscription:
-        """Wait for a row to differ from what was `seen`, or from what a first look shows."""
-        rows = self._rows_of(shape)
-        was = min(rows.intervals, default=math.inf)
-        subscription = Subscription(rows, primary_key, attributes, seen, interval)
-        rows.add(subscription)
+        """Wait for a condition on a row: by default, to differ from `seen` or from a first read.
+
+        `attributes` are those whose changes concern the wait, `needs` those to read besides.
+        """
+        reader = self._reader_of(shape)
+        was = min(reader.rows.intervals, default=math.inf)
+        subscription = Subscription(
+            reader.rows, primary_key, condition or Changes(), attributes, seen, needs, interval
+        )
+        reader.rows.add(subscription)
         for table in shape.tables:
             watch = self._tables[shape.name_of(table)].watch
             watch.joined(subscription.names, is_hurried=interval < was)
-        self._note(rows, {primary_key})
+        reader.note([subscription.row_id])
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
@@ -97,15 +93,15 @@ class Dispatcher:
         rows = subscription.watch
         rows.remove(subscription)
         if not rows:
-            loop = asyncio.get_running_loop()
-            loop.call_later(self.pace.linger, self._retire, rows)
+            self._retire_later(rows)
 
-    def look(self, rows: RowWatch, keys: Iterable[PrimaryKey]) -> asyncio.Future[int]:
-        """Look at rows soon; the future gives how many waits that round ended, or its outage."""
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._asked.append(future)
-        self._note(rows, keys)
-        return future
+    def look(self, rows: RowWatch, row_ids: Iterable[Any]) -> asyncio.Future[int]:
+        """Read rows soon; the future gives how many waits that read ended, or its outage."""
+        return self._readers[rows.shape].look(row_ids)
+
+    def load(self, shape: RowShape, primary_key: PrimaryKey) -> asyncio.Future[Any]:
+        """Load a row's whole object, detached, together with others; None for no row."""
+        return self._readers[shape].load(primary_key)
 
     def follow(self, names: Sequence[TableName], reader: HintReader) -> None:
         """Hand every hint of some tables to `reader` until `unfollow`."""
@@ -127,68 +123,74 @@ class Dispatcher:
     def connected(self) -> None:
         """Arm again what is watched."""
         for table in self._tables.values():
-            table.watch.stir()
+            table.watch.wake()
 
     def degraded(self) -> None:
         """Let the tables be polled."""
         for table in self._tables.values():
-            table.watch.stir()
+            table.watch.wake()
             table.interrupt("the listening connection was lost")
 
     def received(self, channel: str, payload: str) -> None:
-        """Keep a payload for the task; beyond the limit only that there were more."""
+        """Keep a payload for the next turn; beyond the limit only that there were more."""
         if channel == LOG_CHANNEL:
             self._log_wakes += 1
         elif channel == CHANNEL and len(self._inbox) < INBOX_LIMIT:
             self._inbox.append(payload)
         else:
             self._has_overflown = True
-        self._wake.set()
+        if not self._is_taking_soon:
+            self._is_taking_soon = True
+            asyncio.get_running_loop().call_soon(self._take)
 
     async def stopped(self) -> None:
-        """End what nobody needs any more; waits that are left go on by polling."""
-        for rows in tuple(self._rows.values()):
-            self._retire(rows)
+        """End what is no longer needed; waits that are left go on by polling."""
+        for reader in tuple(self._readers.values()):
+            self._retire(reader.rows)
         ending = [task for task in self._tasks if task.cancelling()]
         await asyncio.gather(*ending, return_exceptions=True)
 
-    def _note(self, rows: RowWatch, keys: Iterable[PrimaryKey]) -> None:
-        self._due.setdefault(rows, set()).update(keys)
-        self._wake.set()
-
-    def _rows_of(self, shape: RowShape) -> RowWatch:
-        rows = self._rows.get(shape)
-        if rows is None:
-            rows = self._rows[shape] = RowWatch(shape)
+    def _reader_of(self, shape: RowShape) -> RowReader:
+        reader = self._readers.get(shape)
+        if reader is None:
+            rows = RowWatch(shape)
+            reader = RowReader(rows, self.listener, self.pace, self._key_columns, self._spawn)
+            self._readers[shape] = reader
             for table in shape.tables:
                 self._table(shape.name_of(table)).rows[rows] = table
-        return rows
+        return reader
 
     def _table(self, name: TableName) -> WatchedTable:
         if name not in self._tables:
-            if self._task is None:
+            if not self._tables:
                 self.listener.attach(self)
-                self._task = self._spawn(self._run(), "rowsignal dispatcher")
             table = WatchedTable(name, self.listener, self.pace, self.look)
             self._tables[name] = table
             table.task = self._spawn(table.watch.run(), f"rowsignal {table.watch.label}")
         return self._tables[name]
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work, name=name)
+    def _spawn(self, work: Any, name: str) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)  # the event loop alone would not keep it
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._tasks.discard)
         return task
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("%s has failed: waits may hang", task.get_name(), exc_info=error)
+    def _retire_later(self, rows: RowWatch) -> None:
+        earlier = self._retirements.pop(rows, None)
+        if earlier is not None:
+            earlier.cancel()
+        loop = asyncio.get_running_loop()
+        self._retirements[rows] = loop.call_later(self.pace.linger, self._retire, rows)
 
     def _retire(self, rows: RowWatch) -> None:
-        if rows or self._rows.get(rows.shape) is not rows:
+        timer = self._retirements.pop(rows, None)
+        if timer is not None:
+            timer.cancel()
+        reader = self._readers.get(rows.shape)
+        if rows or reader is None or reader.rows is not rows:
             return
-        del self._rows[rows.shape]
+        del self._readers[rows.shape]
+        reader.close()
         for table in rows.shape.tables:
             name = rows.shape.name_of(table)
             self._tables[name].rows.pop(rows)
@@ -201,25 +203,18 @@ class Dispatcher:
         del self._tables[name]
         if table.task is not None:
             table.task.cancel()
-        if not self._tables and self._task is not None:
-            self._task.cancel()
-            self._task = None
+        if not self._tables:
             self.listener.detach(self)
 
-    async def _run(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            self._take_hints()
-            await self._look()
-
-    def _take_hints(self) -> None:
+    def _take(self) -> None:
+        """Hand out what has arrived; an exception of one part ends only that part."""
+        self._is_taking_soon = False
         inbox, self._inbox = self._inbox, []
         if self._has_overflown:
             self._has_overflown = False
-            self._distrust_hints()
+            self._guard(self._distrust_hints)
         if self._log_wakes:
-            self._follow_log()
+            self._guard(self._follow_log)
         hints: dict[str, list[Hint]] = {}
         for payload in inbox:
             hint = self._decode(payload)
@@ -227,7 +222,16 @@ class Dispatcher:
                 hints.setdefault(hint.token, []).append(hint)
         for table in tuple(self._tables.values()):
             for token in table.watch.tokens & hints.keys():
-                self._hand_out(table, hints[token])
+                self._guard(self._hand_out, table, hints[token])
+
+    def _guard(self, work: Callable[..., None], *arguments: Any) -> None:
+        try:
+            work(*arguments)
+        except Exception as error:
+            logger.exception("hints could not be handed out")
+            self.listener.hooks.task_restarted(task="dispatcher", reason=type(error).__name__)
+            for reader in self._readers.values():  # whatever they told of is read instead
+                reader.note(reader.rows.row_ids)
 
     def _decode(self, payload: str) -> Hint | None:
         try:
@@ -244,85 +248,27 @@ class Dispatcher:
             table.interrupt("more notifications arrived than could be taken in")
         for table in self._tables.values():
             table.trust()
-        for rows in self._rows.values():
-            self._note(rows, rows.primary_keys)
+        for reader in self._readers.values():
+            reader.note(reader.rows.row_ids)
 
     def _follow_log(self) -> None:
-        """Look at what is waited for in logged tables: the log's wake-up names no row."""
+        """Read what is waited for in logged tables: the log's wake-up names no row."""
         wakes, self._log_wakes = self._log_wakes, 0
         for table in self._tables.values():
             if table.watch.is_logged:
                 table.watch.woken(wakes)
                 for rows in table.rows:
-                    self._note(rows, rows.primary_keys)
+                    self._readers[rows.shape].note(rows.row_ids)
 
     def _hand_out(self, table: WatchedTable, hints: list[Hint]) -> None:
         table.watch.hinted(hints)
+        for rows, of_model in table.rows.items():
+            self._readers[rows.shape].hinted(of_model, hints)
         for reader in tuple(table.readers):
             for hint in hints:
                 reader.hinted(hint)
-        for rows, of_model in table.rows.items():
-            keys = set[PrimaryKey]().union(*(rows.concerned(of_model, hint) for hint in hints))
-            if keys:
-                self._note(rows, keys)
-
-    async def _look(self) -> None:
-        due, self._due = self._due, {}
-        asked, self._asked = self._asked, []
-        ended, outage = 0, None
-        for rows, keys in due.items():
-            try:
-                ended += await self._look_at(rows, list(keys))
-            except OUTAGES as error:
-                outage = error
-                self._postpone(rows, keys, error)
-        for future in asked:
-            if future.done():
-                continue
-            if outage is None:
-                future.set_result(ended)
-            else:
-                future.set_exception(outage)
-
-    async def _look_at(self, rows: RowWatch, keys: list[PrimaryKey]) -> int:
-        began = time.perf_counter()
-        try:
-            found = await self._read(rows, keys)
-        except HOPELESS as error:
-            rows.fail(keys, error)
-            return 0
-        ended = sum(map(rows.offer, keys, found))
-        label = rows.shape.mapper.local_table.description
-        seconds = time.perf_counter() - began
-        self.listener.hooks.looked(table=label, rows=len(keys), seconds=seconds)
-        if ended:
-            self.listener.hooks.delivered(table=label, count=ended)
-        return ended
-
-    async def _read(self, rows: RowWatch, keys: list[PrimaryKey]) -> list[Found | None]:
-        key_columns = self._key_columns(rows)
-        if any(key_columns):
-            try:
-                return await self._query(rows, keys, key_columns)
-            except HOPELESS as error:  # say, rowsignal's schema was dropped: hints are for all rows
-                logger.info("reading without keys: %s", error)
-        return await self._query(rows, keys, ())
 
     def _key_columns(self, rows: RowWatch) -> KeyColumns:
         names = map(rows.shape.name_of, rows.shape.tables)
         tables = (self._tables.get(name) for name in names)
         return tuple(None if table is None else table.watch.hinted_key for table in tables)
-
-    async def _query(
-        self, rows: RowWatch, keys: list[PrimaryKey], key_columns: KeyColumns
-    ) -> list[Found | None]:
-        async def work(connection: AsyncConnection) -> list[Found | None]:
-            return await read_rows(connection, rows.shape, keys, key_columns=key_columns)
-
-        return await self.listener.own.run(work, timeout=self.pace.answer)
-
-    def _postpone(self, rows: RowWatch, keys: set[PrimaryKey], error: Exception) -> None:
-        """Look again later; who has not seen the row even once hears the error instead."""
-        for wait in rows.unseen(keys):
-            wait.fail(error)
-        asyncio.get_running_loop().call_later(RETRY_DELAY, self._note, rows, keys)

@@ -3,57 +3,95 @@
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Table
 
-from rowsignal.dispatcher.row_reader import Found
+from rowsignal.dispatcher.comparison import is_same
+from rowsignal.dispatcher.conditions import Condition, Criterion, Matches
+from rowsignal.dispatcher.row_query import Found, Values
 from rowsignal.exceptions import NotFoundError
-from rowsignal.mapping import PrimaryKey, RowShape
+from rowsignal.mapping import PrimaryKey, RowShape, hashable
 from rowsignal.payload import Hint, Key
 
 UNKNOWN: Any = object()  # stands in a baseline for a value that the caller has not seen
 
 
 class Subscription:
-    """One wait: what was last seen of a row, and a future for the first that differs from it.
+    """One wait: what was last seen of a row, and a future for the read that ends the wait.
 
-    `future` gives the `Found` row, or raises `NotFoundError`.
+    `future` gives the `Found` row, None for a row that is not there, or raises `NotFoundError`.
+    `needs` are the attributes to read for it, `names` the database's names of the columns whose
+    changes concern it (None: all).
     """
 
-    __slots__ = ("baseline", "columns", "future", "interval", "names", "primary_key", "watch")
+    __slots__ = (
+        "baseline",
+        "columns",
+        "condition",
+        "failure",
+        "future",
+        "interval",
+        "is_read",
+        "names",
+        "needs",
+        "primary_key",
+        "row_id",
+        "was_found",
+        "watch",
+    )
 
     def __init__(
         self,
         watch: "RowWatch",
         primary_key: PrimaryKey,
+        condition: Condition,
         attributes: Sequence[str] | None,
         seen: Mapping[str, Any] | None,
+        needs: Iterable[str],
         interval: float,
     ) -> None:
-        shape = watch.shape
-        wanted = tuple(shape.columns) if attributes is None else tuple(attributes)
+        wanted = watch.selection(attributes)
         self.watch = watch
         self.primary_key = primary_key
-        self.columns = tuple(map(watch.places.__getitem__, wanted))
-        self.names = None if attributes is None else shape.names_in_database(attributes)
+        self.row_id = hashable(primary_key)
+        self.condition = condition
+        self.columns, self.names = wanted.places, wanted.names
+        self.needs = watch.shared(needs, wanted.attributes if condition.is_comparing else ())
         self.baseline: tuple[Any, ...] | None = None
-        if seen is not None and not seen.keys().isdisjoint(wanted):
-            self.baseline = tuple(seen.get(name, UNKNOWN) for name in wanted)
+        if seen is not None and not seen.keys().isdisjoint(wanted.attributes):
+            self.baseline = tuple(seen.get(name, UNKNOWN) for name in wanted.attributes)
         self.interval = interval
-        self.future: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
+        self.is_read = False
+        self.was_found = False
+        self.failure: BaseException | None = None
+        self.future: asyncio.Future[Found | None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def criterion(self) -> Criterion | None:
+        """Return what PostgreSQL is to evaluate for this wait."""
+        return self.condition.criterion if isinstance(self.condition, Matches) else None
+
+    def reopen(self) -> None:
+        """Give the wait a new future, if its own was cancelled with the task that awaited it."""
+        if self.future.cancelled():
+            self.future = asyncio.get_running_loop().create_future()
 
     def offer(self, found: Found | None) -> bool:
-        """Compare a row just read with what was last seen; tell whether that ended the wait."""
+        """Judge a row just read; tell whether that ended the wait."""
         if self.future.done():
             return False
-        if found is None:
-            self._fail()
-        elif self._is_changed(found):
+        self.is_read = True
+        try:
+            is_over = self._is_over(found)
+        except Exception as error:  # noqa: BLE001 -- a comparison or `until` ends this wait alone
+            self.fail(error)
+            return True
+        self.was_found = found is not None
+        if is_over:
             self.future.set_result(found)
-        else:
-            return False
-        return True
+        return is_over
 
     def fail(self, error: BaseException) -> None:
         """End the wait with an error."""
@@ -63,15 +101,6 @@ class Subscription:
     def concerns(self, hint: Hint) -> bool:
         """Tell whether a hint may be of a column that is waited for."""
         return self.names is None or hint.changed is None or not self.names.isdisjoint(hint.changed)
-
-    def _fail(self) -> None:
-        model = self.watch.shape.mapper.class_.__name__
-        key = self.primary_key if len(self.primary_key) > 1 else self.primary_key[0]
-        if self.baseline is None:
-            message = f"{model} {key!r} does not exist, or its insert is not committed."
-        else:
-            message = f"{model} {key!r} was deleted while it was waited for."
-        self.fail(NotFoundError(message))
 
     def differs(self, values: Mapping[str, Any]) -> bool:
         """Tell whether values by attribute name differ from what was last seen."""
@@ -85,8 +114,27 @@ class Subscription:
             for place, seen in zip(self.columns, self.baseline, strict=True)
         )
 
+    def _is_over(self, found: Found | None) -> bool:
+        if found is None:
+            if self.condition.needs_row:
+                raise NotFoundError(self._absence())
+            return self.condition.is_met(None)
+        is_changed = self._is_changed(found)
+        return is_changed if self.condition.is_comparing else self.condition.is_met(found)
+
+    def _absence(self) -> str:
+        model = self.watch.shape.mapper.class_.__name__
+        key = self.primary_key if len(self.primary_key) > 1 else self.primary_key[0]
+        if self.was_found:
+            return f"{model} {key!r} was deleted while it was waited for."
+        if self.baseline is None:
+            return f"{model} {key!r} does not exist, or its insert is not committed."
+        return f"{model} {key!r} does not exist any more: it was deleted before the wait began."
+
     def _is_changed(self, found: Found) -> bool:
-        current = tuple(map(found.values.__getitem__, self.columns))
+        current = found.values
+        if len(self.columns) < len(current):
+            current = tuple(map(current.__getitem__, self.columns))
         if self.baseline is None:
             self.baseline = current
             return False
@@ -94,25 +142,69 @@ class Subscription:
         for place, seen, value in zip(self.columns, self.baseline, current, strict=True):
             if seen is not UNKNOWN and not equal(place, seen, value):
                 return True
-        self.baseline = tuple(
-            value if seen is UNKNOWN else seen
-            for seen, value in zip(self.baseline, current, strict=True)
-        )
+        if UNKNOWN in map(_or_none, self.baseline):
+            self.baseline = tuple(
+                value if seen is UNKNOWN else seen
+                for seen, value in zip(self.baseline, current, strict=True)
+            )
         return False
 
 
+def _or_none(value: Any) -> Any:
+    return UNKNOWN if value is UNKNOWN else None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Attributes, their places in a row that was read, and their names in the database."""
+
+    attributes: tuple[str, ...]
+    places: tuple[int, ...]
+    names: frozenset[str] | None
+
+
+@dataclass(slots=True)
+class Question:
+    """Waits whose rows are read in one query: `waits[n]` are those of `keys[n]`."""
+
+    criterion: Criterion | None
+    keys: list[PrimaryKey]
+    parameters: list[Values]
+    waits: list[tuple[Subscription, ...]]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def halves(self) -> "tuple[Question, Question]":
+        """Return the question in two parts, to find the row that cannot be read."""
+        middle = len(self) // 2
+        first, second = slice(None, middle), slice(middle, None)
+        return self._part(first), self._part(second)
+
+    def _part(self, part: slice) -> "Question":
+        return Question(self.criterion, self.keys[part], self.parameters[part], self.waits[part])
+
+    def each(self) -> Iterator[Subscription]:
+        """Return all waits."""
+        return (wait for waits in self.waits for wait in waits)
+
+
 class RowWatch:
-    """All waits for rows of one shape."""
+    """All waits for rows of one shape; a row's id is its primary key, made hashable."""
 
     def __init__(self, shape: RowShape) -> None:
         self.shape = shape
         self.places = {name: place for place, name in enumerate(shape.columns)}
         self.intervals: Counter[float] = Counter()
+        self._needs: Counter[frozenset[str]] = Counter()
+        self._criteria = 0
+        self._selections: dict[tuple[str, ...] | None, Selection] = {}
+        self._shared: dict[frozenset[str], frozenset[str]] = {}
         self._types = tuple(column.type for column in shape.columns.values())
-        self._waits: dict[PrimaryKey, list[Subscription]] = {}
+        self._waits: dict[Any, list[Subscription]] = {}
         self._unknown_keys = (None,) * len(shape.tables)
-        self._keys: dict[PrimaryKey, tuple[Key | None, ...]] = {}
-        self._by_key: dict[tuple[int, Key | None], set[PrimaryKey]] = {}
+        self._keys: dict[Any, tuple[Key | None, ...]] = {}
+        self._by_key: dict[tuple[int, Key | None], set[Any]] = {}
 
     def __len__(self) -> int:
         return sum(self.intervals.values())
@@ -121,78 +213,123 @@ class RowWatch:
         return (wait for waits in self._waits.values() for wait in waits)
 
     @property
-    def primary_keys(self) -> frozenset[PrimaryKey]:
-        """Return the keys of all rows that are waited for."""
+    def row_ids(self) -> frozenset[Any]:
+        """Return the ids of all rows that are waited for."""
         return frozenset(self._waits)
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Return the attributes to read for all waits, in the order of the shape."""
+        needed = frozenset[str]().union(*self._needs)
+        return tuple(name for name in self.shape.columns if name in needed)
+
+    def selection(self, attributes: Sequence[str] | None) -> Selection:
+        """Return what attributes (None: all) are in rows; thousands of waits share it."""
+        key = None if attributes is None else tuple(attributes)
+        if key not in self._selections:
+            # In the shape's order: with all columns, a row's values are the baseline as they are.
+            wanted = tuple(name for name in self.shape.columns if key is None or name in key)
+            places = tuple(map(self.places.__getitem__, wanted))
+            names = None if key is None else self.shape.names_in_database(key)
+            self._selections[key] = Selection(wanted, places, names)
+        return self._selections[key]
+
+    def shared(self, *attributes: Iterable[str]) -> frozenset[str]:
+        """Return the union of attributes as one object, however many waits need the same."""
+        union = frozenset[str]().union(*attributes)
+        return self._shared.setdefault(union, union)
 
     def needs_only(self, columns: tuple[str, ...]) -> bool:
         """Tell whether every wait is for some of these columns (of the database's names)."""
         return all(wait.names is not None and wait.names <= set(columns) for wait in self)
 
     def equal(self, place: int, seen: object, value: object) -> bool:
-        """Compare two values of a column as SQLAlchemy does; a NaN equals itself."""
-        if seen is value or self._types[place].compare_values(seen, value):
-            return True
-        return seen != seen and value != value  # only a NaN differs from itself
+        """Compare two values of a column."""
+        return is_same(self._types[place], seen, value)
 
     def add(self, subscription: Subscription) -> None:
         """Take a wait in."""
-        self._waits.setdefault(subscription.primary_key, []).append(subscription)
+        self._waits.setdefault(subscription.row_id, []).append(subscription)
         self.intervals[subscription.interval] += 1
+        self._needs[subscription.needs] += 1
+        self._criteria += subscription.criterion is not None
 
     def remove(self, subscription: Subscription) -> None:
         """Let a wait go."""
-        waits = self._waits[subscription.primary_key]
+        waits = self._waits[subscription.row_id]
         waits.remove(subscription)
         if not waits:
-            del self._waits[subscription.primary_key]
-            self._index(subscription.primary_key, ())
-        self.intervals[subscription.interval] -= 1
-        self.intervals += Counter()  # drops intervals that nobody has any more
+            del self._waits[subscription.row_id]
+            self._index(subscription.row_id, ())
+        _decrease(self.intervals, subscription.interval)
+        _decrease(self._needs, subscription.needs)
+        self._criteria -= subscription.criterion is not None
 
-    def offer(self, primary_key: PrimaryKey, found: Found | None) -> int:
-        """Hand a row that was read to its waits; return how many that ended."""
-        if primary_key not in self._waits:
-            return 0
-        self._index(primary_key, (found.keys or self._unknown_keys) if found else ())
-        return sum([wait.offer(found) for wait in self._waits[primary_key]])
+    def questions(self, row_ids: Iterable[Any]) -> list[Question]:
+        """Return what to ask about rows: one question for all plain waits, one a criterion."""
+        found: dict[Criterion | None, Question] = {}
+        for row_id in row_ids:
+            waits = tuple(self._waits.get(row_id, ()))
+            plain = waits if not self._criteria else tuple(w for w in waits if not w.criterion)
+            if plain:
+                self._ask(found, None, plain)
+            for wait in waits if len(plain) < len(waits) else ():
+                if wait.criterion is not None:
+                    self._ask(found, wait.criterion, (wait,))
+        return list(found.values())
 
-    def fail(self, primary_keys: Iterable[PrimaryKey], error: BaseException) -> None:
-        """End waits with an error."""
-        for primary_key in primary_keys:
-            for wait in self._waits.get(primary_key, ()):
-                wait.fail(error)
+    def _ask(
+        self,
+        found: dict[Criterion | None, Question],
+        criterion: Criterion | None,
+        waits: tuple[Subscription, ...],
+    ) -> None:
+        question = found.get(criterion)
+        if question is None:
+            question = found[criterion] = Question(criterion, [], [], [])
+        question.keys.append(waits[0].primary_key)
+        question.waits.append(waits)
+        if isinstance(waits[0].condition, Matches):
+            question.parameters.append(waits[0].condition.parameters)
 
-    def unseen(self, primary_keys: Iterable[PrimaryKey]) -> list[Subscription]:
-        """Return the waits among these that have never had a look."""
-        waits = (wait for key in primary_keys for wait in self._waits.get(key, ()))
-        return [wait for wait in waits if wait.baseline is None]
+    def answer(self, waits: Sequence[Subscription], found: Found | None) -> int:
+        """Hand a row that was read to waits for it; return how many that ended."""
+        row_id = waits[0].row_id
+        if row_id in self._waits:
+            self._index(row_id, (found.keys or self._unknown_keys) if found else self._unknown_keys)
+        return sum([wait.offer(found) for wait in waits])
 
-    def concerned(self, table: Table, hint: Hint) -> set[PrimaryKey]:
-        """Return the keys of the rows that a hint for one of the shape's tables is about."""
+    def concerned(self, table: Table, hint: Hint) -> set[Any]:
+        """Return the ids of the rows that a hint for one of the shape's tables is about."""
         if hint.key is None:
             return set(self._waits)
         place = self.shape.tables.index(table)
         candidates = self._by_key.get((place, hint.key), set())
         candidates = candidates | self._by_key.get((place, None), set())  # may be any of these
         return {
-            primary_key
-            for primary_key in candidates
-            if any(wait.concerns(hint) for wait in self._waits[primary_key])
+            row_id
+            for row_id in candidates
+            if any(wait.concerns(hint) for wait in self._waits.get(row_id, ()))
         }
 
-    def _index(self, primary_key: PrimaryKey, keys: tuple[Key | None, ...]) -> None:
-        known = self._keys.get(primary_key, ())
+    def _index(self, row_id: Any, keys: tuple[Key | None, ...]) -> None:
+        known = self._keys.get(row_id, ())
         if known == keys:
             return
         for place in enumerate(known):
             rows = self._by_key[place]
-            rows.discard(primary_key)
+            rows.discard(row_id)
             if not rows:
                 del self._by_key[place]
         for place in enumerate(keys):
-            self._by_key.setdefault(place, set()).add(primary_key)
+            self._by_key.setdefault(place, set()).add(row_id)
         if keys:
-            self._keys[primary_key] = keys
+            self._keys[row_id] = keys
         else:
-            self._keys.pop(primary_key, None)
+            self._keys.pop(row_id, None)
+
+
+def _decrease(counter: Counter[Any], item: Any) -> None:
+    counter[item] -= 1
+    if not counter[item]:
+        del counter[item]

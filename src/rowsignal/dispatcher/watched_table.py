@@ -1,8 +1,8 @@
-"""A watched table, with those who wait for its rows and those who read its hints themselves."""
+"""A watched table, with the waits for its rows and the readers of its hints."""
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 from sqlalchemy import Table
 
@@ -10,30 +10,29 @@ from rowsignal.dispatcher.row_waits import RowWatch
 from rowsignal.dispatcher.table_watch import TableWatch
 from rowsignal.listener import Listener
 from rowsignal.listener.pacing import Pace
-from rowsignal.mapping import PrimaryKey
 from rowsignal.payload import Hint
 from rowsignal.triggers.settings import TableName
 
-PATIENT = 30.0  # the interval of a table that nobody waits for any more
+IDLE_INTERVAL = 30.0  # of a table without waits
 
-Look = Callable[[RowWatch, Iterable[PrimaryKey]], asyncio.Future[int]]
+Look = Callable[[RowWatch, Iterable[Any]], asyncio.Future[int]]
 
 
 class HintReader(Protocol):
-    """Whoever reads the hints of a table themselves, such as a live stream."""
+    """Callback interface for the hints of a table, such as a live stream. Must not block."""
 
     def hinted(self, hint: Hint) -> None:
-        """Take one hint; return at once."""
+        """Take one hint."""
 
     def interrupted(self, reason: str) -> None:
-        """Hear that hints may have been lost, and may be until `armed`."""
+        """Take note that hints may have been lost, and may be until `armed`."""
 
     def armed(self) -> None:
-        """Hear that no hint of one of the tables will be lost from now on."""
+        """Take note that no hint of one of the tables will be lost from now on."""
 
 
 class WatchedTable:
-    """A table with those who wait for its rows and those who read its hints."""
+    """A table with the waits for its rows and the readers of its hints."""
 
     def __init__(self, name: TableName, listener: Listener, pace: Pace, look: Look) -> None:
         self.rows: dict[RowWatch, Table] = {}
@@ -52,19 +51,18 @@ class WatchedTable:
     @property
     def interval(self) -> float:
         """Return the shortest polling interval that a wait asked for, in seconds."""
-        return min((seconds for rows in self.rows for seconds in rows.intervals), default=PATIENT)
+        return min(
+            (seconds for rows in self.rows for seconds in rows.intervals), default=IDLE_INTERVAL
+        )
 
     def is_content_with(self, columns: tuple[str, ...] | None) -> bool:
-        """Tell whether hints for these columns are all that anybody waits for."""
+        """Tell whether hints for these columns are all that is waited for."""
         return columns is None or all(rows.needs_only(columns) for rows in self.rows)
 
     async def look(self) -> bool:
-        """Look at all rows that are waited for; tell whether that ended a wait."""
-        ended = 0
-        for rows in tuple(self.rows):
-            if rows:
-                ended += await self._look(rows, rows.primary_keys)
-        return bool(ended)
+        """Read all rows that are waited for; tell whether that ended a wait."""
+        asked = [self._look(rows, rows.row_ids) for rows in tuple(self.rows) if rows]
+        return any(await asyncio.gather(*asked))
 
     def mode_changed(self, mode: str) -> None:
         """Pass on how the table is watched; what is not armed may lose hints."""

@@ -1,5 +1,6 @@
 """A running server, or initdb: processes that end with this one."""
 
+import os
 import signal
 import subprocess
 import time
@@ -9,6 +10,8 @@ from rowsignal.embedded import data_folder
 from rowsignal.embedded.programs import Programs
 from rowsignal.embedded.watchdog import Watchdog
 from rowsignal.exceptions import EmbeddedPostgresError
+
+LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 
 # Seconds that a process gets before the next, harder signal.
 PATIENCE = ((signal.SIGQUIT, 15.0), (signal.SIGKILL, 10.0))
@@ -74,12 +77,13 @@ class Cluster:
     @property
     def log(self) -> str:
         """What the server and initdb have said."""
-        return self.log_file.read_text(errors="replace")
+        with data_folder.open_plain(self.log_file) as log:
+            return log.read()
 
     def _spawn(self, command: list[str]) -> subprocess.Popen[bytes]:
         program, *arguments = command
-        with self.log_file.open("ab") as log:
-            self._log_start = log.tell()
+        with data_folder.open_plain(self.log_file, LOG_FLAGS) as log:
+            self._log_start = log.seek(0, os.SEEK_END)
             self.process = subprocess.Popen(  # noqa: S603 - one of the programs asked for
                 [self.programs.bin_dir / program, *arguments],
                 stdin=subprocess.DEVNULL,

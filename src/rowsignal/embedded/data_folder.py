@@ -1,11 +1,17 @@
 """The folder with a server's data: whose it is, which version made it, who serves it."""
 
+import errno
 import os
+import stat
 from pathlib import Path
+from typing import TextIO, cast
 
 from rowsignal.embedded.programs import Account, Programs, can_enter
 from rowsignal.exceptions import EmbeddedPostgresError
 
+MODES = {os.O_RDONLY: "r", os.O_WRONLY: "a", os.O_RDWR: "r+"}
+# Windows has neither, and no root that opens files for another user.
+GUARDS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 READY_STATES = ("ready", "standby")
 
 
@@ -20,7 +26,7 @@ def account_for(data_dir: Path, account: Account | None) -> Account | None:
 def prepare(data_dir: Path, programs: Programs) -> bool:
     """Make the folder when it is missing, and tell whether it holds data.
 
-    Raises `EmbeddedPostgresError` for a folder that can not be used, for data of another major
+    Raises `EmbeddedPostgresError` for a folder that cannot be used, for data of another major
     version, and for data that a running server has in use.
     """
     try:
@@ -28,7 +34,7 @@ def prepare(data_dir: Path, programs: Programs) -> bool:
         has_data = (data_dir / "PG_VERSION").exists()
         is_empty = not any(data_dir.iterdir())
     except OSError as error:
-        raise EmbeddedPostgresError(f"data_dir can not be used: {error}.") from error
+        raise EmbeddedPostgresError(f"data_dir cannot be used: {error}.") from error
     if not has_data and not is_empty:
         raise EmbeddedPostgresError(
             f"{data_dir} holds something else than PostgreSQL's data: "
@@ -47,7 +53,8 @@ def is_ready(data_dir: Path, pid: int) -> bool:
     `postmaster.pid` says so: process id in the first line, state in the eighth.
     """
     try:
-        lines = (data_dir / "postmaster.pid").read_text().splitlines()
+        with open_plain(data_dir / "postmaster.pid") as pid_file:
+            lines = pid_file.read().splitlines()
     except FileNotFoundError:
         return False
     return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() in READY_STATES
@@ -57,17 +64,21 @@ def _make_reachable(data_dir: Path, account: Account | None) -> None:
     if account is None:
         return
     if data_dir.stat().st_uid == 0:
-        for path in (data_dir, *data_dir.rglob("*")):
-            os.chown(path, *account, follow_symlinks=False)
+        os.chown(data_dir, *account)
+        # By open folders, not by paths: a folder that is replaced by a link leads nowhere.
+        for _, folders, files, place in os.fwalk(data_dir, follow_symlinks=False):
+            for name in (*folders, *files):
+                os.chown(name, *account, dir_fd=place, follow_symlinks=False)
     if not can_enter(data_dir, account):
         raise EmbeddedPostgresError(
-            f"The server can not run as root, and its user, with the id {account.uid}, can not "
+            f"The server cannot run as root, and its user, with the id {account.uid}, cannot "
             f"reach {data_dir}: choose a data_dir below folders that everybody may enter."
         )
 
 
 def _refuse_other_major(data_dir: Path, programs: Programs) -> None:
-    made_by = (data_dir / "PG_VERSION").read_text().strip()
+    with open_plain(data_dir / "PG_VERSION") as version_file:
+        made_by = version_file.read().strip()
     if made_by != programs.major:
         raise EmbeddedPostgresError(
             f"The data in {data_dir} was made by PostgreSQL {made_by}, and the programs in "
@@ -86,7 +97,8 @@ def _refuse_data_in_use(data_dir: Path) -> None:
     pid_file = data_dir / "postmaster.pid"
     if not pid_file.exists() or not Path("/proc/self").exists():
         return
-    first, separator, rest = pid_file.read_text().partition("\n")
+    with open_plain(pid_file) as found:
+        first, separator, rest = found.read().partition("\n")
     if not first.lstrip("-").isdecimal():
         return
     if _works_in(int(first.lstrip("-")), data_dir):
@@ -94,9 +106,28 @@ def _refuse_data_in_use(data_dir: Path) -> None:
             f"A server with the process id {first} has the data in {data_dir} in use: "
             "stop it, or choose another data_dir."
         )
-    with pid_file.open("r+") as stale:
+    with open_plain(pid_file, os.O_RDWR) as stale:
         stale.write(f"{os.getpid()}{separator}{rest}")
         stale.truncate()
+
+
+def open_plain(path: Path, flags: int = os.O_RDONLY) -> TextIO:
+    """Open a file of the data folder; refuse anything else than a plain file of this folder.
+
+    Root opens it in a folder of another user: a link would lead root to any file of the system.
+    """
+    try:
+        handle = os.open(path, flags | GUARDS, 0o600)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise EmbeddedPostgresError(f"{path} is a link, which is not followed.") from error
+        raise
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+        os.close(handle)
+        raise EmbeddedPostgresError(f"{path} is not a plain file with one name.")
+    mode = MODES[flags & os.O_ACCMODE]
+    return cast("TextIO", os.fdopen(handle, mode, errors="replace"))
 
 
 def _works_in(pid: int, folder: Path) -> bool:

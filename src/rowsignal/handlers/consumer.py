@@ -12,8 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from rowsignal.changes import Change, ChangeFilter
 from rowsignal.exceptions import TriggerInstallError
 from rowsignal.handlers.rows import RowTypes
-from rowsignal.identifiers import qualify
-from rowsignal.streams.tables import Columns, StreamedTable, TableName, find_tables
+from rowsignal.identifiers import QualifiedName, qualify
+from rowsignal.streams.tables import Columns, WatchedTables, WatchRequest
 
 Handler = Callable[[AsyncSession, Any], Awaitable[object]]
 Start = Literal["now", "beginning"]
@@ -96,32 +96,33 @@ class Feed:
     """The tables of a consumer as the database has them, and which of their changes it wants."""
 
     consumer: Consumer
-    tables: dict[TableName, StreamedTable]
-    types: dict[TableName, RowTypes]
+    tables: WatchedTables
+    types: dict[QualifiedName, RowTypes]
 
     @classmethod
     async def of(cls, engine: AsyncEngine, consumer: Consumer) -> "Feed":
         """Look the tables up; `TriggerInstallError` for one without a log."""
-        tables = await find_tables(engine, consumer.models, consumer.filter, consumer.columns, None)
-        for table in tables.values():
-            if not table.is_logged:
+        request = WatchRequest(consumer.models, consumer.filter, consumer.columns, None)
+        tables = await request.find_tables(engine)
+        for name in tables.names:
+            if name not in tables.logged:
                 raise TriggerInstallError(
-                    f"{'.'.join(table.name)} has no change log, so consumer {consumer.name!r} has"
+                    f"{'.'.join(name)} has no change log, so consumer {consumer.name!r} has"
                     " no position in it; install_triggers(..., log=True) makes one."
                 )
         types = RowTypes.of(engine, consumer.models)
-        known = {name: types.get(name) or types[None, name[1]] for name in tables}
+        known = {name: types.get(name) or types[None, name[1]] for name in tables.names}
         return cls(consumer, tables, known)
 
     @property
     def names(self) -> list[str]:
         """Return the tables, qualified and quoted."""
-        return sorted(qualify(name, schema) for schema, name in self.tables)
+        return sorted(qualify(name, schema) for schema, name in self.tables.names)
 
     def wants(self, change: Change, partition: int) -> bool:
         """Tell whether a change is for the handler, and of this partition."""
-        table = self.tables.get((change.schema, change.table))
-        if table is None or not table.wants(change):
+        name = (change.schema, change.table)
+        if name not in self.tables.names or not self.tables.wants(change):
             return False
         partitions = self.consumer.partitions
         return partitions == 1 or partition_of(change, partitions) == partition

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from rowsignal.postgres.connections import OwnConnection, beside
+from rowsignal.postgres.connections import SideConnection, beside
 from rowsignal.postgres.statements import query
 
 QUERY_TIMEOUT = 10.0
@@ -72,7 +72,7 @@ class LeaseTable:
     def __init__(
         self, engine: AsyncEngine, worker: UUID, label: str, names: list[str], seconds: float
     ) -> None:
-        self._own = OwnConnection(beside(engine))
+        self._own = SideConnection(beside(engine))
         self._worker = worker
         self._arguments = (worker, label, names, timedelta(seconds=seconds))
 

@@ -127,7 +127,7 @@ class Runner:
             after = await position_of(driver, place, decode(now).incarnation)
         tail = LogTail.of(self._context.engine)
         async with (
-            tail.subscribe(self._feed.tables, after=after) as subscription,
+            tail.subscribe(self._feed.tables.names, after=after) as subscription,
             aclosing(self._items(subscription)) as items,
         ):
             async for item in items:

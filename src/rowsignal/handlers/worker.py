@@ -20,7 +20,7 @@ from rowsignal.handlers.leases import Leases, LeaseTable, Partition
 from rowsignal.handlers.places import place_of
 from rowsignal.handlers.runner import HandlerContext, Runner
 from rowsignal.listener import OUTAGES
-from rowsignal.postgres.errors import message_of, sqlstate_of
+from rowsignal.postgres.errors import message, sqlstate
 from rowsignal.postgres.statements import query
 
 logger = logging.getLogger("rowsignal.handlers")
@@ -197,9 +197,9 @@ async def _create_consumer(driver: asyncpg.Connection, arguments: tuple[object, 
     try:
         await driver.execute(query("consumer_create"), *arguments)
     except asyncpg.PostgresError as error:
-        if sqlstate_of(error) != OTHER_PARTITIONS:
+        if sqlstate(error) != OTHER_PARTITIONS:
             raise explained(error) from error
         raise ConsumerError(
-            f"{message_of(error)} Use a multiple, or let it handle what is logged and then forget"
+            f"{message(error)} Use a multiple, or let it handle what is logged and then forget"
             f" it: `rowsignal consumers drop {arguments[0]}`."
         ) from error

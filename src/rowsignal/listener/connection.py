@@ -5,16 +5,27 @@ import secrets
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 import asyncpg
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from rowsignal.payload import CHANNEL, LOG_CHANNEL
-from rowsignal.postgres.connections import OwnConnection
+from rowsignal.postgres.errors import sqlstate
 from rowsignal.postgres.statements import query
 
 Receive = Callable[[str, str], None]
+QUEUE_FULL = "54000"  # program_limit_exceeded, raised by the commit of a NOTIFY
+
+
+class Side(Protocol):
+    """Runs work on another connection than the one that listens."""
+
+    async def run(
+        self, work: Callable[[AsyncConnection], Awaitable[object]], *, timeout: float
+    ) -> object:
+        """Run `work`; `TimeoutError` after `timeout` seconds."""
 
 
 class CanaryError(ConnectionError):
@@ -52,11 +63,11 @@ class Wire:
                 raise
             return wire
 
-    async def settle_in(self) -> None:
+    async def keep_alive(self) -> None:
         """Switch off what would end an idle session.
 
         After the canary has come back: through a transaction pooler these settings would stay on
-        somebody else's connection.
+        a connection that other clients use.
         """
         await self.ask(query("listener_settings"), timeout=5.0)
         transport = getattr(self._driver, "_transport", None)  # asyncpg has no keepalive option
@@ -64,14 +75,19 @@ class Wire:
         if peer is not None and peer.family in {socket.AF_INET, socket.AF_INET6}:
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
-    async def prove(self, own: OwnConnection, *, timeout: float) -> None:
+    async def prove(self, side: Side, *, timeout: float) -> None:
         """Send a notification from another connection and see it arrive; else `CanaryError`.
 
         From another connection, because a pooler passes on what arrives within one's own
         statement, and drops the same from a connection that is idle.
         """
         self._canary.clear()
-        await own.run(self._send_canary, timeout=timeout)
+        try:
+            await side.run(self._send_canary, timeout=timeout)
+        except DBAPIError as error:
+            if sqlstate(error) == QUEUE_FULL:
+                raise CanaryError("PostgreSQL's notification queue is full") from error
+            raise
         try:
             async with asyncio.timeout(timeout):
                 await self._canary.wait()
@@ -83,7 +99,9 @@ class Wire:
         async with self._turn:
             try:
                 async with asyncio.timeout(timeout):
-                    return await self._driver.fetchval(statement, *arguments)
+                    # All rows: `fetchval` would stop a statement that sets one thing in each.
+                    rows = await self._driver.fetch(statement, *arguments)
+                    return rows[0][0] if rows else None
             except (TimeoutError, OSError, asyncpg.InterfaceError, asyncpg.PostgresError):
                 self.lost.set()
                 raise

@@ -1,22 +1,24 @@
-"""The listening of a process to a database: who is served, what is armed, how it recovers."""
+"""The connection on which a process listens to a database: what it serves, arms and survives."""
 
 import asyncio
 import logging
 import random
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol, Self
-from weakref import WeakKeyDictionary
+from typing import Any, Protocol, Self, TypeVar
 
 import asyncpg
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from rowsignal.hooks import Hooks
+from rowsignal.hooks import Hooks, guarded
 from rowsignal.listener.connection import CanaryError, Wire
 from rowsignal.payload import LOCK_CLASS
-from rowsignal.postgres.connections import OwnConnection, beside
+from rowsignal.postgres.connections import SideConnection, beside
+from rowsignal.postgres.errors import describe, is_hopeless, sqlstate
+from rowsignal.postgres.read_connections import ReadConnections
 from rowsignal.postgres.statements import query
 
 logger = logging.getLogger("rowsignal.listener")
@@ -32,22 +34,25 @@ OUTAGES = (
 )
 
 PROBE_COLLISION_DELAYS = (0.0, 0.001, 0.004, 0.016, 0.05)
+STEADY = 5.0  # seconds a connection must last before the next failure counts as a first one
+
+Companion = TypeVar("Companion")
 
 
 class Receiver(Protocol):
-    """Whoever a listener works for. Methods return at once: they note, and wake somebody."""
+    """Callback interface of a listener. Methods must not block."""
 
     def connected(self) -> None:
-        """Hear that notifications arrive from now on; nothing is armed yet."""
+        """Note that notifications arrive from now on; nothing is armed yet."""
 
     def degraded(self) -> None:
-        """Hear that notifications no longer arrive; nothing is armed any more."""
+        """Note that notifications no longer arrive; nothing is armed any more."""
 
     def received(self, channel: str, payload: str) -> None:
         """Take one notification."""
 
     async def stopped(self) -> None:
-        """Hear that the listener was closed; end what nobody needs any more."""
+        """End what is no longer needed: the listener was closed."""
 
 
 def reconnect_delays() -> Iterator[float]:
@@ -103,23 +108,63 @@ class Lease:
             await self.wire.ask(query("disarm"), LOCK_CLASS, self.bucket, timeout=self.timeout)
 
 
-_Known = dict[object, "Listener"]
-_listeners: WeakKeyDictionary[asyncio.AbstractEventLoop, _Known] = WeakKeyDictionary()
+class _Registry:
+    """The listeners of all event loops, of any thread.
+
+    Not a dictionary with weak keys: a listener refers to its event loop, and a value that refers to
+    its key keeps it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._listeners: dict[tuple[asyncio.AbstractEventLoop, object], Listener] = {}
+
+    def __len__(self) -> int:
+        return len(self._listeners)
+
+    def get(self, engine: AsyncEngine) -> "Listener":
+        """Return the running event loop's listener for an engine; make one where there is none."""
+        key = asyncio.get_running_loop(), _identity(engine)
+        with self._lock:
+            if key not in self._listeners:
+                self._drop_closed()
+                self._listeners[key] = Listener(engine)
+            return self._listeners[key]
+
+    def put(self, listener: "Listener") -> None:
+        """Make a listener the running event loop's for its engine."""
+        with self._lock:
+            self._drop_closed()
+            self._listeners[asyncio.get_running_loop(), _identity(listener.engine)] = listener
+
+    def drop(self, listener: "Listener") -> None:
+        """Forget a listener, if it has not been replaced."""
+        key = asyncio.get_running_loop(), _identity(listener.engine)
+        with self._lock:
+            if self._listeners.get(key) is listener:
+                del self._listeners[key]
+
+    def _drop_closed(self) -> None:
+        for key in [key for key in self._listeners if key[0].is_closed()]:
+            del self._listeners[key]
+
+
+_registry = _Registry()
 
 
 @dataclass(eq=False)
 class Listener:
     """One LISTEN connection for an engine, shared by all waits and streams of an event loop.
 
-    Waiting starts it by itself. Open one in an application's lifespan to keep it warm, to hear
-    of a failing first connection, or to give it another address:
+    Waiting starts it by itself. Open one in an application's lifespan to keep it warm, to
+    raise what the first connection raises, or to give it another address:
 
         async with Listener(engine, listen_url="postgresql+asyncpg://primary/app"):
             ...
 
     `listen_url` is for engines that connect through a transaction pooler or to a standby, where
-    LISTEN does not work (PostgreSQL manual, LISTEN and "Hot Standby"); rows are then looked at
-    through that address, too.
+    LISTEN does not work (PostgreSQL manual, LISTEN and "Hot Standby"); rows are then read through
+    that address, too.
     """
 
     engine: AsyncEngine
@@ -128,8 +173,12 @@ class Listener:
     timings: Timings = field(default_factory=Timings)
 
     def __post_init__(self) -> None:
+        self.hooks = guarded(self.hooks)
         self.state = ListenerState()
-        self.own = OwnConnection(beside(self.engine, self.listen_url))
+        self.own = SideConnection(beside(self.engine, self.listen_url))
+        self.reads = ReadConnections(lambda: beside(self.engine, self.listen_url))
+        self._companions: dict[type[Any], Any] = {}
+        self._failure = ""
         self._wire_engine = beside(self.engine, self.listen_url)
         self._wire: Wire | None = None
         self._receivers: set[Receiver] = set()
@@ -141,21 +190,23 @@ class Listener:
     @classmethod
     def of(cls, engine: AsyncEngine) -> "Listener":
         """Return the running event loop's listener for an engine; make one where there is none."""
-        known = _listeners.setdefault(asyncio.get_running_loop(), {})
-        identity = _identity(engine)
-        if identity not in known:
-            known[identity] = cls(engine)
-        return known[identity]
+        return _registry.get(engine)
+
+    def companion(self, kind: type[Companion], make: Callable[[], Companion]) -> Companion:
+        """Return what lives and ends with this listener, one of a kind; make it at first."""
+        if kind not in self._companions:
+            self._companions[kind] = make()
+        found: Companion = self._companions[kind]
+        return found
 
     async def __aenter__(self) -> Self:
         """Connect, or raise what the first connection raises.
 
         Where PostgreSQL answers, and only notifications do not arrive, it begins by polling.
         """
-        loop = asyncio.get_running_loop()
-        _listeners.setdefault(loop, {})[_identity(self.engine)] = self
+        _registry.put(self)
         self._is_kept_open = True
-        first: asyncio.Future[None] = loop.create_future()
+        first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._start(first)
         try:
             await first
@@ -169,7 +220,7 @@ class Listener:
         await self.close()
 
     def attach(self, receiver: Receiver) -> None:
-        """Work for `receiver`; start if nobody was there before."""
+        """Work for `receiver`; start for the first one."""
         self._receivers.add(receiver)
         if self._retirement is not None:
             self._retirement.cancel()
@@ -187,9 +238,9 @@ class Listener:
     async def arm(self, bucket: int) -> "Lease | None":
         """Take the shared advisory lock that makes triggers notify, and return the lease on it.
 
-        Returns None where notifications do not arrive, or somebody else holds the lock
-        exclusively: poll then. What triggers decided before the lock was there is for the caller
-        to settle. See the PostgreSQL manual, "Advisory Lock Functions".
+        Returns None where notifications do not arrive, or another session holds the lock
+        exclusively: poll then. What triggers decided before the lock was there is for the caller:
+        drain writers. See the PostgreSQL manual, "Advisory Lock Functions".
         """
         for delay in PROBE_COLLISION_DELAYS:  # a writer's own probe is gone in microseconds
             await asyncio.sleep(delay)
@@ -203,15 +254,16 @@ class Listener:
     async def close(self) -> None:
         """Close the connections; leave no task."""
         self._is_kept_open = False
-        self._forget()
-        if self._retirement is not None:
-            self._retirement.cancel()
+        _registry.drop(self)
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         for receiver in tuple(self._receivers):
             await receiver.stopped()
-        await self.own.close()
+        if self._retirement is not None:
+            self._retirement.cancel()
+            self._retirement = None
+        await asyncio.gather(self.own.close(), self.reads.close())
 
     def _start(self, first: asyncio.Future[None] | None = None) -> None:
         if self._task is None or self._task.done():
@@ -222,39 +274,51 @@ class Listener:
     def _retire(self) -> None:
         self._retirement = None
         if not self._receivers and not self._is_kept_open:
-            self._forget()  # now: whoever asks next gets a listener that is not about to close
+            _registry.drop(self)  # now: the next wait gets a listener that is not about to close
             loop = asyncio.get_running_loop()
             self._closing = loop.create_task(self.close(), name="rowsignal listener closing")
 
-    def _forget(self) -> None:
-        known = _listeners.get(asyncio.get_running_loop(), {})
-        if known.get(_identity(self.engine)) is self:
-            del known[_identity(self.engine)]
-
     async def _run(self, first: asyncio.Future[None] | None) -> None:
         delays = self.timings.delays()
+        loop = asyncio.get_running_loop()
         try:
             while True:
-                epoch = self.state.epoch
+                began = loop.time()
                 try:
                     await self._serve(first)
-                except OUTAGES as error:
-                    if first is None or first.done():
-                        self._degrade(_in_one_line(error))
-                    elif isinstance(error, CanaryError):  # for what polls this will do
-                        self._degrade(_in_one_line(error))
-                        first.set_result(None)
-                    else:
-                        first.set_exception(error)
+                except Exception as error:  # noqa: BLE001 -- no task ends unseen: it is told
+                    if self._is_first(error, first):
                         return
-                if self.state.epoch != epoch:  # it worked for a while: start over, soon
+                    self._tell(error)
+                if loop.time() - began > STEADY:  # it worked for a while: start over, soon
                     delays = self.timings.delays()
                 await asyncio.sleep(next(delays))
         finally:
             self._degrade("the listener was stopped", level=logging.INFO)
             self.state.mode = "stopped"
-            await self.own.close()
+            _registry.drop(self)
+            await asyncio.gather(self.own.close(), self.reads.close())
             await self._wire_engine.dispose()
+
+    def _is_first(self, error: Exception, first: asyncio.Future[None] | None) -> bool:
+        """Degrade; or tell whether it is the first connection, whose errors are the caller's."""
+        if first is None or first.done() or isinstance(error, CanaryError):
+            self._degrade(describe(error))
+            if first is not None and not first.done():  # polling will do for a beginning
+                first.set_result(None)
+            return False
+        first.set_exception(error)
+        return True
+
+    def _tell(self, error: Exception) -> None:
+        """Say once what failed unforeseen; what a server or a network says is no such thing."""
+        if sqlstate(error) is not None or not is_hopeless(error):
+            return
+        cause = describe(error)
+        if cause != self._failure:
+            logger.error("the listener has failed and begins again: %s", cause, exc_info=error)
+        self._failure = cause
+        self.hooks.task_restarted(task="listener", reason=cause)
 
     async def _serve(self, first: asyncio.Future[None] | None) -> None:
         """Listen on one connection until it is lost; raise why it could not be, or no longer is."""
@@ -262,9 +326,10 @@ class Listener:
             self.state.mode = "connecting"
         answer = self.timings.answer
         wire = await Wire.open(self._wire_engine, self._received, timeout=answer)
+        self.reads.attempts.forgive()  # the server answers: no need to space attempts
         try:
-            await wire.prove(self.own, timeout=answer)
-            await wire.settle_in()
+            await wire.prove(self.reads, timeout=answer)
+            await wire.keep_alive()
             self._connect(wire)
             if first is not None and not first.done():
                 first.set_result(None)
@@ -286,7 +351,7 @@ class Listener:
     async def _check(self, wire: Wire) -> None:
         """See that notifications still arrive, and that PostgreSQL's queue of them is not full."""
         used = await wire.ask(query("queue_usage"), timeout=self.timings.answer)
-        await wire.prove(self.own, timeout=self.timings.answer)
+        await wire.prove(self.reads, timeout=self.timings.answer)
         if used > self.timings.full_queue:
             self._degrade(f"PostgreSQL's notification queue is {used:.0%} full")
         elif self.state.mode != "listening":
@@ -303,7 +368,8 @@ class Listener:
     def _degrade(self, reason: str, *, level: int = logging.WARNING) -> None:
         was_listening = self.state.mode == "listening"
         if self.state.reason != reason:
-            logger.log(level, "notifications do not arrive, so rows are looked at: %s", reason)
+            name = self.engine.url.database
+            logger.log(level, "LISTEN is unavailable for database %s, polling: %s", name, reason)
         self.state.mode, self.state.reason = "polling", reason
         if was_listening:
             self.hooks.degraded(reason=reason)
@@ -316,16 +382,11 @@ class Listener:
             receiver.received(channel, payload)
 
 
-def _in_one_line(error: BaseException) -> str:
-    first, *_ = str(error).splitlines() or [""]
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
-
-
 def _report(task: asyncio.Task[None], first: asyncio.Future[None] | None) -> None:
-    """Say so where the task has failed, and let nobody wait for a connection that never comes."""
+    """Fail what waits for a first connection that will not come."""
     error = None if task.cancelled() else task.exception()
     if error is not None:
-        logger.error("the listener has failed: rows are looked at from now on", exc_info=error)
+        logger.error("the listener has ended: polling from now on", exc_info=error)
     if first is not None and not first.done():
         first.set_exception(error or ConnectionError("the listener was stopped"))
 

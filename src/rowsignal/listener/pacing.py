@@ -1,19 +1,41 @@
-"""How often tables are read, and how many notifications are too many."""
+"""How changes reach this process: by notification while it is quiet, else by reads in intervals.
 
+Being notified costs writers; reading costs this process. What is watched is armed while it is quiet
+and read in intervals while it is busy, as network drivers turn interrupts into polling. Waits for
+rows and the change log use the same machine.
+"""
+
+import asyncio
+import logging
+import math
+import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from rowsignal.hooks import Hooks
+from rowsignal.postgres.errors import describe, is_hopeless
+
+logger = logging.getLogger("rowsignal.arming")
+
+Mode = Literal["starting", "settling", "armed", "busy", "polling"]
+
+LONGEST_ERROR_PAUSE = 1.0
+RELAPSE = 1.0  # seconds after arming within which too many notifications count as a relapse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How often a table is looked at, in seconds, and how busy one may be that notifies.
+    """How often something is read, in seconds, and how busy it may be while it notifies.
 
-    `settle` and `settle_longest` bound the growing interval of looks for writers that were at work
-    when the table was armed, `safety` is the interval of looks at an armed table, `recheck` that
-    of asking whether a table has triggers by now. Above `busy_rate` notifying transactions a
-    second a table is looked at instead, every `busy_look` seconds but at most `share_of_time` of
-    the time, for `quiet` seconds at first and for `longest_stay` at most. A table that nobody
-    waits for is disarmed after `linger`. `answer` is how long a query may take.
+    `settle` and `settle_longest` bound the growing interval of reads while earlier writers are
+    drained, `safety` is the interval of reads while armed, `recheck` that of asking whether there
+    are triggers by now. Above `busy_rate` notifying transactions a second it is read instead, every
+    `busy_look` seconds but at most `share_of_time` of the time and with pauses of at most
+    `longest_pause`, until nothing has changed for the cooldown: `quiet` seconds at first, up to
+    `longest_stay` after relapses. `linger` is the idle timeout of a table without waits, `answer`
+    the query timeout. A row whose table is `missing` for so long ends its waits.
     """
 
     settle: float = 0.02
@@ -23,10 +45,12 @@ class Pace:
     busy_rate: float = 50.0
     busy_look: float = 0.025
     share_of_time: float = 0.1
+    longest_pause: float = 0.5
     quiet: float = 0.25
     longest_stay: float = 30.0
     linger: float = 3.0
     answer: float = 5.0
+    missing: float = 10.0
 
 
 class Rate:
@@ -50,3 +74,250 @@ class Rate:
     def is_high(self) -> bool:
         """Tell whether a second's worth has come together."""
         return self._level >= self._limit
+
+
+class Lease(Protocol):
+    """A hold on what makes triggers notify."""
+
+    async def release(self) -> None:
+        """Give the hold back."""
+
+
+class Arming(Protocol):
+    """What takes the holds: the listener."""
+
+    hooks: Hooks
+
+    async def arm(self, bucket: int) -> Lease | None:
+        """Make the triggers of a bucket notify; None where notifications do not arrive."""
+
+
+class Paced(Protocol):
+    """What a `Pacer` reads. No method but `read`, `buckets` and `writers` may block."""
+
+    @property
+    def label(self) -> str:
+        """Return the name for logs and metrics."""
+
+    @property
+    def interval(self) -> float:
+        """Return the seconds between reads while notifications do not arrive."""
+
+    @property
+    def is_streaming(self) -> bool:
+        """Tell whether notifications themselves are needed, so that reads do not replace them."""
+
+    async def buckets(self) -> Sequence[int] | None:
+        """Ask which buckets to arm now; None where notifications would not tell enough."""
+
+    async def has_altered(self) -> bool:
+        """Ask whether `buckets` would be answered otherwise than last time."""
+
+    async def writers(self) -> frozenset[str]:
+        """Return the transactions under way whose triggers may have run before the arming."""
+
+    async def read(self) -> bool:
+        """Read what may have changed; tell whether it had."""
+
+    def mode_changed(self, mode: Mode) -> None:
+        """Take note of the mode."""
+
+
+class Pacer:
+    """Goes between the modes, for one watched thing.
+
+    `mode` is `starting`, `settling` (armed, and reading until earlier writers are over), `armed`,
+    `busy` (read in intervals because it notified too often) or `polling` (notifications do not
+    come). Each mode begins with a read, so no change falls between two of them.
+    """
+
+    def __init__(self, listener: Arming, subject: Paced, pace: Pace) -> None:
+        self.mode: Mode = "starting"
+        self.rate = Rate(pace.busy_rate)
+        self._listener = listener
+        self._subject = subject
+        self._pace = pace
+        self._cooldown = pace.quiet
+        self._leases: list[Lease] = []
+        self._read_due = math.inf
+        self._event = asyncio.Event()
+        self._must_think = False
+        self._must_read = False
+        self._failure = ""
+
+    @property
+    def is_armed(self) -> bool:
+        """Tell whether every change from now on will be told, or that it was not."""
+        return self.mode == "armed" and bool(self._leases) and not self._must_think
+
+    @property
+    def is_notifying(self) -> bool:
+        """Tell whether writers notify, if not yet all earlier ones."""
+        return self.mode in {"settling", "armed"}
+
+    def wake(self) -> None:
+        """Decide again which mode fits: the listener or the need has changed."""
+        self._must_think = True
+        self._event.set()
+
+    def request_read(self) -> None:
+        """Read soon, in whatever mode."""
+        self._must_read = True
+        self._event.set()
+
+    def notified(self, transactions: int) -> None:
+        """Count transactions that notified because of the arming."""
+        self.rate.add(transactions)
+        if self._leases and self.rate.is_high and not self._subject.is_streaming:
+            self.wake()  # without leases these are stragglers: it is disarmed already
+
+    async def run(self) -> None:
+        """Keep reading at the right pace until cancelled, whatever fails."""
+        try:
+            while True:
+                try:
+                    await self._round()
+                except Exception as error:  # noqa: BLE001 -- no task ends unseen: it is told
+                    self._tell(error)
+                    await self._disarm()
+                    await self._enter_after_failure()
+        finally:
+            await self._disarm()
+
+    async def _round(self) -> None:
+        """Do what fits now; return when that is to be decided again."""
+        self._must_think = False
+        self.rate.clear()
+        buckets = await self._subject.buckets()
+        if buckets is None or not await self._arm(buckets):
+            await self._disarm()
+            await self._poll()
+            return
+        armed_at = time.monotonic()
+        await self._drain_writers()
+        await self._stay_armed()
+        is_busy = self.rate.is_high
+        await self._disarm()
+        if is_busy:
+            self._lengthen_cooldown(since=armed_at)
+            await self._stay_busy()
+
+    async def _arm(self, buckets: Sequence[int]) -> bool:
+        for bucket in buckets:
+            lease = await self._listener.arm(bucket)
+            if lease is None:
+                return False
+            self._leases.append(lease)
+        return True
+
+    async def _disarm(self) -> None:
+        leases, self._leases = self._leases, []
+        for lease in leases:
+            try:
+                await lease.release()
+            except Exception as error:  # noqa: BLE001 -- the lock has gone with its connection
+                logger.debug("%s: %s", self._subject.label, describe(error))
+
+    async def _drain_writers(self) -> None:
+        """Read until every transaction is over whose triggers may have run before the arming."""
+        self._enter("settling")
+        delay = self._pace.settle
+        writers = await self._subject.writers()
+        await self._read()
+        while writers and not await self._woken_within(min(delay, self._subject.interval)):
+            delay = min(delay * 1.5, self._pace.settle_longest)
+            writers &= await self._subject.writers()  # before the read: what is gone has committed
+            await self._read()
+
+    async def _stay_armed(self) -> None:
+        self._enter("armed")
+        safe_until = time.monotonic() + self._pace.safety * _spread()
+        while not await self._woken_within(safe_until - time.monotonic()):
+            if time.monotonic() >= safe_until:
+                if await self._subject.has_altered():
+                    return
+                safe_until = time.monotonic() + self._pace.safety * _spread()
+            await self._read()
+
+    def _lengthen_cooldown(self, *, since: float) -> None:
+        is_relapse = time.monotonic() - since < RELAPSE + self._pace.quiet
+        longer = min(self._cooldown * 2, self._pace.longest_stay)
+        self._cooldown = longer if is_relapse else self._pace.quiet
+
+    async def _stay_busy(self) -> None:
+        """Read in short intervals until nothing has changed for the cooldown.
+
+        Reads do not replace notifications that a stream needs: for a stream it is armed at once.
+        """
+        self._enter("busy")
+        self._must_think = False
+        until = time.monotonic() + self._cooldown
+        while not self._subject.is_streaming and (began := time.monotonic()) < until:
+            has_changed = await self._read()
+            now = time.monotonic()
+            until = now + self._cooldown if has_changed else until
+            if await self._woken_within(self._pause(now - began)):
+                return
+
+    def _pause(self, cost: float) -> float:
+        """Return the seconds until the next read; a slow read may have queued behind others."""
+        wanted = max(self._pace.busy_look, cost / self._pace.share_of_time)
+        return min(wanted, self._pace.longest_pause, self._subject.interval)
+
+    async def _poll(self) -> None:
+        """Read in the subject's own interval until notifications may be possible."""
+        if self.mode not in {"starting", "polling"}:  # what was to be told may be lost
+            self._read_due = 0.0
+        self._enter("polling")
+        until = time.monotonic() + self._pace.recheck * _spread()
+        while (now := time.monotonic()) < until:
+            self._read_due = min(self._read_due, now + self._subject.interval)
+            if await self._woken_within(min(until, self._read_due) - now):
+                return
+            if time.monotonic() >= self._read_due or self._must_read:
+                self._read_due = math.inf
+                await self._read()
+
+    async def _read(self) -> bool:
+        self._must_read = False
+        return await self._subject.read()
+
+    async def _woken_within(self, seconds: float) -> bool:
+        """Sleep; return early for a read, or, with True, to decide on the mode again."""
+        if self._must_think or self._must_read:
+            return self._must_think
+        self._event.clear()
+        try:
+            async with asyncio.timeout(max(0.0, seconds)):
+                await self._event.wait()
+        except TimeoutError:
+            return False
+        return self._must_think
+
+    def _enter(self, mode: Mode) -> None:
+        if mode != self.mode:
+            self.mode = mode
+            self._subject.mode_changed(mode)
+
+    async def _enter_after_failure(self) -> None:
+        try:
+            self._enter("polling")
+        except Exception as error:  # noqa: BLE001 -- told, and no reason to stop
+            self._tell(error)
+        await asyncio.sleep(min(self._subject.interval, LONGEST_ERROR_PAUSE))
+
+    def _tell(self, error: Exception) -> None:
+        """Say once what failed; outages are no failures of this process."""
+        label, cause = self._subject.label, describe(error)
+        if not is_hopeless(error):
+            logger.info("%s: reading again soon: %s", label, cause)
+            return
+        if cause != self._failure:
+            logger.error("%s: watching has failed and begins again: %s", label, cause)
+            logger.debug("%s: the failure", label, exc_info=error)
+        self._failure = cause
+        self._listener.hooks.task_restarted(task=label, reason=cause)
+
+
+def _spread() -> float:
+    return random.uniform(0.8, 1.2)  # noqa: S311 -- keeps many processes from reading at once

@@ -16,7 +16,7 @@ from rowsignal.listener import OUTAGES, Listener, reconnect_delays
 from rowsignal.live_queries.results import Result, key_of, read_as_needed
 from rowsignal.live_queries.sources import TableChanges
 from rowsignal.postgres.connections import beside_with_options
-from rowsignal.postgres.errors import sqlstate_of
+from rowsignal.postgres.errors import sqlstate
 
 logger = logging.getLogger("rowsignal.live_queries")
 
@@ -233,5 +233,5 @@ class _SharedQuery:
 def is_away(error: BaseException) -> bool:
     """Tell whether an error is of a server that is away, and not of the statement."""
     if isinstance(error, DBAPIError):
-        return error.connection_invalidated or (sqlstate_of(error) or "08")[:2] in GONE
+        return error.connection_invalidated or (sqlstate(error) or "08")[:2] in GONE
     return isinstance(error, OSError | TimeoutError | RowSignalError)

@@ -2,6 +2,7 @@
 
 import logging
 from types import MappingProxyType
+from typing import Any
 from urllib.parse import urlencode
 
 from sqlalchemy.engine import URL, make_url
@@ -75,6 +76,13 @@ LIBPQ_ONLY = frozenset(
 DEMANDS = frozenset({("gssencmode", "require"), ("channel_binding", "require")})
 
 
+def revealed(url: Any) -> str | URL:
+    """Return a URL that works; `str` of a secret or of SQLAlchemy's URL would be masked."""
+    if hasattr(url, "get_secret_value"):
+        url = url.get_secret_value()
+    return url if isinstance(url, URL) else str(url)
+
+
 def async_url(url: str | URL) -> URL:
     """Return the URL with which an async engine reaches the same database.
 
@@ -138,7 +146,7 @@ def _drop_libpq_only(query: Query) -> None:
         value = query.pop(name)
         if (name, value) in DEMANDS:
             raise ValueError(
-                f"The database URL demands {name}={value}, which asyncpg can not promise:"
+                f"The database URL demands {name}={value}, which asyncpg cannot promise:"
                 " take it out of the URL, or name the driver: postgresql+psycopg://..."
             )
         logger.warning("%s in the database URL has no meaning for asyncpg: left out", name)

@@ -15,6 +15,8 @@ SyncBind = Engine | Connection | Session | MockConnection
 SyncConnection = Connection | MockConnection
 Result = TypeVar("Result")
 
+IN_TRANSACTION: dict[str, Any] = {"isolation_level": "READ COMMITTED"}  # not AUTOCOMMIT
+
 
 class Statement(ExecutableDDLElement):
     """SQL text that is sent, or written to an offline script, as it stands."""
@@ -44,14 +46,18 @@ def run_on(
 ) -> Result | Awaitable[Result]:
     """Run `work` with a connection of `bind`; what is awaitable for an async bind.
 
-    An engine gets a transaction of its own, committed at the end. A connection or session works in
-    the caller's transaction, which is never committed here.
+    An engine gets a transaction of its own, committed at the end, in AUTOCOMMIT too. A connection
+    or session works in the caller's transaction, which is never committed here.
     """
+    if isinstance(bind, Engine | AsyncEngine) and bind.dialect.name != "postgresql":
+        raise ValueError(f"rowsignal works with PostgreSQL, not with {bind.dialect.name}.")
     if isinstance(bind, AsyncEngine | AsyncConnection | AsyncSession):
         return _run_async(bind, work)
     if isinstance(bind, Engine):
-        with bind.begin() as connection:
-            return work(connection)
+        with bind.connect() as connection:
+            ours = connection.execution_options(**IN_TRANSACTION)
+            with ours.begin():
+                return work(ours)
     if isinstance(bind, Session):
         return work(bind.connection())
     return work(bind)
@@ -59,8 +65,10 @@ def run_on(
 
 async def _run_async(bind: AsyncBind, work: Callable[[SyncConnection], Result]) -> Result:
     if isinstance(bind, AsyncEngine):
-        async with bind.begin() as connection:
-            return await connection.run_sync(work)
+        async with bind.connect() as connection:
+            ours = await connection.execution_options(**IN_TRANSACTION)
+            async with ours.begin():
+                return await ours.run_sync(work)
     if isinstance(bind, AsyncSession):
         bind = await bind.connection()
     return await bind.run_sync(work)

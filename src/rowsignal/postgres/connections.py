@@ -1,21 +1,44 @@
 """A connection of our own beside the application's pool: same server, not counted against it."""
 
 import asyncio
+import inspect
 import logging
-from collections.abc import Awaitable, Callable
+import random
+import re
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, TypeVar
 from uuid import uuid4
 
 import asyncpg
 from sqlalchemy import event
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from rowsignal.exceptions import PoolerError, UnavailableError
+from rowsignal.postgres.errors import (
+    describe,
+    is_outage,
+    is_pooler_conflict,
+    is_stale,
+    sqlstate,
+)
+from rowsignal.postgres.statements import query
+
 Result = TypeVar("Result")
 
 logger = logging.getLogger("rowsignal.engines")
+
+LIBPQ_OPTION = re.compile(r"-c\s*([\w.]+)=((?:\\.|\S)*)")
+POOLER_ADVICE = (
+    "A connection pooler is in between, for which this engine is not made ({}). Behind PgBouncer in"
+    " transaction mode pass connect_args={{'statement_cache_size': 0,"
+    " 'prepared_statement_cache_size': 0, 'prepared_statement_name_func': lambda:"
+    " f'__{{uuid4()}}__'}}; statement mode does not work. Or let Listener(engine, listen_url=...)"
+    " lead to PostgreSQL itself."
+)
 
 
 def beside(engine: AsyncEngine, url: str | None = None) -> AsyncEngine:
@@ -23,16 +46,21 @@ def beside(engine: AsyncEngine, url: str | None = None) -> AsyncEngine:
 
     Everything that decides how a connection is made (arguments, `creator`, pool events such as
     those that fetch a token) is kept; the application's pool is neither used nor counted against.
+    With a `url`, or for another driver than asyncpg, `connect_args` are kept.
     """
     ours = engine.sync_engine
-    if url is not None:
-        return create_async_engine(url, poolclass=NullPool)
-    if ours.dialect.driver != "asyncpg":
-        return create_async_engine(
-            ours.url.set(drivername="postgresql+asyncpg"), poolclass=NullPool
+    if url is None and ours.dialect.driver == "asyncpg":
+        pool = ours.pool.recreate()
+        return AsyncEngine(
+            Engine(pool, ours.dialect, ours.url, hide_parameters=ours.hide_parameters)
         )
-    pool = ours.pool.recreate()
-    return AsyncEngine(Engine(pool, ours.dialect, ours.url, hide_parameters=ours.hide_parameters))
+    address = make_url(url) if url is not None else ours.url
+    return create_async_engine(
+        address.set(drivername="postgresql+asyncpg"),
+        poolclass=NullPool,
+        connect_args=connect_arguments(ours),
+        hide_parameters=ours.hide_parameters,
+    )
 
 
 def beside_with_options(engine: AsyncEngine) -> AsyncEngine:
@@ -45,17 +73,96 @@ def beside_with_options(engine: AsyncEngine) -> AsyncEngine:
     return ours.execution_options(**options) if options else ours
 
 
-class OwnConnection:
-    """One connection, opened at first use; what is run on it queues up.
+def connect_arguments(engine: Engine) -> dict[str, Any]:
+    """Return an engine's `connect_args` in asyncpg's words; SQLAlchemy has no way to ask for them.
 
-    It never takes part in anybody's transaction, so it sees what is committed: in autocommit, or
+    They are in the closure of the function that connects, mixed with what comes from the URL.
+    """
+    creator = engine.pool._creator
+    if not inspect.isfunction(creator):
+        return {}
+    parameters = inspect.getclosurevars(creator).nonlocals.get("cparams")
+    if not isinstance(parameters, dict):
+        return {}
+    _, of_url = engine.dialect.create_connect_args(engine.url)
+    given = {name: value for name, value in parameters.items() if name not in of_url}
+    return given if engine.dialect.driver == "asyncpg" else _in_words_of_asyncpg(given)
+
+
+def _in_words_of_asyncpg(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate what libpq calls otherwise: `options` with -c, the application's name, TLS."""
+    settings = dict(LIBPQ_OPTION.findall(str(arguments.get("options", ""))))
+    if "application_name" in arguments:
+        settings["application_name"] = str(arguments["application_name"])
+    translated: dict[str, Any] = {"server_settings": settings} if settings else {}
+    if "sslmode" in arguments:
+        translated["ssl"] = arguments["sslmode"]
+    return translated
+
+
+def attempt_delays() -> Iterator[float]:
+    """Yield the seconds between attempts to connect: doubling to 2, with jitter."""
+    ceiling = 0.05
+    while True:
+        yield random.uniform(ceiling / 2, ceiling)  # noqa: S311 -- spreads clients, guards nothing
+        ceiling = min(ceiling * 2, 2.0)
+
+
+class Attempts:
+    """Bounds how often a connection is tried for, however many ask for it."""
+
+    def __init__(self, delays: Callable[[], Iterator[float]] = attempt_delays) -> None:
+        self.have_worked = False
+        self._make_delays = delays
+        self._delays = delays()
+        self._not_before = 0.0
+        self._reason, self._is_pooler = "", False
+
+    def check(self) -> None:
+        """Raise what the last attempt came to while the next one has to wait."""
+        if time.monotonic() < self._not_before:
+            if self._is_pooler:
+                raise PoolerError(POOLER_ADVICE.format(self._reason))
+            raise UnavailableError(f"PostgreSQL cannot be reached just now: {self._reason}")
+
+    def failed(self, error: BaseException) -> None:
+        """Let the next attempt wait, longer each time."""
+        self._reason, self._is_pooler = describe(error), is_pooler_conflict(error)
+        self._not_before = time.monotonic() + next(self._delays)
+
+    def forgive(self) -> None:
+        """Allow an attempt at once: the server is known to answer."""
+        self._not_before = 0.0
+        self._delays = self._make_delays()
+
+    def worked(self) -> None:
+        """Start over with short delays."""
+        self.have_worked = True
+        self.forgive()
+
+
+class SideConnection:
+    """One connection beside the pool, opened at first use; what is run on it queues up.
+
+    It never takes part in a caller's transaction, so it sees what is committed: in autocommit, or
     in a transaction for each use where a pooler might otherwise prepare a statement on one
-    connection and execute it on another. After an error, a time-out or a cancellation it is
-    thrown away, and the next use opens another.
+    connection and execute it on another. A connection that was lost while it was idle is replaced
+    and the work run again, so `work` must be repeatable. After a time-out, a cancellation or an
+    error that is not the server's answer to a statement, the connection is thrown away.
+
+    `settings` are PostgreSQL's; through a pooler they last for one transaction.
     """
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        settings: Mapping[str, str] | None = None,
+        attempts: Attempts | None = None,
+    ) -> None:
         self._engine = engine
+        self._settings = {"idle_session_timeout": "0"} | dict(settings or {})
+        self.attempts = attempts or Attempts()
         self.is_pooled = False  # known when work runs: settings must not outlast its transaction
         self._connection: AsyncConnection | None = None
         self._turn = asyncio.Lock()
@@ -65,18 +172,14 @@ class OwnConnection:
     ) -> Result:
         """Run `work` on the connection; `TimeoutError` after `timeout` seconds of its turn."""
         async with self._turn:
+            limit = asyncio.timeout(timeout)
             try:
-                async with asyncio.timeout(timeout):
-                    connection = await self._open()
-                    result = await work(connection)
-                    await connection.commit()
-                    return result
+                async with limit:
+                    return await self._run(work)
             except TimeoutError as error:
-                await self._discard()
+                if not limit.expired():
+                    raise
                 raise TimeoutError(f"PostgreSQL did not answer within {timeout:g} s.") from error
-            except BaseException:
-                await self._discard()
-                raise
 
     async def close(self) -> None:
         """Close the connection; a later use opens it again."""
@@ -84,21 +187,75 @@ class OwnConnection:
             await self._discard()
             await self._engine.dispose()
 
+    async def _run(self, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+        was_open = self._connection is not None
+        try:
+            return await self._attempt(work)
+        except Exception as error:
+            if not was_open or not (is_outage(error) or is_stale(error)):
+                raise
+            await self._discard()
+        return await self._attempt(work)
+
+    async def _attempt(self, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+        try:
+            connection = await self._open()
+            if self.is_pooled:
+                await self._set(connection, is_local=True)
+            result = await work(connection)
+            await connection.commit()
+        except BaseException as error:
+            await self._recover(error)
+            if is_pooler_conflict(error):
+                raise PoolerError(POOLER_ADVICE.format(describe(error))) from error
+            raise
+        return result
+
     async def _open(self) -> AsyncConnection:
         if self._connection is None:
-            connection = await self._engine.connect()
-            self._connection = connection
-            self.is_pooled = not await is_direct(connection)
-            if not self.is_pooled:
-                await connection.rollback()
-                options = {"isolation_level": "AUTOCOMMIT"}
-                self._connection = await connection.execution_options(**options)
+            self.attempts.check()
+            try:
+                self._connection = await self._connect()
+            except Exception as error:
+                self.attempts.failed(error)
+                raise
+            self.attempts.worked()
         return self._connection
+
+    async def _connect(self) -> AsyncConnection:
+        connection = self._connection = await self._engine.connect()
+        self.is_pooled = not await is_direct(connection)
+        await connection.rollback()
+        if not self.is_pooled:
+            connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
+            await self._set(connection, is_local=False)
+            await connection.commit()
+        return connection
+
+    async def _set(self, connection: AsyncConnection, *, is_local: bool) -> None:
+        names, values = list(self._settings), list(self._settings.values())
+        await connection.exec_driver_sql(query("side_settings"), (names, values, is_local))
+
+    async def _recover(self, error: BaseException) -> None:
+        """Keep a connection on which the server has refused a statement, else throw it away."""
+        connection = self._connection
+        is_answer = sqlstate(error) is not None and not (is_outage(error) or is_stale(error))
+        if connection is None or self.is_pooled or not is_answer:
+            await self._discard()
+            return
+        try:
+            await connection.rollback()
+        except Exception as failure:  # noqa: BLE001 -- whatever it was, another connection serves
+            logger.debug("a connection cannot be used again: %s", describe(failure))
+            await self._discard()
 
     async def _discard(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             await asyncio.shield(throw_away(connection))
+
+
+OwnConnection = SideConnection  # its name in 0.1
 
 
 async def throw_away(connection: AsyncConnection) -> None:
@@ -107,7 +264,7 @@ async def throw_away(connection: AsyncConnection) -> None:
         await connection.invalidate()
         await connection.close()
     except (OSError, SQLAlchemyError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-        logger.debug("a connection would not be closed: %s", error)
+        logger.debug("a connection could not be closed: %s", describe(error))
 
 
 async def is_direct(connection: AsyncConnection) -> bool:
@@ -123,7 +280,7 @@ async def suit_pooler(engine: AsyncEngine) -> None:
     """Prepare nothing for later on connections that lead through a pooler; call it before others.
 
     A pooler may run the next transaction on another server connection, where a statement of this
-    name is unknown, or somebody else's. Connects once, to find out.
+    name is unknown, or that of another client. Connects once, to find out.
     """
     probe = create_async_engine(engine.url, poolclass=NullPool)
     event.listen(probe.sync_engine, "do_connect", _prepare_nothing)

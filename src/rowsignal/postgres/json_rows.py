@@ -1,59 +1,168 @@
 """Rows as they are now, in the form in which changes carry them: JSON values by column name.
 
-Numbers with a point are `Decimal`, everything that JSON has no type for is PostgreSQL's text.
+Numbers with a point are `Decimal`; a type that is not built in is its text, as its output function
+writes it. No cast, operator or domain check of a table's owner runs here: `to_json` and `::text`
+would look for a cast, `format` calls the output function alone.
 """
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from decimal import Decimal
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
+    FromClause,
+    Integer,
     Select,
-    Table,
+    TableValuedAlias,
     and_,
     bindparam,
+    case,
     cast,
     column,
     func,
     literal_column,
+    or_,
     select,
+    table,
 )
-from sqlalchemy.dialects.postgresql import JSONB, TEXT
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, OID, TEXT, array
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.types import UserDefinedType
 
-from rowsignal.identifiers import qualify
+from rowsignal.identifiers import QualifiedName
 from rowsignal.postgres.connections import beside
+from rowsignal.postgres.json_values import Values, decode_rows, key_value
+from rowsignal.postgres.statements import query
 
-Values = Mapping[str, Any]
-
-# Made once: json.loads makes another for each call that wants its numbers otherwise.
-_decode = json.JSONDecoder(parse_float=Decimal).decode
+Condition = Callable[[FromClause], ColumnElement[bool]]
 
 PAGE = 500
-ORDINAL = "rowsignal: ordinal"
-# On these depends what a date, an interval, a float or a bytea looks like.
+NUMBER = "n"  # of a key among those asked for; key columns are called k0, k1, ...
+FIRST_USER_OID = "16384"
+# On these depends what a date, an interval, a float or a bytea looks like, and what a name means.
 SETTINGS = {
     "TimeZone": "UTC",
     "DateStyle": "ISO, YMD",
     "IntervalStyle": "postgres",
     "bytea_output": "hex",
     "extra_float_digits": "1",
+    "lc_monetary": "C",
+    "standard_conforming_strings": "on",
+    "search_path": "pg_catalog, pg_temp",
 }
+JSON_TYPES = frozenset({114, 3802})
+INTEGER_BITS = {21: 15, 23: 31, 20: 63}
+BOOLEAN = 16
+# Equal values of these types are written alike; the text types unless their collation says no.
+TEXT_TYPES = frozenset({18, 19, 25, 1043})
+EXACT_TYPES = frozenset({*INTEGER_BITS, BOOLEAN, 2950, 1082, 1114, 1184, 1083, *TEXT_TYPES})
 
 
-async def pin_settings(connection: AsyncConnection, *, is_local: bool) -> None:
-    """Make values look alike for every role; `is_local` ends with the transaction."""
-    calls = [func.set_config(name, value, is_local) for name, value in SETTINGS.items()]
+@dataclass(frozen=True, slots=True)
+class KeyColumn:
+    """A column of a primary key: the type that a key is converted to, and the index's operator.
+
+    `base` is the oid of that type, behind domains; `is_exact` says that equal values look alike.
+    """
+
+    name: str
+    type: str
+    base: int
+    equality: str
+    is_exact: bool
+
+    def accepts(self, value: object) -> bool:
+        """Tell whether a value from outside can be one of this column's, as far as is known here.
+
+        PostgreSQL would refuse the whole question for one such value.
+        """
+        if self.base in INTEGER_BITS:
+            limit = 2 ** INTEGER_BITS[self.base]
+            return type(value) is int and -limit <= value < limit
+        if self.base == BOOLEAN:
+            return isinstance(value, bool)
+        return isinstance(value, int) or (isinstance(value, str) and _is_text(value))
+
+    def image(self, value: Any) -> Any:
+        """Return what stands for a key's value in a question: documents as their text."""
+        return _document(value) if self.base in JSON_TYPES else value
+
+
+@dataclass(frozen=True, slots=True)
+class TableShape:
+    """What the catalogue says of a table whose rows are read.
+
+    `plain_domains` are types that are converted as built-in ones; `has_row_security` says that
+    policies decide which rows the connection's role sees, `has_children` that rows of other tables
+    (not partitions) are among its rows.
+    """
+
+    schema: str
+    name: str
+    oid: int
+    columns: tuple[str, ...]
+    key: tuple[KeyColumn, ...]
+    plain_domains: tuple[int, ...] = ()
+    has_row_security: bool = False
+    has_children: bool = False
+
+    @property
+    def full_name(self) -> QualifiedName:
+        """The schema and the name."""
+        return self.schema, self.name
+
+    def accepts(self, key: Mapping[str, Any]) -> bool:
+        """Tell whether a key from outside can be one of this table's."""
+        return len(key) == len(self.key) and all(
+            part.name in key and part.accepts(key[part.name]) for part in self.key
+        )
+
+    def source(self) -> FromClause:
+        """Return the table for a query."""
+        return table(self.name, *map(column, self.columns), schema=self.schema)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row: its primary key as changes carry it, and the values that were asked for."""
+
+    key: Mapping[str, Any]
+    values: Values
+
+
+def _is_text(value: str) -> bool:
+    return "\0" not in value and not any("\ud800" <= it <= "\udfff" for it in value)
+
+
+def _document(value: Any) -> str:
+    """Return a JSON document from a key's value: arrays and objects come as their text."""
+    if isinstance(value, str):
+        try:
+            if isinstance(json.loads(value), dict | list | None):
+                return value
+        except (ValueError, RecursionError):
+            return json.dumps(value)
+    return json.dumps(value)
+
+
+async def pin_settings(
+    connection: AsyncConnection, *, is_local: bool, more: Mapping[str, str] | None = None
+) -> None:
+    """Make values and names mean the same for every role; `is_local` ends with the transaction."""
+    settings = {**SETTINGS, **(more or {})}
+    calls = [func.pg_catalog.set_config(name, it, is_local) for name, it in settings.items()]
     await connection.execute(select(*calls))
 
 
 @asynccontextmanager
-async def one_view(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+async def one_view(engine: AsyncEngine, url: str | None = None) -> AsyncIterator[AsyncConnection]:
     """Open a connection of its own, on which all that is read is of one moment."""
-    ours = beside(engine)
+    ours = beside(engine, url)
     try:
         async with ours.connect() as connection:
             yield await connection.execution_options(
@@ -63,45 +172,172 @@ async def one_view(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         await ours.dispose()
 
 
+async def table_shapes(
+    connection: AsyncConnection, names: Iterable[QualifiedName]
+) -> dict[QualifiedName, TableShape]:
+    """Return the shapes of tables by schema and name; those that do not exist are left out."""
+    pairs = list(names)
+    asked = [schema for schema, _ in pairs], [name for _, name in pairs]
+    found = await connection.exec_driver_sql(query("table_shapes"), asked)
+    shapes = [_shape(dict(facts)) for facts in found.mappings()]
+    return {shape.full_name: shape for shape in shapes}
+
+
+def _shape(facts: Mapping[str, Any]) -> TableShape:
+    return TableShape(
+        schema=facts["schema"],
+        name=facts["name"],
+        oid=facts["oid"],
+        columns=tuple(facts["columns"]),
+        key=tuple(map(_key_column, json.loads(facts["key"] or "[]"))),
+        plain_domains=tuple(facts["plain_domains"]),
+        has_row_security=facts["has_row_security"],
+        has_children=facts["has_children"],
+    )
+
+
+def _key_column(facts: dict[str, Any]) -> KeyColumn:
+    base = facts["base"]
+    is_exact = base in EXACT_TYPES and facts["is_deterministic"]
+    return KeyColumn(facts["name"], facts["type"], base, facts["equality"], is_exact)
+
+
 async def rows_by_key(
-    connection: AsyncConnection, table: Table, keys: Sequence[Values]
-) -> list[Values | None]:
+    connection: AsyncConnection,
+    shape: TableShape,
+    keys: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+) -> list[Row | None]:
     """Return the rows with these keys, in their order, in one query; None for absent ones."""
-    names = [key_column.name for key_column in table.primary_key]
-    # Typed by the server: a key's text is what the server made of its value.
-    record: ColumnElement[Any] = literal_column(f"null::{qualify(table.name, table.schema)}")
-    texts = bindparam("keys", json.dumps([dict(key) for key in keys], default=str), TEXT)
-    given = func.jsonb_populate_recordset(record, cast(texts, JSONB)).table_valued(
-        *(column(name, table.c[name].type) for name in names),
-        with_ordinality="ordinality",
-        name="given",
-    )
-    found = select(*table.c, given.c.ordinality.label(ORDINAL)).join_from(
-        table, given, and_(*(table.c[name] == given.c[name] for name in names))
-    )
-    rows: list[Values | None] = [None] * len(keys)
-    for (text,) in await connection.execute(_as_json(found)):
-        row = dict(decode_row(text))
-        rows[row.pop(ORDINAL) - 1] = row
+    statement = _by_key(shape, tuple(columns))
+    result = await connection.execute(statement, {"keys": keys_as_json(shape, keys)})
+    numbers, texts = [], []
+    for number, values in result:
+        numbers.append(number)
+        texts.append(values)
+    rows: list[Row | None] = [None] * len(keys)
+    for number, row in zip(numbers, _rows(shape, columns, texts), strict=True):
+        rows[number] = row
     return rows
 
 
-async def all_rows(connection: AsyncConnection, table: Table) -> AsyncIterator[list[Values]]:
-    """Yield the rows of a table in pages, in bounded memory."""
-    result = await connection.stream(
-        _as_json(select(*table.c)), execution_options={"yield_per": PAGE}
+async def all_rows(
+    connection: AsyncConnection,
+    shape: TableShape,
+    columns: Sequence[str],
+    condition: Condition | None = None,
+    keys: Sequence[Mapping[str, Any]] | None = None,
+) -> AsyncGenerator[list[Row], None]:
+    """Yield the rows of a table in pages, in bounded memory.
+
+    `condition` makes an expression over the table's columns, `keys` narrows to rows with these.
+    """
+    source = shape.source()
+    statement = select(_texts(shape, columns, source)).select_from(source)
+    if condition is not None:
+        statement = statement.where(condition(source))
+    if keys is not None:
+        given = given_keys(shape, bindparam("keys", keys_as_json(shape, keys), TEXT))
+        statement = statement.join(given, has_given_key(shape, source, given))
+    options = {"yield_per": PAGE}
+    async with connection.stream(statement, execution_options=options) as result:
+        async for page in result.partitions(PAGE):
+            yield _rows(shape, columns, [texts for (texts,) in page])
+
+
+def given_keys(shape: TableShape, keys: ColumnElement[Any]) -> TableValuedAlias:
+    """Return keys, a JSON array as text, as a table of the key columns' types."""
+    columns = [
+        column(f"k{place}", _Named("text" if part.base in JSON_TYPES else part.type))
+        for place, part in enumerate(shape.key)
+    ]
+    documents = func.jsonb_to_recordset(cast(keys, JSONB))
+    given = documents.table_valued(column(NUMBER, Integer()), *columns, name="given")
+    return given.render_derived(with_types=True)
+
+
+def has_given_key(
+    shape: TableShape, source: FromClause, given: TableValuedAlias
+) -> ColumnElement[bool]:
+    """Return the condition that a row has one of the given keys, by the index's own operators."""
+    return and_(
+        *(
+            source.c[part.name].op(f"operator({part.equality})", is_comparison=True)(
+                cast(given.c[f"k{place}"], _Named(part.type))
+                if part.base in JSON_TYPES
+                else given.c[f"k{place}"]
+            )
+            for place, part in enumerate(shape.key)
+        )
     )
-    async for page in result.partitions(PAGE):
-        yield [decode_row(text) for (text,) in page]
 
 
-def decode_row(text: str) -> Values:
-    """Decode one row; no digit is lost."""
-    row: Values = _decode(text)
-    return row
+def keys_as_json(shape: TableShape, keys: Iterable[Mapping[str, Any]]) -> str:
+    """Return keys as the JSON array that `given_keys` takes."""
+    return json.dumps(
+        [
+            {NUMBER: number}
+            | {f"k{place}": part.image(key[part.name]) for place, part in enumerate(shape.key)}
+            for number, key in enumerate(keys)
+        ],
+        default=str,
+    )
 
 
-def _as_json(rows: Select[Any]) -> Select[Any]:
-    subquery = rows.subquery("r")
-    # `r.*`: a bare `r` would be the column of that name, if the table has one.
-    return select(cast(func.to_json(literal_column("r.*")), TEXT)).select_from(subquery)
+class _Named(UserDefinedType[Any]):
+    """A type by the name that the catalogue gave."""
+
+    cache_ok = True
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def get_col_spec(self, **_: Any) -> str:
+        return self.name
+
+
+@lru_cache(maxsize=500)
+def _by_key(shape: TableShape, columns: tuple[str, ...]) -> Select[Any]:
+    source = shape.source()
+    given = given_keys(shape, bindparam("keys", type_=TEXT))
+    return select(given.c[NUMBER], _texts(shape, columns, source)).select_from(
+        source.join(given, has_given_key(shape, source, given))
+    )
+
+
+def _texts(shape: TableShape, columns: Iterable[str], source: FromClause) -> ColumnElement[Any]:
+    """Return an array of the JSON texts of key and columns.
+
+    A row with one column more than the table could be too wide, a function has too few arguments.
+    """
+    names = [*(part.name for part in shape.key), *columns]
+    texts = [_as_json(source.c[name], shape.plain_domains) for name in names]
+    return array(texts, type_=TEXT) if texts else cast(literal_column("'{}'"), ARRAY(TEXT))
+
+
+def _as_json(value: ColumnElement[Any], plain_domains: Sequence[int]) -> ColumnElement[Any]:
+    """Return a value's JSON as text; decided by the type that it has when the statement runs."""
+    type_ = cast(func.pg_typeof(value), OID)
+    is_plain = cast(type_, BigInteger) < literal_column(FIRST_USER_OID)
+    if plain_domains:
+        listed: ColumnElement[Any] = literal_column(
+            f"'{{{','.join(map(str, plain_domains))}}}'::oid[]"
+        )
+        is_plain = or_(is_plain, type_ == func.any(listed))
+    as_text = func.to_json(func.format(literal_column("'%s'"), value))
+    chosen = case(
+        (func.num_nulls(value) == literal_column("1"), None),
+        (is_plain, func.to_json(value)),
+        else_=as_text,
+    )
+    return cast(chosen, TEXT)
+
+
+def _rows(
+    shape: TableShape, columns: Sequence[str], pages: Sequence[Sequence[str | None]]
+) -> list[Row]:
+    width = len(shape.key)
+    names = [part.name for part in shape.key]
+    keys = [dict(zip(names, map(key_value, texts[:width]), strict=True)) for texts in pages]
+    values = decode_rows(columns, [texts[width:] for texts in pages])
+    return [Row(key, row) for key, row in zip(keys, values, strict=True)]

@@ -5,7 +5,7 @@ from sqlalchemy.exc import DBAPIError
 
 from rowsignal.exceptions import SchemaOwnerError
 from rowsignal.postgres.binds import execute
-from rowsignal.postgres.errors import message_of, sqlstate_of
+from rowsignal.postgres.errors import message, sqlstate
 from rowsignal.postgres.statements import query
 
 UNTRUSTED = "RS002"
@@ -23,6 +23,6 @@ def check_owner(connection: Connection) -> None:
         with connection.begin_nested():
             execute(connection, query("owner").removesuffix(";"))
     except DBAPIError as error:
-        if sqlstate_of(error) == UNTRUSTED:
-            raise SchemaOwnerError(message_of(error)) from error
+        if sqlstate(error) == UNTRUSTED:
+            raise SchemaOwnerError(message(error)) from error
         raise

@@ -7,10 +7,10 @@ from typing import overload
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from rowsignal.exceptions import SchemaVersionError
+from rowsignal.exceptions import MissingRightError, SchemaVersionError
 from rowsignal.postgres import integrity
 from rowsignal.postgres.binds import AsyncBind, SyncBind, SyncConnection, execute, run_on
-from rowsignal.postgres.errors import sqlstate_of
+from rowsignal.postgres.errors import sqlstate
 from rowsignal.postgres.ownership import check_owner
 from rowsignal.postgres.statements import migrations, query, read, split
 
@@ -33,11 +33,20 @@ DEFINITION = (
 
 
 def version(connection: Connection) -> int:
-    """Return the version of the schema in this database, 0 where there is none."""
+    """Return the version of the schema in this database, 0 where there is none.
+
+    Raises `MissingRightError` when the current role may not read it.
+    """
     # Not by to_regclass: it may answer from a cache that is older than the statement.
-    if not connection.scalar(text(query("has_schema"))):
+    may_read = connection.scalar(text(query("has_schema")))
+    if may_read is None:
         return 0
-    return connection.scalar(text("select coalesce(max(version), 0) from rowsignal.migration")) or 0
+    if not may_read:
+        raise MissingRightError(
+            "The current role may not read rowsignal.migration, as every role should; the owner"
+            " of schema rowsignal mends that by installing triggers again."
+        )
+    return connection.scalar(text(query("schema_version"))) or 0
 
 
 def apply(connection: SyncConnection) -> list[str]:
@@ -141,7 +150,7 @@ def _begin(connection: Connection) -> int:
         with connection.begin_nested():
             _execute(connection, "schema.sql")
     except DBAPIError as error:
-        if sqlstate_of(error) not in CREATED_MEANWHILE:
+        if sqlstate(error) not in CREATED_MEANWHILE:
             raise
         check_owner(connection)
     return version(connection)

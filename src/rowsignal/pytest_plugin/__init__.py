@@ -9,9 +9,10 @@ these fixtures, in each run of each project whose environment merely has rowsign
 
 Fixtures, of which `postgres_url`, `database_metadata` and `prepare_database` are made to be
 overridden: see their docstrings, or `pytest --fixtures`. Functions, for fixtures of one's own:
-`worker_database_url`, `create_worker_database`, `create_db_session`.
+`worker_database_url`, `create_worker_database`, `create_db_session`, `create_async_client`.
 """
 
+from rowsignal.pytest_plugin.clients import create_async_client
 from rowsignal.pytest_plugin.fixtures import (
     cleanup_tables,
     database_metadata,
@@ -29,6 +30,7 @@ from rowsignal.pytest_plugin.worker_databases import create_worker_database, wor
 
 __all__ = [
     "cleanup_tables",
+    "create_async_client",
     "create_db_session",
     "create_worker_database",
     "database_metadata",

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.schema import CreateSchema
 
-from rowsignal.orm.tables import cleanup_tables
+from rowsignal.orm import cleanup_tables
 from rowsignal.orm.urls import async_url
 
 DROP_LOCK_TIMEOUT = "set local lock_timeout = '5s'"

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from sqlalchemy.engine import make_url
 
 from rowsignal.identifiers import shorten
-from rowsignal.orm.databases import create_database, drop_database
+from rowsignal.orm import create_database, drop_database
 from rowsignal.orm.urls import async_url
 
 MAINTENANCE_DATABASE = "postgres"  # exists on nearly every server (PostgreSQL manual, 23.1)

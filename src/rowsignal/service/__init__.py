@@ -1,0 +1,13 @@
+"""The service: streams over HTTP for clients in any language, with tokens, metrics and a page."""
+
+import rowsignal.exceptions
+
+try:
+    import fastapi  # noqa: F401 -- looked for
+    import jwt  # noqa: F401 -- as above
+    import prometheus_client  # noqa: F401 -- as above
+    import pydantic_settings  # noqa: F401 -- as above
+    import structlog  # noqa: F401 -- as above
+    import uvicorn  # noqa: F401 -- as above
+except ModuleNotFoundError as error:
+    raise rowsignal.exceptions.missing_extra("The service", "service", error) from error

@@ -2,15 +2,18 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import hashlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from typing import Annotated, Any
 
 import structlog
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Response
 from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -21,16 +24,24 @@ from rowsignal.exceptions import RowSignalError
 from rowsignal.listener import OUTAGES, Listener
 from rowsignal.metrics import PrometheusHooks
 from rowsignal.postgres.connections import suit_pooler
+from rowsignal.postgres.urls import asyncpg_url, text_of
 from rowsignal.service.catalog import offered_tables
 from rowsignal.service.gate import Gate
-from rowsignal.service.hosts import LocalHosts
+from rowsignal.service.hosts import LocalHosts, NoSniff
 from rowsignal.service.logs import RequestLog, configure_logs
+from rowsignal.service.metrics import ServiceMetrics, VisibleMetrics, register_process
 from rowsignal.service.pages import pages_router
+from rowsignal.service.probe import Probe
 from rowsignal.service.settings import Settings
-from rowsignal.service.status import StatusReport
-from rowsignal.sse import Outlet
+from rowsignal.service.status import SAMPLES_A_FLUSH, StatusReport
+from rowsignal.service.tasks import keep_running
+from rowsignal.sse import Grant, Outlet
 from rowsignal.sse.access.exposures import Exposure
-from rowsignal.sse.http.router import ProblemRoute, router_of
+from rowsignal.sse.access.tickets import TicketOffice
+from rowsignal.sse.access.views import Event
+from rowsignal.sse.http.problems import ProblemRoute, described
+from rowsignal.sse.http.router import router_of
+from rowsignal.sse.http.shutdown import end_in_time
 
 VERSION = version("rowsignal")
 
@@ -44,36 +55,76 @@ class Service:
         self.settings = settings
         self.registry = CollectorRegistry()
         self.hooks = PrometheusHooks(self.registry)
+        self.tickets = TicketOffice(settings.ticket_dir, lifetime=settings.ticket_lifetime)
         url = settings.database_url.get_secret_value()
-        self.engine: AsyncEngine = create_async_engine(url, pool_pre_ping=True)
+        self.engine: AsyncEngine = create_async_engine(
+            asyncpg_url(url), pool_pre_ping=True, hide_parameters=True
+        )
         self.exposures: dict[str, Exposure] = {}
         self.outlet = Outlet(self.engine, self.exposures, settings.limits, self.hooks)
-        self.status = StatusReport(settings, self.engine, self.outlet)
+        self.probe = Probe(self.engine, self.outlet, self._find_tables)
+        self.status = StatusReport(settings, self.engine, self.outlet, self.probe)
         self.gate = Gate(settings)
-        readers = Gauge("rowsignal_readers", "Open streams.", registry=self.registry)
-        readers.set_function(lambda: self.outlet.fanout.readers)
+        register_process(self.registry)
+        self.registry.register(ServiceMetrics(self.outlet, self.probe, VERSION))
+        self.outlet.fanout.flushed = self._delivered
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Find the tables, listen, prune; leave nothing behind."""
-        await suit_pooler(self.engine)
-        self.exposures.update(await offered_tables(self.engine, self.settings.tables))
-        listen_url = self.settings.listen_url
-        url = listen_url.get_secret_value() if listen_url is not None else None
-        async with Listener(self.engine, listen_url=url, hooks=self.hooks):
-            pruning = asyncio.create_task(self._prune(url), name="rowsignal pruning")
+        """Find the tables, listen, prune; leave no task and no connection."""
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(end_in_time, self.engine.dispose)
+            await suit_pooler(self.engine)
+            await self._find_tables()
+            url = self._listen_url()
+            listener = Listener(self.engine, listen_url=url, hooks=self.hooks)
+            await listener.__aenter__()
+            stack.push_async_callback(end_in_time, listener.close)
+            stack.push_async_callback(end_in_time, self.outlet.aclose)
+            stack.push_async_callback(end_in_time, self.probe.close)
+            await self.probe.begin()
+            await stack.enter_async_context(self._task("probe", self.probe.run))
+            await stack.enter_async_context(self._task("pruning", partial(self._prune, url)))
             log.info("ready", tables=sorted(self.exposures))
-            try:
-                yield
-            finally:
-                pruning.cancel()
-                await asyncio.gather(pruning, return_exceptions=True)
-                await self.outlet.aclose()
-                await self.status.aclose()
-        await self.engine.dispose()
+            yield
+
+    async def _find_tables(self) -> None:
+        """Find what to offer, as long as that is nothing."""
+        if not self.exposures:
+            secret = hashlib.sha256(b"row keys" + self._key_secret()).digest()
+            found = await offered_tables(self.engine, self.settings.tables, key_secret=secret)
+            self.exposures.update(found)
+
+    @contextlib.asynccontextmanager
+    async def _task(self, name: str, work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+        task = asyncio.create_task(
+            keep_running(name, work, self.hooks), name=f"rowsignal service {name}"
+        )
+        try:
+            yield
+        finally:
+            task.cancel()
+            await end_in_time(partial(asyncio.gather, task, return_exceptions=True))
+
+    def _delivered(self, events: Sequence[Event]) -> None:
+        self.status.latency.note(events)
+        self.status.recent.note(events)
+        now = time.time()
+        for event in events[:SAMPLES_A_FLUSH]:
+            if event.captured_at is not None:
+                self.hooks.delivery.observe(max(now - event.captured_at.timestamp(), 0.0))
+
+    def _key_secret(self) -> bytes:
+        """Return a secret that all hosts share if there is one, else that of this host."""
+        secret = self.settings.token_secret
+        return secret.get_secret_value().encode() if secret is not None else self.tickets.secret
+
+    def _listen_url(self) -> str | None:
+        url = self.settings.listen_url
+        return None if url is None else text_of(url.get_secret_value())
 
     async def _prune(self, url: str | None) -> None:
-        """Keep the log within its retention, whether anybody reads it or not."""
+        """Keep the log within its retention, also while no process reads it."""
         given = self.settings.retention
         while given:
             try:
@@ -81,7 +132,7 @@ class Service:
                 await set_retention(self.engine, replace(stored, **given), url=url)
                 break
             except (*OUTAGES, RowSignalError) as error:  # as long as there is no log
-                log.info("the retention can not be stored yet", reason=str(error))
+                log.info("the retention cannot be stored yet", reason=described(error))
                 await asyncio.sleep(INTERVAL)
         await keep_pruned(self.engine, url)
 
@@ -90,6 +141,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """Make the application; without settings they come from the environment."""
     settings = settings or Settings()  # type: ignore[call-arg]  # the rest is in the environment
     configure_logs(settings.log_level, settings.log_format)
+    for renamed in settings.old_names():
+        log.warning("a setting has another name", renamed=renamed)
     service = Service(settings)
 
     @contextlib.asynccontextmanager
@@ -108,14 +161,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         middleware=_middleware(settings),
     )
     app.state.service = service
-    app.include_router(router_of(service.outlet, service.gate.authorize), prefix="/v1")
+    app.include_router(
+        router_of(service.outlet, service.gate.authorize, service.tickets), prefix="/v1"
+    )
     app.include_router(_service_router(service))
     app.include_router(pages_router())
     return app
 
 
 def _middleware(settings: Settings) -> list[Middleware]:
-    stack = [Middleware(RequestLog)]
+    stack = [Middleware(RequestLog), Middleware(NoSniff)]
     if not settings.keys and settings.is_loopback:
         stack.append(Middleware(LocalHosts))
     if settings.cors_origins:
@@ -126,7 +181,7 @@ def _middleware(settings: Settings) -> list[Middleware]:
                 allow_credentials=True,
                 allow_methods=["GET", "POST"],
                 allow_headers=["Authorization", "Last-Event-ID", "If-None-Match"],
-                expose_headers=["ETag"],
+                expose_headers=["ETag", "Retry-After"],
             )
         )
     return stack
@@ -134,20 +189,13 @@ def _middleware(settings: Settings) -> list[Middleware]:
 
 def _service_router(service: Service) -> APIRouter:
     router = APIRouter(route_class=ProblemRoute, tags=["service"])
-    admitted = Depends(service.gate.admit_to_status)
 
-    @router.get("/v1/status", dependencies=[admitted])
-    async def status() -> dict[str, Any]:
-        """Tell how the service, its listener, its log and its tables are."""
-        return await service.status.report(VERSION)
-
-    @router.post("/v1/tickets", status_code=201)
-    async def issue_ticket(
-        ticket: Annotated[str, Depends(service.gate.issue_ticket)], response: Response
+    @router.get("/v1/status")
+    async def status(
+        grant: Annotated[Grant, Depends(service.gate.admit_to_status)],
     ) -> dict[str, Any]:
-        """Issue a ticket: `?ticket=...` admits to one stream, once, within seconds."""
-        response.headers["Cache-Control"] = "no-store"
-        return {"ticket": ticket, "expires_in": service.gate.ticket_lifetime}
+        """Tell how the service, its listener, its log and the tables of the token are."""
+        return await service.status.report(VERSION, grant)
 
     @router.get("/health/live")
     async def live() -> dict[str, str]:
@@ -157,14 +205,17 @@ def _service_router(service: Service) -> APIRouter:
     @router.get("/health/ready")
     async def ready() -> Response:
         """Tell whether streams can be served just now."""
-        reason = await service.status.readiness()
+        reason = service.status.readiness()
         if reason is None:
             return JSONResponse({"status": "ready"})
         state = "stopping" if reason == "stopping" else "degraded"
         return JSONResponse({"status": state, "reason": reason}, status_code=503)
 
     @router.get("/metrics", include_in_schema=False)
-    async def metrics(_: Request) -> Response:
-        return Response(generate_latest(service.registry), media_type=CONTENT_TYPE_LATEST)
+    async def metrics(
+        grant: Annotated[Grant, Depends(service.gate.grant_of_scraper)],
+    ) -> Response:
+        visible = VisibleMetrics(service.registry, grant)
+        return Response(generate_latest(visible), media_type=CONTENT_TYPE_LATEST)
 
     return router

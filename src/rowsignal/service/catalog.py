@@ -11,7 +11,7 @@ from rowsignal.sse.access.exposures import Exposure, exposures_of
 
 
 async def offered_tables(
-    engine: AsyncEngine, wanted: Mapping[str, list[str] | None]
+    engine: AsyncEngine, wanted: Mapping[str, list[str] | None], *, key_secret: bytes
 ) -> dict[str, Exposure]:
     """Return the exposures of the wanted tables, or of all that have triggers.
 
@@ -21,7 +21,8 @@ async def offered_tables(
         names = [_split(name) for name in wanted] or await _watched(connection)
         tables = {name: await _reflect(connection, *name) for name in names}
     columns = {_split(name): columns for name, columns in wanted.items()}
-    return exposures_of({table: columns.get(name) for name, table in tables.items()})
+    offered = {table: columns.get(name) for name, table in tables.items()}
+    return exposures_of(offered, key_secret=key_secret)
 
 
 async def _watched(connection: AsyncConnection) -> list[tuple[str, str]]:

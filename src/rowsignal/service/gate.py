@@ -1,27 +1,24 @@
-"""The gate: where a request's token is looked for, and what it then may do."""
-
-from typing import Any
+"""The gate: where a request's token is found, and what it then permits."""
 
 from fastapi import Request
 
-from rowsignal.exceptions import AccessDeniedError
+from rowsignal.exceptions import AccessDeniedError, NotPermittedError
 from rowsignal.service.auth import Authenticator, grant_of
 from rowsignal.service.settings import Settings
-from rowsignal.service.tickets import TicketOffice
 from rowsignal.sse import Grant
 from rowsignal.sse.access.grants import grant_everything
 
 BEARER = "bearer "
+OWN_PAGES = {None, "same-origin", "none"}  # Sec-Fetch-Site; None: not a browser, or an old one
 
 
 class Gate:
-    """Finds out who asks: by a ticket in the query, a header, or a cookie, in this order."""
+    """Finds the grant of a request: by a token in the header, or in a cookie, in this order."""
 
     def __init__(self, settings: Settings) -> None:
         self._is_open = not settings.keys
         self._cookie = settings.token_cookie
         self._origins = frozenset(settings.cors_origins)
-        self._tickets = TicketOffice(settings.ticket_dir, settings.ticket_lifetime)
         self._authenticator = Authenticator(
             settings.keys,
             audience=settings.token_audience,
@@ -29,44 +26,42 @@ class Gate:
             leeway=settings.token_leeway,
         )
 
-    @property
-    def ticket_lifetime(self) -> float:
-        """How long a ticket is good, in seconds."""
-        return self._tickets.lifetime
-
     async def authorize(self, request: Request) -> Grant:
-        """Return what the caller may see; raise `AccessDeniedError` when that is nothing."""
+        """Return what the request may see; raise `AccessDeniedError` without a valid token."""
         if self._is_open:
             return await grant_everything()
-        ticket = request.query_params.get("ticket")
-        return grant_of(self._tickets.redeem(ticket) if ticket else self._claims(request))
+        return grant_of(self._authenticator.claims(self._token(request)))
 
-    async def admit_to_status(self, request: Request) -> None:
-        """Raise `AccessDeniedError` unless the caller may see the service's status."""
-        if not (await self.authorize(request)).status:
-            raise AccessDeniedError('The token does not say "status": true.')
+    async def admit_to_status(self, request: Request) -> Grant:
+        """Return the grant of a request that may see the service's status."""
+        grant = await self.authorize(request)
+        if not grant.status:
+            raise NotPermittedError('The token does not say "status": true.')
+        return grant
 
-    async def issue_ticket(self, request: Request) -> str:
-        """Return a ticket for whoever has a token."""
-        if self._is_open:
-            return self._tickets.issue({})
-        claims = self._claims(request)
-        grant_of(claims)  # raises for what would be of no use
-        return self._tickets.issue(claims)
+    async def grant_of_scraper(self, request: Request) -> Grant:
+        """Return which tables a scraper may see metrics of: none when it brings no token."""
+        has_token = "authorization" in request.headers or self._cookie in request.cookies
+        return await self.authorize(request) if has_token or self._is_open else Grant()
 
-    def _claims(self, request: Request) -> dict[str, Any]:
+    def _token(self, request: Request) -> str:
         header = request.headers.get("authorization", "")
         if header.lower().startswith(BEARER):
-            return self._authenticator.claims(header[len(BEARER) :].strip())
+            return header[len(BEARER) :].strip()
         cookie = request.cookies.get(self._cookie)
         if cookie is None:
             raise AccessDeniedError("A token is needed: send it as Authorization: Bearer ...")
         self._refuse_strangers(request)
-        return self._authenticator.claims(cookie)
+        return cookie
 
     def _refuse_strangers(self, request: Request) -> None:
-        """Refuse a cookie that a browser sends along for somebody else's page."""
+        """Refuse a cookie that a browser sends along for a page of another origin."""
         origin = request.headers.get("origin")
+        if origin in self._origins:
+            return
         own = f"{request.url.scheme}://{request.headers.get('host', '')}"
-        if origin is not None and origin != own and origin not in self._origins:
-            raise AccessDeniedError(f"Pages of {origin} may not use this cookie.")
+        site = request.headers.get("sec-fetch-site")
+        if (origin is not None and origin != own) or site not in OWN_PAGES:
+            raise AccessDeniedError(
+                f"Pages of {origin or 'other origins'} may not use this cookie."
+            )

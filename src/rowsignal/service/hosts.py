@@ -1,12 +1,30 @@
-"""A guard for a service without tokens: only names of this machine lead to it."""
+"""What every request passes: headers for all answers, and the guard of a service without tokens."""
 
 from http import HTTPStatus
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rowsignal.sse.http.problems import Problem
+from rowsignal.sse.http.problems import NOSNIFF, Problem
 
 LOCAL = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
+
+
+class NoSniff:
+    """Tells browsers to believe the content type of every answer, errors included."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass one request on."""
+
+        async def send_on(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).setdefault(*NOSNIFF)
+            await send(message)
+
+        await self.app(scope, receive, send_on if scope["type"] == "http" else send)
 
 
 class LocalHosts:

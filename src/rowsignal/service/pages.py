@@ -1,10 +1,11 @@
-"""The page at `/`, its parts, and `client.js`: files of this package, served as they are."""
+"""The page at `/`, its parts, and `client.js`: files of two packages, served as they are."""
 
 import hashlib
 import mimetypes
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 
 from fastapi import APIRouter, Request, Response
 
@@ -21,7 +22,7 @@ HEADERS = {
     "Cache-Control": "no-cache",
 }
 TYPES = {".js": "text/javascript", ".ts": "text/plain", ".html": "text/html", ".css": "text/css"}
-AT_ROOT = ("client.js", "client.d.ts")
+CLIENT = ("client.js", "client.d.ts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +47,30 @@ def load_assets() -> Mapping[str, Asset]:
     assets = {}
     for path in files(__package__).joinpath("dashboard").iterdir():
         if path.is_file() and not path.name.startswith((".", "_")):
-            body = path.read_bytes()
-            suffix = "." + path.name.rpartition(".")[2]
-            kind = TYPES.get(suffix) or mimetypes.guess_type(path.name)[0]
-            tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-            assets[path.name] = Asset(body, kind or "application/octet-stream", tag)
+            assets[path.name] = _asset(path)
     return assets
+
+
+def load_client() -> Mapping[str, Asset]:
+    """Read the script for browsers and its types, by name."""
+    folder = files("rowsignal.sse.client")
+    return {name: _asset(folder.joinpath(name)) for name in CLIENT}
+
+
+def _asset(path: Traversable) -> Asset:
+    body = path.read_bytes()
+    suffix = "." + path.name.rpartition(".")[2]
+    kind = TYPES.get(suffix) or mimetypes.guess_type(path.name)[0]
+    tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    return Asset(body, kind or "application/octet-stream", tag)
 
 
 def pages_router() -> APIRouter:
     """Return the routes; only names that are there have one, so no path leads elsewhere."""
     router = APIRouter(include_in_schema=False)
     for name, asset in load_assets().items():
-        path = f"/{name}" if name in AT_ROOT else f"/dashboard/{name}"
-        router.add_api_route("/" if name == "index.html" else path, asset.answer, methods=["GET"])
+        path = "/" if name == "index.html" else f"/dashboard/{name}"
+        router.add_api_route(path, asset.answer, methods=["GET"])
+    for name, asset in load_client().items():
+        router.add_api_route(f"/{name}", asset.answer, methods=["GET"])
     return router

@@ -1,28 +1,83 @@
 """Running the service: uvicorn, one process or several."""
 
-import uvicorn
+import errno
+import socket
+from typing import Any
 
+import structlog
+import uvicorn
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from rowsignal.exceptions import AddressError
 from rowsignal.service.app import create_app
+from rowsignal.service.catalog import offered_tables
+from rowsignal.service.logs import configure_logs
 from rowsignal.service.settings import Settings
+from rowsignal.sse.access.tickets import TicketOffice
 
 FACTORY = "rowsignal.service.app:create_app"
+REASONS = {
+    errno.EADDRINUSE: "another program listens there; choose another port, or end that program",
+    errno.EACCES: "this user may not: ports below 1024 need a right of their own",
+    errno.EADDRNOTAVAIL: "this machine has no such address",
+}
+
+log = structlog.get_logger("rowsignal.service")
+
+
+async def check(engine: AsyncEngine, settings: Settings) -> None:
+    """Raise what would keep the service from starting, in a sentence, before it logs a word."""
+    await offered_tables(engine, settings.tables, key_secret=b"")
+    TicketOffice(settings.ticket_dir)
+    bind(settings).close()
+
+
+def bind(settings: Settings) -> socket.socket:
+    """Return a socket that is bound; raise `AddressError` where that cannot be."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    found = socket.socket(family)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((settings.host, settings.port))
+    except OSError as error:
+        found.close()
+        reason = REASONS.get(error.errno or 0, error.strerror or str(error))
+        place = f"{settings.host}:{settings.port}"
+        raise AddressError(f"The service cannot listen at {place}: {reason}.") from error
+    found.set_inheritable(True)
+    return found
 
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; open streams get a `bye` and time to end.
 
-    uvicorn writes no access log: its lines would hold queries, and so tickets.
+    uvicorn writes no access log: its lines would hold queries, and so tickets. Raises
+    `AddressError` where it cannot listen.
     """
-    if settings.workers > 1:
-        settings.export()
-    uvicorn.run(
-        FACTORY if settings.workers > 1 else create_app(settings),
-        factory=settings.workers > 1,
-        host=settings.host,
-        port=settings.port,
-        workers=settings.workers,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=max(1, round(settings.shutdown_grace)),
-    )
+    configure_logs(settings.log_level, settings.log_format)
+    with bind(settings) as listener:
+        log.info("starting", page=page_address(settings, listener.getsockname()[1]))
+        if settings.workers == 1:
+            config = uvicorn.Config(create_app(settings), **_options(settings))
+            uvicorn.Server(config).run(sockets=[listener])
+            return
+    settings.export()
+    uvicorn.run(FACTORY, **_options(settings), factory=True, workers=settings.workers)
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    return {
+        "host": settings.host,
+        "port": settings.port,
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "timeout_graceful_shutdown": max(1, round(settings.shutdown_grace)),
+    }
+
+
+def page_address(settings: Settings, port: int) -> str:
+    """Return where a browser of this machine finds the page."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104 -- compared
+    bracketed = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    return f"http://{bracketed}:{port}{settings.root_path}/"

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, SecretStr, field_validator, model_validat
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from rowsignal.sse import Limits
+from rowsignal.sse.limits import RENAMED
 
 PREFIX = "ROWSIGNAL_"
 MIN_SECRET = 32
@@ -53,7 +54,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
 
-    database_url: SecretStr = Field(description="postgresql+asyncpg://user@host/database")
+    database_url: SecretStr = Field(description="postgresql://user@host/database")
     listen_url: SecretStr | None = Field(
         None, description="Where to LISTEN, when `database_url` leads through a pooler."
     )
@@ -88,22 +89,47 @@ class Settings(BaseSettings):
     cors_origins: Names = Field((), description="Exact origins of pages that may connect.")
 
     heartbeat: float = Field(15.0, gt=0, description="Longest silence on a stream, in seconds.")
-    tick: float = Field(0.02, ge=0, description="Shortest time between two writes to a reader.")
-    buffer: int = Field(256 * 1024, ge=1024, description="Bytes that may wait for one reader.")
-    stall: float = Field(30.0, gt=0, description="Seconds that one write may take.")
-    snapshot: float = Field(120.0, gt=0, description="Seconds one reader may take over a snapshot.")
-    readers: int = Field(2000, ge=1, description="Streams of one process.")
-    readers_each: int = Field(100, ge=1, description="Streams of one principal in one process.")
+    write_interval: float = Field(
+        0.02, ge=0, description="Shortest time between two writes to a reader, in seconds."
+    )
+    write_timeout: float = Field(30.0, gt=0, description="Seconds that one write may take.")
+    snapshot_timeout: float = Field(
+        120.0, gt=0, description="Seconds that one reader may take over a snapshot."
+    )
+    max_buffer_bytes: int = Field(
+        256 * 1024, ge=1024, description="Bytes that may wait for one reader."
+    )
+    max_streams: int = Field(2000, ge=1, description="Streams of one process.")
+    max_streams_per_principal: int = Field(
+        100, ge=1, description="Streams of one principal in one process."
+    )
     retention_age: float | None = Field(
-        default=None, gt=0, description="Seconds that changes are kept; stored for all who prune."
+        default=None,
+        gt=0,
+        description="Seconds that changes are kept; stored for every process that prunes.",
     )
     retention_bytes: int | None = Field(
-        default=None, gt=0, description="Size that the log may have; stored for all who prune."
+        default=None,
+        gt=0,
+        description="Size that the log may have; stored for every process that prunes.",
     )
     shutdown_grace: float = Field(10.0, gt=0, description="Seconds that open answers may take.")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Level.")
-    log_format: Literal["json", "text"] = Field("json", description="Form of log lines.")
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="Form of log lines; auto is text in a terminal and json elsewhere."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_old_names(cls, given: Any) -> Any:
+        """Take the settings of 0.1 by their old names, where the new ones are not set."""
+        found = dict(given)
+        for old, new in RENAMED.items():
+            value = found.pop(old, os.environ.get(f"{PREFIX}{old.upper()}"))
+            if value is not None and new in cls.model_fields:
+                found.setdefault(new, value)
+        return found
 
     @field_validator("tables", mode="before")
     @classmethod
@@ -127,7 +153,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _is_protected(self) -> Self:
-        """Refuse to show tables to a network that nobody was asked about."""
+        """Refuse to show tables to a network unless that was said."""
         if self.keys or self.is_loopback or self.allow_anybody_to_read_everything:
             return self
         raise ValueError(
@@ -161,14 +187,23 @@ class Settings(BaseSettings):
     def limits(self) -> Limits:
         """The limits of the streams."""
         return Limits(
-            tick=self.tick,
+            write_interval=self.write_interval,
             heartbeat=self.heartbeat,
-            stall=self.stall,
-            snapshot=self.snapshot,
-            buffer=self.buffer,
-            readers=self.readers,
-            readers_each=self.readers_each,
+            write_timeout=self.write_timeout,
+            snapshot_timeout=self.snapshot_timeout,
+            max_buffer_bytes=self.max_buffer_bytes,
+            max_streams=self.max_streams,
+            max_streams_per_principal=self.max_streams_per_principal,
         )
+
+    @staticmethod
+    def old_names() -> list[str]:
+        """Return which variables are set by their old names, each with the new one."""
+        return [
+            f"{PREFIX}{old.upper()} is now {PREFIX}{new.upper()}"
+            for old, new in RENAMED.items()
+            if f"{PREFIX}{old.upper()}" in os.environ
+        ]
 
     def export(self) -> None:
         """Put these settings into the environment, for worker processes that are about to start."""

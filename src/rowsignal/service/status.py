@@ -1,30 +1,31 @@
-"""What the service says about itself: to people, to the page, and to whoever runs it."""
+"""What the service says about itself: to people, to the page, and to monitoring."""
 
 import os
+import re
+import shlex
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from rowsignal.exceptions import RowSignalError
-from rowsignal.listener import OUTAGES, Listener
-from rowsignal.postgres.connections import OwnConnection, beside
-from rowsignal.postgres.statements import query
+from rowsignal.listener import Listener
+from rowsignal.service.probe import Probe
+from rowsignal.service.recent import Recent
 from rowsignal.service.settings import Settings
-from rowsignal.sse import Outlet
+from rowsignal.sse import Grant, Outlet, TableGrant
 from rowsignal.sse.access.exposures import Exposure
+from rowsignal.sse.access.grants import EVERY_TABLE
 from rowsignal.sse.access.views import Event
-from rowsignal.triggers import trigger_status
+from rowsignal.triggers import TableStatus
 
 WINDOW = 30.0
 SAMPLES = 5000
 SAMPLES_A_FLUSH = 50
-FRESH = 1.5
-ANSWER = 5.0
+PATIENCE = 2.0
+INTERNAL = re.compile(r"sqlalchemy|asyncpg|<class|Traceback|0x[0-9a-f]{6}")
 
 
 class Latency:
@@ -51,36 +52,32 @@ class Latency:
 
 
 class StatusReport:
-    """Collects the status, asking the database at most once in a while however many look."""
+    """Puts the status together from what the probe, the listener and the fan-out know."""
 
-    def __init__(self, settings: Settings, engine: AsyncEngine, outlet: Outlet) -> None:
+    def __init__(
+        self, settings: Settings, engine: AsyncEngine, outlet: Outlet, probe: Probe
+    ) -> None:
         self._settings = settings
         self._engine = engine
         self._outlet = outlet
-        self._own = OwnConnection(beside(engine))
+        self._probe = probe
         self._started_at = datetime.now(UTC)
-        self._facts: dict[str, Any] = {}
-        self._asked_at = -FRESH
         self._state: tuple[str, datetime] = ("stopped", self._started_at)
         self.latency = Latency()
-        outlet.fanout.flushed = self.latency.note
+        self.recent = Recent()
 
-    async def aclose(self) -> None:
-        """Close the connection."""
-        await self._own.close()
+    def readiness(self) -> str | None:
+        """Return why the service is not ready, or None; answers at once."""
+        return "stopping" if self._outlet.fanout.is_closing else self._probe.problem
 
-    async def readiness(self) -> str | None:
-        """Return why the service is not ready, or None."""
-        if self._outlet.fanout.is_closing:
-            return "stopping"
-        await self._ask()
-        return self._facts.get("error")
-
-    async def report(self, version: str) -> dict[str, Any]:
-        """Return the whole status as a JSON object."""
-        reason = await self.readiness()
+    async def report(self, version: str, grant: Grant) -> dict[str, Any]:
+        """Return the status as a JSON object, with the tables that a grant names."""
+        facts = await self._probe.refreshed(PATIENCE)
+        reason = self.readiness()
         fanout = self._outlet.fanout
         counts = fanout.counts
+        tables = [(it, grant.for_table(it.name)) for it in self._outlet.exposures.values()]
+        recent = self.recent.by_table()
         return {
             "version": version,
             "pid": os.getpid(),
@@ -90,61 +87,73 @@ class StatusReport:
             "reason": reason,
             "state": "stopping" if fanout.is_closing else "ready" if reason is None else "degraded",
             "auth": bool(self._settings.keys),
-            "database": self._facts.get("database"),
-            "listener": self._listener(),
-            "log": self._log(),
+            "database": facts.get("database"),
+            "listener": self._listener(facts),
+            "log": self._log(facts),
             "latency": self.latency.summary(),
             "readers": {
                 "now": fanout.readers,
-                "limit": fanout.limits.readers,
+                "limit": fanout.limits.max_streams,
                 "resets": counts.resets,
                 "overflows": counts.overflows,
                 "delivered": counts.delivered,
                 "bytes": counts.bytes,
             },
-            "tables": [self._table(exposure) for exposure in self._outlet.exposures.values()],
+            "tables": [self._table(it, held, facts) for it, held in tables if held is not None],
+            "recent": {
+                it.name: recent[it.name]
+                for it, held in tables
+                if held is not None and not held.where and it.name in recent
+            },
+            "candidates": facts.get("candidates", []) if EVERY_TABLE in grant.tables else [],
         }
 
-    def _listener(self) -> dict[str, Any]:
+    def _listener(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         state = Listener.of(self._engine).state
         mode = "reconnecting" if state.mode == "polling" and state.epoch else state.mode
         if mode != self._state[0]:
             self._state = mode, datetime.now(UTC)
         return {
             "state": mode,
-            "reason": state.reason,
+            "reason": plain_reason(state.reason),
             "since": self._state[1].isoformat(),
             "reconnects": max(state.epoch - 1, 0),
             "notifications": state.notifications,
-            "queue_usage": self._facts.get("queue_usage"),
-            "lag": None,
+            "queue_usage": facts.get("queue_usage"),
+            "lag": self._probe.lag.seconds,
         }
 
-    def _log(self) -> dict[str, Any] | None:
-        found = self._facts.get("log")
+    def _log(self, facts: Mapping[str, Any]) -> dict[str, Any] | None:
+        found = facts.get("log")
         if found is None:
             return None
-        return {**found, "position": self._outlet.sources.log.position}
+        return {**found, "position": self._outlet.sources.position}
 
-    def _table(self, exposure: Exposure) -> dict[str, Any]:
-        name, fanout = exposure.name, self._outlet.fanout
+    def _table(
+        self, exposure: Exposure, held: TableGrant, facts: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        name = exposure.name
         capture = self._outlet.sources.captures.get(name)
-        kind = "none" if capture is None or capture.kind is None else capture.kind
-        last = fanout.counts.last_change.get(name)
-        changes = fanout.counts.changes.get(name, Counter())
+        kind = "unknown" if capture is None else capture.kind or "none"
         schema, table = exposure.full_name
+        shown = [it for it in exposure.fields if held.columns is None or it in held.columns]
         return {
             "schema": schema,
             "table": table,
             "name": name,
             "capture": kind,
-            **self._trigger(name, kind),
-            "key": list(exposure.key),
-            "columns": {
-                column: str(exposure.table.c[column].type).lower() for column in exposure.fields
-            },
-            "estimated_rows": self._facts.get("rows", {}).get(name),
-            "readers": fanout.readers_of(name),
+            **_trigger(name, kind, facts.get("triggers")),
+            "key": [column for column in exposure.key if column in shown],
+            "columns": {column: str(exposure.table.c[column].type).lower() for column in shown},
+            "readers": self._outlet.fanout.readers_of(name),
+            **(UNTOLD if held.where else self._activity(name, facts)),
+        }
+
+    def _activity(self, name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+        counts = self._outlet.fanout.counts
+        changes, last = counts.changes.get(name, Counter()), counts.last_change.get(name)
+        return {
+            "estimated_rows": facts.get("rows", {}).get(name),
             "changes": {
                 operation: changes[operation]
                 for operation in ("insert", "update", "delete", "truncate")
@@ -152,55 +161,31 @@ class StatusReport:
             "last_change_at": last and datetime.fromtimestamp(last, UTC).isoformat(),
         }
 
-    def _trigger(self, name: str, kind: str) -> dict[str, Any]:
-        found = self._facts.get("triggers", {}).get(name)
-        if found is not None and kind != "none":
-            state, problem = str(found.state), found.problem
-        else:
-            state, problem = "missing", f"{name} has no triggers: nothing is told of it."
-        mend = f"rowsignal install {name}" + ("" if kind == "hint" else " --log")
-        is_well = state == "installed"
-        return {
-            "trigger": state,
-            "problem": None if is_well else problem,
-            "mend": None if is_well else mend,
-        }
 
-    async def _ask(self) -> None:
-        if time.monotonic() - self._asked_at < FRESH:
-            return
-        self._asked_at = time.monotonic()
-        try:
-            await self._outlet.sources.look()
-            self._facts = await self._own.run(self._read, timeout=ANSWER)
-        except (*OUTAGES, RowSignalError) as error:
-            self._facts = {"error": f"The database does not answer: {type(error).__name__}."}
-
-    async def _read(self, connection: AsyncConnection) -> dict[str, Any]:
-        names = list(self._outlet.exposures)
-        database = (await connection.execute(sa.text(query("service_database")))).mappings().one()
-        estimates = await connection.execute(sa.text(query("service_estimates")), {"names": names})
-        rows = {f"{schema}.{name}": rows for schema, name, rows in estimates if rows >= 0}
-        triggers = await trigger_status(connection)
-        facts: dict[str, Any] = {
-            "triggers": {f"{it.schema}.{it.table}": it for it in triggers},
-            "database": {key: database[key] for key in ("name", "server_version")},
-            "queue_usage": database["queue_usage"],
-            "rows": rows,
-        }
-        kinds = {capture.kind for capture in self._outlet.sources.captures.values()}
-        if "log" in kinds:
-            facts["log"] = await _log_facts(connection)
-        return facts
+# Counts of all rows would tell of those that a grant's conditions hide.
+UNTOLD: dict[str, Any] = {"estimated_rows": None, "changes": {}, "last_change_at": None}
 
 
-async def _log_facts(connection: AsyncConnection) -> Mapping[str, Any]:
-    found = (await connection.execute(sa.text(query("service_log")))).mappings().one()
-    oldest = found["oldest_at"]
-    return {
-        "bytes": found["bytes"],
-        "rows": found["rows"] if found["rows"] >= 0 else None,
-        "oldest_at": oldest and oldest.isoformat(),
-        "retention_seconds": found["retention_seconds"],
-        "retention_bytes": found["retention_bytes"],
-    }
+def _trigger(
+    name: str, kind: str, triggers: Mapping[str, TableStatus] | None
+) -> dict[str, str | None]:
+    """Return how the triggers are; what could not be looked up is unknown, not missing."""
+    if triggers is None or kind == "unknown":
+        return {"trigger": "unknown", "problem": None, "mend": None}
+    found = triggers.get(name)
+    if found is not None and kind != "none":
+        state, problem = str(found.state), found.problem
+    else:
+        state, problem = "missing", f"{name} has no triggers: no change of it is told."
+    if state == "installed":
+        return {"trigger": state, "problem": None, "mend": None}
+    mend = f"rowsignal install {shlex.quote(name)}" + (" --hints" if kind == "hint" else " --log")
+    return {"trigger": state, "problem": problem, "mend": mend}
+
+
+def plain_reason(reason: str | None) -> str | None:
+    """Return a reason as a sentence; texts of drivers say nothing to people."""
+    if reason is None:
+        return None
+    text = re.sub(r"^\w+(Error|Exception)(: |$)", "", reason)
+    return text if text and not INTERNAL.search(text) else "PostgreSQL cannot be reached"

@@ -3,19 +3,29 @@
 import json
 import math
 import random
+import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 JITTER = random.SystemRandom()
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def compact(data: object) -> str:
-    """Return `data` as one line of JSON; NaN and infinities, which JSON has not, as strings."""
+    """Return `data` as one line of JSON that can be encoded.
+
+    NaN and infinities, which JSON does not have, become strings; half a surrogate pair, which
+    UTF-8 does not have, is escaped.
+    """
     try:
-        return json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     except ValueError:
-        return json.dumps(_finite(data), separators=(",", ":"), ensure_ascii=False)
+        data = _finite(data)
+        text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
+    if not text.isascii() and SURROGATE.search(text):
+        return json.dumps(data, separators=(",", ":"))
+    return text
 
 
 def _finite(data: Any) -> Any:

@@ -1,25 +1,80 @@
 """What one process serves at most."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any, TypedDict, Unpack
+
+# The names of 0.1, still taken.
+RENAMED = MappingProxyType(
+    {
+        "tick": "write_interval",
+        "stall": "write_timeout",
+        "snapshot": "snapshot_timeout",
+        "buffer": "max_buffer_bytes",
+        "readers": "max_streams",
+        "readers_each": "max_streams_per_principal",
+        "tracked": "max_tracked_rows",
+    }
+)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitOptions(TypedDict, total=False):
+    """The keywords of `Limits`."""
+
+    write_interval: float
+    heartbeat: float
+    write_timeout: float
+    snapshot_timeout: float
+    retry: float
+    max_buffer_bytes: int
+    max_streams: int
+    max_streams_per_principal: int
+    max_tracked_rows: int
+    tick: float
+    stall: float
+    snapshot: float
+    buffer: int
+    readers: int
+    readers_each: int
+    tracked: int
+
+
+@dataclass(frozen=True, init=False)
 class Limits:
     """What one process serves.
 
-    `tick` is the shortest time between two writes to a reader, `heartbeat` the longest (seconds);
-    `buffer` the bytes that may wait for one reader, `stall` the seconds that one write may take,
-    `snapshot` those that one reader may take over the current rows;
-    `readers` and `readers_each` count streams in all and per principal, `tracked` the rows
-    remembered for a filter whose columns are not logged.
+    `write_interval` is the shortest time between two writes to a reader, `heartbeat` the longest
+    (seconds); `max_buffer_bytes` may wait for one reader, one write may take `write_timeout`
+    seconds, and the current rows `snapshot_timeout` seconds of one reader; `max_streams` and
+    `max_streams_per_principal` count open streams; `max_tracked_rows` are remembered for a filter
+    whose columns are not logged; `retry` is after how many seconds readers come back.
+
+    >>> Limits(max_streams=500).max_streams
+    500
     """
 
-    tick: float = 0.02
+    write_interval: float = 0.02
     heartbeat: float = 15.0
-    stall: float = 30.0
-    snapshot: float = 120.0
+    write_timeout: float = 30.0
+    snapshot_timeout: float = 120.0
     retry: float = 2.0
-    buffer: int = 256 * 1024
-    readers: int = 2000
-    readers_each: int = 100
-    tracked: int = 100_000
+    max_buffer_bytes: int = 256 * 1024
+    max_streams: int = 2000
+    max_streams_per_principal: int = 100
+    max_tracked_rows: int = 100_000
+
+    def __init__(self, **given: Unpack[LimitOptions]) -> None:
+        known = {field.name: field.default for field in fields(self)}
+        for name, value in given.items():
+            new = RENAMED.get(name, name)
+            if new not in known:
+                raise TypeError(f"There is no limit {name!r}; there are {', '.join(known)}.")
+            known[new] = value
+        for name, value in known.items():
+            object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a limit by the name that it had in 0.1."""
+        if name in RENAMED:
+            return getattr(self, RENAMED[name])
+        raise AttributeError(f"Limits has no attribute {name!r}.")

@@ -1,80 +1,94 @@
-"""Where the changes of a stream come from: the log, hints, or a snapshot of the rows."""
+"""Where the changes of a stream come from: the log, and notifications of tables without one."""
 
 import asyncio
-import logging
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
+from itertools import repeat
 from typing import Protocol, Self
-
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rowsignal.change_log import Batch
 from rowsignal.change_log.subscription import LogSubscription
 from rowsignal.changes import Change, Operation, Reset
-from rowsignal.dispatcher import HOPELESS, Dispatcher
-from rowsignal.listener import OUTAGES, reconnect_delays
+from rowsignal.dispatcher import Dispatcher
 from rowsignal.payload import Hint
-from rowsignal.postgres.connections import OwnConnection
-from rowsignal.postgres.json_rows import Values, all_rows, pin_settings, rows_by_key
-from rowsignal.streams.tables import StreamedTable, TableName
+from rowsignal.streams.loader import RowChange
+from rowsignal.triggers.catalog import Capture
 
-logger = logging.getLogger("rowsignal.streams")
-
-LOOK_TIMEOUT = 30.0
-PATIENCE = 2.0
-Item = Change | Reset
-Found = dict[tuple[TableName, str], Values | None]
+START_TIMEOUT = 2.0
+LOST = "Changes may be missing from here: {}."
+FOUND = (
+    "Changes may be missing up to here, since notifications did not arrive for a while;"
+    " from now on they arrive."
+)
+OVERFLOWN = "Changes are missing: they were not read in time."
 
 
 @dataclass(frozen=True, slots=True)
 class Portion:
-    """Some items, and the position after the last of them, where there are positions."""
+    """Some changes, whose rows are still to be loaded, and the position after the last of them.
 
-    items: Sequence[Item]
+    `is_hearsay`: they come from notifications, which any role can send.
+    """
+
+    items: Sequence[RowChange | Reset]
     position: str | None = None
+    is_hearsay: bool = False
 
 
 class Source(Protocol):
-    """Something that items come from, portion by portion."""
+    """An endless source of portions."""
 
     async def next(self) -> Portion:
-        """Wait for the next portion."""
+        """Wait for the next portion; a cancellation loses nothing."""
+
+    def interrupt(self) -> None:
+        """Make `next` return, if only an empty portion."""
+
+
+def portion_of(item: Batch | Reset) -> Portion:
+    """Return what the log gave as a portion."""
+    if isinstance(item, Reset):
+        return Portion([item], item.position)
+    olds = item.before or repeat(None)
+    changes = [
+        RowChange(change, change.row, old) for change, old in zip(item.changes, olds, strict=False)
+    ]
+    return Portion(changes, item.position)
 
 
 class LogSource:
     """Changes of logged tables."""
 
     def __init__(self, subscription: LogSubscription) -> None:
-        self._subscription = subscription
+        self.subscription = subscription
 
     async def next(self) -> Portion:
         """Wait for the next batch of the log."""
-        item = await anext(self._subscription)
-        if isinstance(item, Batch):
-            return Portion(item.changes, item.position)
-        return Portion([item], item.position)
+        return portion_of(await anext(self.subscription))
+
+    def interrupt(self) -> None:
+        """Make `next` return."""
+        self.subscription.interrupt()
 
 
 class HintSource:
     """Changes of tables without a log, as their notifications arrive.
 
-    A gap (a lost connection, more than can be kept) is said when it begins, so that nobody takes
-    silence for peace, and again when it is over: what is read from then on misses nothing. Before
-    the stream has begun there is no gap, for nobody relies on it yet.
+    A gap (a lost connection, more than can be kept) is told when it begins, since silence would
+    look like peace, and again when it is over: what arrives from then on misses nothing. Before
+    the stream has begun there is no gap, for no reader relies on it yet.
     """
 
-    def __init__(self, dispatcher: Dispatcher, tables: Sequence[StreamedTable], limit: int) -> None:
+    def __init__(self, dispatcher: Dispatcher, tables: Sequence[Capture], limit: int) -> None:
         self._dispatcher = dispatcher
-        self._tables = tables
-        self._names = [(t.capture.schema, t.capture.table) for t in tables]
-        self._by_token = {token: t for t in tables for token, _ in t.capture.channels}
+        self._names = [(it.schema, it.table) for it in tables]
+        self._by_token = {token: it for it in tables for token, _ in it.channels}
         self._limit = limit
-        self._items: deque[Item] = deque()
+        self._items: deque[RowChange | Reset] = deque()
         self._arrived = asyncio.Event()
-        self._sound = asyncio.Event()
+        self._armed = asyncio.Event()
         self._has_begun = False
 
     async def __aenter__(self) -> Self:
@@ -82,8 +96,8 @@ class HintSource:
         self._dispatcher.follow(self._names, self)
         try:
             with suppress(TimeoutError):
-                async with asyncio.timeout(PATIENCE):
-                    await self._sound.wait()
+                async with asyncio.timeout(START_TIMEOUT):
+                    await self._armed.wait()
         except asyncio.CancelledError:
             self._dispatcher.unfollow(self._names, self)
             raise
@@ -96,136 +110,59 @@ class HintSource:
     async def __aexit__(self, *_: object) -> None:
         self._dispatcher.unfollow(self._names, self)
 
-    def hinted(self, hint: Hint) -> None:
-        """Take one hint."""
-        table = self._by_token.get(hint.token)
-        if table is None:
-            return
-        key = None
-        if hint.key is not None:
-            key = dict(zip(table.capture.key_columns, hint.key, strict=False))
-        schema, name = table.name
-        change = Change(
-            operation=hint.operation,
-            schema=schema,
-            table=name,
-            key=key,
-            changed=hint.changed,
-            transaction_id=hint.transaction_id,
-        )
-        self._push(change)
-
-    def interrupted(self, reason: str) -> None:
-        """Say that hints may have been lost."""
-        self._sound.clear()
-        if self._has_begun:
-            self._push(Reset(reason=f"Changes may be missing from here: {reason}."))
-
-    def armed(self) -> None:
-        """Say that hints come again, once they do for all tables."""
-        if self._sound.is_set() or not self._dispatcher.are_armed(self._names):
-            return
-        self._sound.set()
-        if self._has_begun:
-            self._push(Reset(reason="Changes may be missing up to here; from now on they arrive."))
-
     async def next(self) -> Portion:
         """Wait for hints."""
-        while not self._items:
-            self._arrived.clear()
-            await self._arrived.wait()
+        await self._arrived.wait()
+        self._arrived.clear()
         items = tuple(self._items)
         self._items.clear()
-        return Portion(items)
+        return Portion(items, is_hearsay=True)
 
-    def _push(self, item: Item) -> None:
+    def interrupt(self) -> None:
+        """Make `next` return."""
+        self._arrived.set()
+
+    def hinted(self, hint: Hint) -> None:
+        """Take one hint."""
+        capture = self._by_token.get(hint.token)
+        if capture is not None:
+            self._push(RowChange(_change(capture, hint)))
+
+    def interrupted(self, reason: str) -> None:
+        """Tell that hints may have been lost."""
+        self._armed.clear()
+        if self._has_begun:
+            self._push(Reset(reason=LOST.format(reason)))
+
+    def armed(self) -> None:
+        """Tell that hints come again, once they do for all tables."""
+        if self._armed.is_set() or not self._dispatcher.are_armed(self._names):
+            return
+        self._armed.set()
+        if self._has_begun:
+            self._push(Reset(reason=FOUND))
+
+    def _push(self, item: RowChange | Reset) -> None:
         if len(self._items) >= self._limit:
             self._items.clear()
-            self._items.append(Reset(reason="Changes are missing: they were not read in time."))
+            self._items.append(Reset(reason=OVERFLOWN))
         self._items.append(item)
         self._arrived.set()
 
 
-class SnapshotSource:
-    """The rows of tables as one transaction sees them, as inserts."""
-
-    def __init__(self, connection: AsyncConnection, tables: Sequence[StreamedTable]) -> None:
-        self._connection = connection
-        self._pages = self._read(tables)
-
-    async def next(self) -> Portion | None:
-        """Return the next rows; None after the last."""
-        return await anext(self._pages, None)
-
-    async def _read(self, tables: Sequence[StreamedTable]) -> AsyncIterator[Portion]:
-        await pin_settings(self._connection, is_local=True)
-        for streamed in tables:
-            async for rows in all_rows(self._connection, streamed.table):
-                yield Portion([_inserted(streamed, row) for row in rows])
-
-
-def _inserted(streamed: StreamedTable, row: Values) -> Change:
-    schema, name = streamed.name
-    key = {column.name: _key_value(row[column.name]) for column in streamed.table.primary_key}
-    return Change(operation=Operation.INSERT, schema=schema, table=name, key=key, row=row)
-
-
-def _key_value(value: object) -> object:
-    return value if isinstance(value, int | str) else str(value)
-
-
-class RowShower:
-    """Adds to changes the rows as they are now.
-
-    What a change says and what its row shows are never at odds: a row that is gone is deleted,
-    whatever was logged of it, and one that is there is not. So whoever keeps rows by these changes
-    ends up with the table, in whichever order triggers within one statement have logged.
-    """
-
-    def __init__(self, own: OwnConnection, tables: Mapping[TableName, StreamedTable]) -> None:
-        self._own = own
-        self._tables = tables
-
-    async def show(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Return the items with rows, asked for in one query per table."""
-        keys = self._keys(items)
-        delays = reconnect_delays()
-        while keys:
-            try:
-                found = await self._own.run(partial(self._look, keys), timeout=LOOK_TIMEOUT)
-            except HOPELESS:
-                raise
-            except OUTAGES as error:
-                logger.warning("the changed rows can not be read just now: %s", error)
-                await asyncio.sleep(next(delays))
-            else:
-                return [self._shown(item, found) for item in items]
-        return items
-
-    async def _look(
-        self, keys: Mapping[TableName, Mapping[str, Values]], connection: AsyncConnection
-    ) -> Found:
-        await pin_settings(connection, is_local=self._own.is_pooled)
-        found: Found = {}
-        for name, of_table in keys.items():
-            table = self._tables[name].table
-            rows = await rows_by_key(connection, table, list(of_table.values()))
-            found |= {(name, text): row for text, row in zip(of_table, rows, strict=True)}
-        return found
-
-    def _keys(self, items: Sequence[Item]) -> dict[TableName, dict[str, Values]]:
-        keys: dict[TableName, dict[str, Values]] = {}
-        for item in items:
-            if isinstance(item, Change) and item.key is not None:
-                keys.setdefault((item.schema, item.table), {})[repr(item.key)] = item.key
-        return keys
-
-    def _shown(self, item: Item, found: Found) -> Item:
-        if isinstance(item, Reset) or item.key is None:
-            return item
-        row = found[(item.schema, item.table), repr(item.key)]
-        if row is None:
-            return replace(item, operation=Operation.DELETE, changed=None, row=None)
-        if item.operation is Operation.DELETE:
-            return replace(item, operation=Operation.UPDATE, row=row)
-        return replace(item, row=row)
+def _change(capture: Capture, hint: Hint) -> Change:
+    """Return the change that a hint tells of; one without a usable key may be of any rows."""
+    key, operation = None, hint.operation
+    if hint.key is not None and len(hint.key) == len(capture.key_columns):
+        key = dict(zip(capture.key_columns, hint.key, strict=True))
+    is_of_part = (hint.schema, hint.table) != (capture.schema, capture.table)
+    if key is None and is_of_part and operation is Operation.TRUNCATE:
+        operation = Operation.UPDATE  # a partition was emptied, not the table
+    return Change(
+        operation=operation,
+        schema=capture.schema or "public",
+        table=capture.table,
+        key=key,
+        changed=hint.changed,
+        transaction_id=hint.transaction_id,
+    )

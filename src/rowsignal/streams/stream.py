@@ -1,32 +1,25 @@
 """Streams: the changes of tables as they are committed, from now or from a position on."""
 
-import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any, Self
 
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from rowsignal.change_log.positions import decode
 from rowsignal.change_log.tail import LogTail
 from rowsignal.changes import Change, ChangeFilter, Operation, Reset
-from rowsignal.dispatcher import Dispatcher
 from rowsignal.listener import Listener
-from rowsignal.postgres.json_rows import one_view
-from rowsignal.streams.sources import (
-    HintSource,
-    Item,
-    LogSource,
-    Portion,
-    RowShower,
-    SnapshotSource,
-    Source,
-)
-from rowsignal.streams.tables import Columns, StreamedTable, TableName, find_tables
+from rowsignal.postgres.json_rows import all_rows, one_view, pin_settings
+from rowsignal.streams.feed import ChangeFeed
+from rowsignal.streams.loader import Loaded, RowChange
+from rowsignal.streams.sources import Portion
+from rowsignal.streams.tables import Columns, WatchedTables, WatchRequest
+from rowsignal.streams.visibility import VisibleKeys
 
-LIMIT = 10_000
+Item = Change | Reset
 
 
 def watch(
@@ -67,8 +60,10 @@ def watch(
         operations=None if operations is None else frozenset(map(Operation, operations)),
         predicate=predicate,
     )
-    plan = (models, wanted, columns, pk)
-    return ChangeStream(engine, plan, after=after, has_snapshot=snapshot, has_rows=rows or snapshot)
+    request = WatchRequest(models, wanted, columns, pk)
+    return ChangeStream(
+        engine, request, after=after, has_snapshot=snapshot, has_rows=rows or snapshot
+    )
 
 
 class ChangeStream:
@@ -81,7 +76,7 @@ class ChangeStream:
     def __init__(
         self,
         engine: AsyncEngine,
-        plan: tuple[Any, ...],
+        request: WatchRequest,
         *,
         after: str | None,
         has_snapshot: bool,
@@ -89,121 +84,146 @@ class ChangeStream:
     ) -> None:
         self.position: str | None = None
         self._engine = engine
-        self._plan = plan
+        self._request = request
         self._after = after
         self._has_snapshot = has_snapshot
         self._has_rows = has_rows
         self._ready: deque[tuple[Item | None, str | None]] = deque()
         self._stack = AsyncExitStack()
-        self._tables: dict[TableName, StreamedTable] = {}
-        self._snapshot: SnapshotSource | None = None
-        self._sources: list[Source] = []
-        self._coming: dict[asyncio.Future[Portion], Source] = {}
-        self._pending: Portion | None = None
         self._reading = AsyncExitStack()
-        self._shower = RowShower(Listener.of(engine).own, self._tables)
-        self._has_positions = False
+        self._tables: WatchedTables | None = None
+        self._feed: ChangeFeed | None = None
+        self._snapshot: AsyncIterator[list[Change]] | None = None
+        self._pending: Portion | None = None
+        self._visible = VisibleKeys(is_known=after is None)
 
     async def __aenter__(self) -> Self:
         """Find the tables and begin; what keeps that from happening is raised."""
-        self._tables |= await find_tables(self._engine, *self._plan)
-        logged = [table for table in self._tables.values() if table.is_logged]
-        hinted = [table for table in self._tables.values() if not table.is_logged]
-        if hinted and self._after is not None:
-            raise ValueError(
-                f"{'.'.join(hinted[0].name)} has no change log, so nothing can be resumed;"
-                " install_triggers(..., log=True) makes one."
-            )
+        tables = self._tables = await self._request.find_tables(self._engine)
+        begin = self._begin_snapshot if self._has_snapshot else None
+        feed = ChangeFeed(self._engine, tables.names, after=self._after, begin=begin)
         async with AsyncExitStack() as stack:
-            await self._open(stack, logged, hinted)
+            stack.push_async_callback(self._reading.aclose)
+            self._feed = await stack.enter_async_context(feed)
+            self._check(feed)
+            if feed.is_logged and not self._has_snapshot:
+                self.position = feed.position
             self._stack = stack.pop_all()
         return self
 
     async def __aexit__(self, *exception: object) -> None:
-        for task in self._coming:
-            task.cancel()
-        await asyncio.gather(*self._coming, return_exceptions=True)
         await self._stack.aclose()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Item:
+        feed, tables = self._opened()
         while True:
             while self._ready:
                 item, position = self._ready.popleft()
-                if self._has_positions:
+                if feed.is_logged:
                     self.position = position or self.position
                 if item is not None:
                     return item
-            self._prepare(await self._next_portion())
+            await self._prepare(feed, tables)
 
-    def _prepare(self, portion: Portion) -> None:
-        wanted = filter(self._is_wanted, portion.items)
-        self._ready.extend((item, item.position) for item in wanted)
+    def _opened(self) -> tuple[ChangeFeed, WatchedTables]:
+        if self._feed is None or self._tables is None:
+            raise RuntimeError(
+                "A stream is read inside its block: async with watch(...) as changes:"
+                " async for change in changes: ..."
+            )
+        return self._feed, self._tables
+
+    def _check(self, feed: ChangeFeed) -> None:
+        for state in feed.states.values():
+            if self._after is not None and state.capture.kind != "log":
+                raise ValueError(
+                    f"{state.label} has no change log, so nothing can be resumed;"
+                    " install_triggers(..., log=True) makes one."
+                )
+            if state.fault is not None:
+                self._ready.append((Reset(reason=state.fault), None))
+
+    async def _prepare(self, feed: ChangeFeed, tables: WatchedTables) -> None:
+        """Make ready what comes next; a cancellation on the way loses nothing."""
+        if self._snapshot is not None:
+            page = await anext(self._snapshot, None)
+            if page is not None:
+                self._ready.extend((change, None) for change in page if tables.wants(change))
+                return
+            self._snapshot = None
+            await self._reading.aclose()
+        if self._pending is None:
+            self._pending = await feed.next()
+        portion = self._pending
+        wanted = tables.columns if self._has_rows else {}
+        loaded = await feed.load(portion, wanted, prefers_log=not self._has_rows)
+        self._pending = None
+        for it in loaded:
+            item = self._shown(feed, it)
+            if item is not None and (isinstance(item, Reset) or tables.wants(item)):
+                self._ready.append((item, item.position))
         self._ready.append((None, portion.position))
 
-    def _is_wanted(self, item: Item) -> bool:
-        if isinstance(item, Reset):
-            return True
-        table = self._tables.get((item.schema, item.table))
-        return table is None or table.wants(item)
+    def _shown(self, feed: ChangeFeed, it: Loaded | Reset) -> Item | None:
+        """Return what is yielded of a change, whose row never is at odds with it.
 
-    async def _open(
-        self,
-        stack: AsyncExitStack,
-        logged: Sequence[StreamedTable],
-        hinted: Sequence[StreamedTable],
-    ) -> None:
-        after = self._after
-        if hinted:  # first: what a snapshot does not show is hinted from here on
-            hints = HintSource(Dispatcher.of(self._engine), hinted, LIMIT)
-            self._sources.append(await stack.enter_async_context(hints))
-        if self._has_snapshot:
-            after = await self._open_snapshot(stack, has_log=bool(logged))
-        if logged:
-            names = [table.name for table in logged]
-            subscription = LogTail.of(self._engine).subscribe(names, after=after, limit=LIMIT)
-            changes = await stack.enter_async_context(subscription)
-            self._sources.append(LogSource(changes))
-            self._has_positions = not hinted
-            if self._has_positions and not self._has_snapshot:
-                self.position = changes.position
+        A row that is gone is deleted, whatever was logged of it, and one that is there is not. So
+        a reader that keeps rows by these changes ends up with the table, in whichever order
+        triggers within one statement have logged.
+        """
+        if isinstance(it, Reset):
+            return it
+        is_secured = feed.shapes[it.table].has_row_security
+        if is_secured and (reset := self._visible.unknown(it)) is not None:
+            return reset
+        if is_secured and not self._visible.is_told(it):
+            return None
+        if it.change.key is None or not (self._has_rows or is_secured):
+            return it.change
+        return _as_found(it, has_row=self._has_rows)
 
-    async def _open_snapshot(self, stack: AsyncExitStack, *, has_log: bool) -> str | None:
-        await stack.enter_async_context(self._reading)
-        if has_log:
+    async def _begin_snapshot(self, feed: ChangeFeed) -> str | None:
+        if any(state.capture.kind == "log" for state in feed.states.values()):
             log = LogTail.of(self._engine).log
             seen = await self._reading.enter_async_context(log.snapshot())
             connection, position = seen.connection, seen.position
         else:
-            view = one_view(self._engine)
+            view = one_view(self._engine, Listener.of(self._engine).listen_url)
             connection, position = await self._reading.enter_async_context(view), None
-        self._snapshot = SnapshotSource(connection, list(self._tables.values()))
+        self._snapshot = self._rows(feed, connection)
         return position
 
-    async def _next_portion(self) -> Portion:
-        """Return what is next, with rows; a cancellation on the way loses nothing."""
-        if self._snapshot is not None:
-            portion = await self._snapshot.next()
-            if portion is not None:
-                return portion
-            self._snapshot = None
-            await self._reading.aclose()
-        if self._pending is None:
-            self._pending = await self._take()
-        items = self._pending.items
-        if self._has_rows:
-            items = await self._shower.show(items)
-        portion, self._pending = replace(self._pending, items=items), None
-        return portion
+    async def _rows(
+        self, feed: ChangeFeed, connection: AsyncConnection
+    ) -> AsyncIterator[list[Change]]:
+        await pin_settings(connection, is_local=True)
+        _, tables = self._opened()
+        for name, shape in feed.shapes.items():
+            columns = sorted(tables.columns[name].intersection(shape.columns))
+            async for rows in all_rows(connection, shape, columns):
+                changes = [
+                    Change(
+                        operation=Operation.INSERT,
+                        schema=name[0],
+                        table=name[1],
+                        key=row.key,
+                        row=row.values,
+                    )
+                    for row in rows
+                ]
+                if shape.has_row_security:
+                    self._visible.add(name, (row.key for row in rows))
+                yield changes
 
-    async def _take(self) -> Portion:
-        if len(self._sources) == 1:
-            return await self._sources[0].next()
-        for source in set(self._sources).difference(self._coming.values()):
-            self._coming[asyncio.ensure_future(source.next())] = source
-        done, _ = await asyncio.wait(self._coming, return_when=asyncio.FIRST_COMPLETED)
-        first = done.pop()
-        del self._coming[first]
-        return first.result()
+
+def _as_found(it: RowChange, *, has_row: bool) -> Change:
+    """Return a change as the table has its row now."""
+    change, row = it.change, it.row if has_row else None
+    if it.row is None:
+        return replace(change, operation=Operation.DELETE, changed=None, row=None)
+    if change.operation is Operation.DELETE:
+        return replace(change, operation=Operation.UPDATE, row=row)
+    return replace(change, row=row)

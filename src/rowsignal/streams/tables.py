@@ -4,64 +4,71 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import MetaData, Table, cast, select
+from sqlalchemy import Table, cast, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.orm import InstrumentedAttribute
 
 from rowsignal.changes import Change, ChangeFilter
 from rowsignal.exceptions import TriggerInstallError
+from rowsignal.identifiers import QualifiedName
 from rowsignal.mapping import PrimaryKey, RowShape, Target, attributes_of, key_text, primary_key_of
 from rowsignal.payload import decode_json
 from rowsignal.triggers.catalog import Capture, captures
 
 Columns = Sequence[InstrumentedAttribute[Any] | str]
-TableName = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class StreamedTable:
-    """A table under the name that its changes carry, how they come, and which of them count."""
+class WatchedTables:
+    """Tables under the names that their changes carry, and which of the changes count.
 
-    name: TableName
-    table: Table
-    capture: Capture
+    `logged` are those with a change log.
+    """
+
+    names: tuple[QualifiedName, ...]
+    logged: frozenset[QualifiedName]
     filter: ChangeFilter
-
-    @property
-    def is_logged(self) -> bool:
-        """Tell whether its changes go to the change log."""
-        return self.capture.kind == "log"
+    columns: dict[QualifiedName, frozenset[str]]
 
     def wants(self, change: Change) -> bool:
         """Tell whether a change counts."""
         return self.filter.matches(change)
 
 
-async def find_tables(
-    engine: AsyncEngine,
-    models: Sequence[type[Any]],
-    common: ChangeFilter,
-    columns: Columns | None,
-    pk: object,
-) -> dict[TableName, StreamedTable]:
-    """Ask the catalogue about the tables of models; raise for what can not be watched."""
-    if not models:
-        raise ValueError("watch() needs at least one model: whose changes are wanted?")
-    shapes = [Target.of(engine, model).shape for model in models]
-    names = _column_names(shapes, columns)
-    keys = _primary_keys(shapes, pk)
-    tables = {shape.name_of(table): table for shape in shapes for table in shape.tables}
-    async with engine.connect() as connection:
-        found = await captures(connection, list(tables))
-        for capture in found:
-            _check(capture)
-        rows = await _key_images(connection, tables.values(), keys)
-    wanted = replace(common, keys=rows, columns=names)
-    streamed = (
-        _streamed(table, capture, wanted)
-        for table, capture in zip(tables.values(), found, strict=True)
-    )
-    return {table.name: table for table in streamed}
+@dataclass(frozen=True, slots=True)
+class WatchRequest:
+    """What `watch` was asked for: models, and the filters that the database has a say in."""
+
+    models: Sequence[type[Any]]
+    filter: ChangeFilter
+    columns: Columns | None
+    pk: object
+
+    async def find_tables(self, engine: AsyncEngine) -> WatchedTables:
+        """Ask the catalogue about the tables of models; raise for what cannot be watched."""
+        if not self.models:
+            raise ValueError("watch() needs at least one model: whose changes are wanted?")
+        shapes = [Target.of(engine, model).shape for model in self.models]
+        changed = _column_names(shapes, self.columns)
+        keys = _primary_keys(shapes, self.pk)
+        tables = {shape.name_of(table): table for shape in shapes for table in shape.tables}
+        async with engine.connect() as connection:
+            found = await captures(connection, list(tables))
+            for capture in found:
+                _check(capture)
+            images = await _key_images(connection, tables.values(), keys)
+        names = [(capture.schema or "public", capture.table) for capture in found]
+        return WatchedTables(
+            names=tuple(names),
+            logged=frozenset(
+                name for name, capture in zip(names, found, strict=True) if capture.kind == "log"
+            ),
+            filter=replace(self.filter, keys=images, columns=changed),
+            columns={
+                name: frozenset(column.name for column in table.columns)
+                for name, table in zip(names, tables.values(), strict=True)
+            },
+        )
 
 
 def _check(capture: Capture) -> None:
@@ -70,15 +77,9 @@ def _check(capture: Capture) -> None:
         raise TriggerInstallError(f"There is no table {label} in this database.")
     if capture.kind is None:
         raise TriggerInstallError(
-            f"{label} has no triggers, so nothing would ever be seen of it; install_triggers(...)"
-            " makes them."
+            f"{label} has no triggers, so no change of it would ever be seen;"
+            " install_triggers(...) makes them."
         )
-
-
-def _streamed(table: Table, capture: Capture, wanted: ChangeFilter) -> StreamedTable:
-    schema = capture.schema or "public"
-    placed = table.to_metadata(MetaData(), schema=schema)
-    return StreamedTable((schema, capture.table), placed, capture, wanted)
 
 
 def _column_names(shapes: Sequence[RowShape], columns: Columns | None) -> frozenset[str] | None:

@@ -105,12 +105,13 @@ class TableFacts:
 class Capture:
     """How changes of a table make themselves known.
 
-    `kind` is "hint", "log" or None, and `is_notifying` tells whether that works on the table and
-    all that belongs to it. `channels` are the (token, bucket) pairs of the hints of the
-    table and of its inheritance children, `relations` the oids of everything that a writer may
-    lock to write its rows. `key_columns` is the key that hints carry, in order; `has_plain_key`
-    tells whether readers can write it as triggers do; `columns` names the columns whose changes are
-    told, None for all. `has_row_security` tells that row-level security is enabled on the table.
+    `kind` is "hint", "log" or None; `is_complete` tells whether no trigger is missing or disabled
+    on the table and all that belongs to it, `is_notifying` whether they notify, too. `channels` are
+    the (token, bucket) pairs of the hints of the table and of its inheritance children, `relations`
+    the oids of everything that a writer may lock to write its rows. `key_columns` is the key that
+    hints carry, in order; `has_plain_key` tells whether readers can write it as triggers do;
+    `columns` names the columns whose changes are told, None for all. `has_row_security` tells that
+    row-level security is enabled on the table.
     """
 
     schema: str | None
@@ -122,6 +123,7 @@ class Capture:
     relations: tuple[int, ...]
     key_columns: tuple[str, ...]
     columns: tuple[str, ...] | None
+    is_complete: bool = True
     has_plain_key: bool = True
     has_row_security: bool = False
 
@@ -133,16 +135,18 @@ class Capture:
         kinds = {trigger.kind for trigger in ours}
         kind = "log" if "log" in kinds else "hint" if kinds else None
         tells = _is_logged if kind == "log" else _has_row_trigger
+        is_complete = bool(ours) and all(map(tells, facts.members))
         return cls(
             schema=facts.schema,
             table=facts.name,
             oid=facts.oid,
             kind=kind,
-            is_notifying=bool(ours) and all(map(tells, facts.members)) and _may_notify(ours),
+            is_notifying=is_complete and _may_notify(ours),
             channels=tuple(sorted({trigger.channel for trigger in rows})),
             relations=tuple(member.oid for member in facts.members),
             key_columns=rows[0].key_columns if rows else facts.key_columns,
             columns=_counted(facts, ours[0].settings) if ours else None,
+            is_complete=is_complete,
             has_plain_key=facts.has_plain_key,
             has_row_security=facts.has_row_security,
         )

@@ -72,10 +72,11 @@ def judge(
     if is_orphan:
         state, problem = TriggerState.ORPHANED, "No model asks for these triggers."
     kind = kinds[0] if kinds else None
-    return TableStatus(facts.schema, facts.name, state, kind, problem, _warning(facts))
+    return TableStatus(facts.schema, facts.name, state, kind, problem, warning_of(facts))
 
 
-def _warning(facts: TableFacts) -> str | None:
+def warning_of(facts: TableFacts) -> str | None:
+    """Return what the owner of a table should know that is no fault of its triggers."""
     if not facts.has_row_security:
         return None
     return (
@@ -136,7 +137,7 @@ def _altered(trigger: Trigger, member: Member) -> Iterator[str]:
     if trigger.kind == "hint" and not trigger.settings.get("always"):
         pair = f"({LOCK_CLASS}, {trigger.channel[1]})"
         asked = f"WHEN ((NOT (pg_try_advisory_lock{pair} AND pg_advisory_unlock{pair})))"
-        if asked not in trigger.definition.replace("pg_catalog.", ""):
+        if asked not in trigger.definition.replace('"', "").replace("pg_catalog.", ""):
             yield f"The condition of trigger {trigger.name} was changed."
     if trigger.settings.get("shape", member.shape) != member.shape:
         yield "Columns were added, dropped, renamed or changed in type: logging takes a slower way."

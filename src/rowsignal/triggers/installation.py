@@ -1,8 +1,10 @@
 """Triggers on the tables to watch: install, uninstall, status."""
 
+import logging
 from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any, overload
 
 from sqlalchemy import Connection, MetaData, event, text
@@ -12,23 +14,33 @@ from rowsignal.exceptions import LockTimeoutError, TriggerInstallError
 from rowsignal.identifiers import literal, qualify
 from rowsignal.postgres import schema
 from rowsignal.postgres.binds import AsyncBind, SyncBind, SyncConnection, execute, record, run_on
-from rowsignal.postgres.errors import message_of, sqlstate_of
+from rowsignal.postgres.errors import message, sqlstate
 from rowsignal.postgres.ownership import check_owner
 from rowsignal.triggers.catalog import TableFacts, read_facts
-from rowsignal.triggers.health import TableStatus, TriggerState, judge
+from rowsignal.triggers.health import TableStatus, TriggerState, judge, warning_of
 from rowsignal.triggers.settings import Target, targets_of
+
+logger = logging.getLogger("rowsignal.triggers")
 
 REFUSALS = {"RS001", "42P01", "42501"}  # ours, no such table, no right to
 BUSY = {"55P03", "40P01"}  # lock_timeout, deadlock
+NO_TRANSACTION = "25P01"
+TURN_TIMEOUT = 30.0  # seconds for other installations to end
+MAX_LOCK_TIMEOUT = 86400.0
+SET_LOCK_TIMEOUT = text("SELECT set_config('lock_timeout', :value, true)")
 
 
 @dataclass(frozen=True, slots=True)
 class TableAction:
-    """What was done to one table: "installed", "replaced", "removed" or "unchanged"."""
+    """What was done to one table: "installed", "replaced", "removed" or "unchanged".
+
+    `warning` is a sentence about a table that was installed, such as on row-level security.
+    """
 
     schema: str | None
     table: str
     action: str
+    warning: str | None = None
 
 
 @overload
@@ -53,7 +65,7 @@ def install_triggers(
     should be are not touched, so it may be called at every start, by many processes at once.
     `CREATE TRIGGER` locks a table against writes until the transaction's end (PostgreSQL manual,
     13.3): a table that is not free within `lock_timeout` seconds is a `LockTimeoutError`, so that
-    a busy table's users do not queue behind this. `TriggerInstallError` says why a table can not
+    a busy table's users do not queue behind this. `TriggerInstallError` says why a table cannot
     carry triggers: it is a view, a partition, a foreign table, or has no primary key.
     """
     targets = targets_of(what, **settings)
@@ -61,8 +73,8 @@ def install_triggers(
     def work(connection: SyncConnection) -> list[TableAction]:
         if not isinstance(connection, Connection):
             return _write_installation(connection, targets)
-        with _guarded(connection, lock_timeout):
-            return _install(connection, _translated(connection, targets))
+        with guarded(connection, lock_timeout):
+            return _install(connection, _translated(connection, targets), lock_timeout)
 
     return run_on(bind, work)
 
@@ -88,7 +100,11 @@ def uninstall_triggers(
     def work(connection: SyncConnection) -> list[TableAction]:
         if not isinstance(connection, Connection):
             return [_run(connection, "uninstall", target, "removed") for target in targets]
-        with _guarded(connection, lock_timeout):
+        with guarded(connection, lock_timeout):
+            check_owner(connection)
+            if schema.version(connection):
+                with turn(connection, lock_timeout):
+                    schema.take_lock(connection)
             names = [target.name for target in _translated(connection, targets)]
             tables = read_facts(connection, names, with_strays=what is None)
             return [_uninstall(connection, facts) for facts in tables]
@@ -117,7 +133,7 @@ def trigger_status(
 
     def work(connection: SyncConnection) -> list[TableStatus]:
         if not isinstance(connection, Connection):
-            raise TypeError("The status of triggers can not be asked offline.")
+            raise TypeError("The status of triggers cannot be asked offline.")
         wanted = _translated(connection, targets)
         names = [target.name for target in wanted]
         tables = read_facts(connection, names, with_strays=is_whole)
@@ -162,17 +178,20 @@ def _judged(what: Any, settings: dict[str, Any]) -> list[Target]:
     return [Target(found[0].name)] if isinstance(what, str) and not settings else found
 
 
-def _install(connection: Connection, targets: Sequence[Target]) -> list[TableAction]:
+def _install(
+    connection: Connection, targets: Sequence[Target], lock_timeout: float
+) -> list[TableAction]:
     names = [target.name for target in targets]
     check_owner(connection)
     if schema.version(connection) == schema.CURRENT and not schema.problems(connection):
         tables = read_facts(connection, names)
         if all(_is_right(facts, target) for facts, target in zip(tables, targets, strict=True)):
             return [TableAction(*target.name, "unchanged") for target in targets]
-    schema.apply(connection)
-    schema.take_lock(connection)
-    if schema.problems(connection):
-        schema.repair(connection)
+    with turn(connection, lock_timeout):
+        schema.apply(connection)
+        schema.take_lock(connection)
+        if schema.problems(connection):
+            schema.repair(connection)
     tables = read_facts(connection, names)
     return [
         _install_table(connection, facts, target)
@@ -183,7 +202,10 @@ def _install(connection: Connection, targets: Sequence[Target]) -> list[TableAct
 def _install_table(connection: Connection, facts: TableFacts, target: Target) -> TableAction:
     if _is_right(facts, target):
         return TableAction(*target.name, "unchanged")
-    return _run(connection, "install", target, "replaced" if facts.triggers else "installed")
+    done = _run(connection, "install", target, "replaced" if facts.triggers else "installed")
+    if (warning := warning_of(facts)) is not None:
+        logger.warning("%s: %s", qualify(facts.name, facts.schema), warning)
+    return replace(done, warning=warning)
 
 
 def _is_right(facts: TableFacts, target: Target) -> bool:
@@ -219,23 +241,59 @@ def _translated(connection: Connection, targets: Sequence[Target]) -> list[Targe
 
 
 @contextmanager
-def _guarded(connection: Connection, lock_timeout: float) -> Iterator[None]:
-    # A savepoint: a caller who is refused can go on with the transaction.
-    set_timeout = text("SELECT set_config('lock_timeout', :value, true)")
+def guarded(connection: Connection, lock_timeout: float) -> Iterator[None]:
+    """Bound the block's locks; errors say what to do, and leave the caller's transaction usable."""
+    check_lock_timeout(lock_timeout)
     before = connection.scalar(text("SELECT current_setting('lock_timeout')"))
     try:
         with connection.begin_nested():
-            connection.execute(set_timeout, {"value": f"{round(lock_timeout * 1000)}ms"})
+            _set_lock_timeout(connection, lock_timeout)
             yield
-            connection.execute(set_timeout, {"value": before})
+            connection.execute(SET_LOCK_TIMEOUT, {"value": before})
     except DBAPIError as error:
         raise _translate(error, lock_timeout) from error
 
 
+def check_lock_timeout(lock_timeout: float) -> None:
+    """Raise `ValueError` unless it is a number of seconds above 0; 0 is forever to PostgreSQL."""
+    if isinstance(lock_timeout, bool) or not 0 < lock_timeout <= MAX_LOCK_TIMEOUT:
+        raise ValueError(
+            f"lock_timeout={lock_timeout!r}: give seconds above 0, at most {MAX_LOCK_TIMEOUT:.0f};"
+            " without a limit all writers would queue behind a busy table."
+        )
+
+
+def _set_lock_timeout(connection: Connection, seconds: float) -> None:
+    connection.execute(SET_LOCK_TIMEOUT, {"value": f"{ceil(seconds * 1000)}ms"})
+
+
+@contextmanager
+def turn(connection: Connection, lock_timeout: float) -> Iterator[None]:
+    """Wait for other installations in the block: no writer waits for that, so patiently."""
+    patience = max(lock_timeout, TURN_TIMEOUT)
+    _set_lock_timeout(connection, patience)
+    try:
+        with connection.begin_nested():
+            yield
+    except DBAPIError as error:
+        if sqlstate(error) in BUSY:
+            raise LockTimeoutError(
+                f"Another installation had not ended within {patience:g} s ({message(error)}):"
+                " nothing was changed; try again when it is over."
+            ) from error
+        raise
+    _set_lock_timeout(connection, lock_timeout)
+
+
 def _translate(error: DBAPIError, lock_timeout: float) -> Exception:
-    state, sentence = sqlstate_of(error), message_of(error)
+    state, sentence = sqlstate(error), message(error)
     if state in REFUSALS:
         return TriggerInstallError(sentence)
+    if state == NO_TRANSACTION:
+        return TriggerInstallError(
+            "Triggers are installed in a transaction, and this connection is in AUTOCOMMIT: pass"
+            " the engine, or a connection with a transaction; in Alembic, not in autocommit_block."
+        )
     if state in BUSY:
         return LockTimeoutError(
             f"A table was not free within {lock_timeout:g} s ({sentence}): nothing was changed; try"

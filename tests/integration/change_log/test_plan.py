@@ -1,5 +1,6 @@
 """Reading the log stays cheap at any size: the plan uses the index, whatever else goes on."""
 
+import re
 from collections.abc import AsyncIterator
 
 import pytest
@@ -11,6 +12,7 @@ from rowsignal.postgres.statements import query
 from support.change_log import Shop, ids, open_shop
 
 ROWS = 400_000
+RUNNING = re.compile(r"Function Scan on unnest r .*?Rows Removed by Filter: \d+", re.DOTALL)
 FILL = """
 insert into rowsignal.change (xid, relation, operation, key, changed)
 select (3 + g / 1000)::text::xid8, 'item'::regclass, 'u', jsonb_build_object('id', g), '{v}'
@@ -74,6 +76,7 @@ async def plan_of_look(shop: Shop, position: str, *, is_narrowed: bool) -> str:
 def assert_cheap(plan: str) -> None:
     assert plan.count("using change_xid") + plan.count("on change_xid") == 2, plan
     assert "Seq Scan on change" not in plan, plan
+    plan = RUNNING.sub("", plan)  # transactions that still run are left out one by one
     assert "Rows Removed by Filter" not in plan or "Rows Removed by Filter: 0" in plan, plan
 
 

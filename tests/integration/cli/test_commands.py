@@ -1,8 +1,13 @@
 import asyncio
 import json
+import os
+import re
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -128,8 +133,8 @@ def test_a_failure_is_one_sentence(
 @pytest.mark.parametrize(
     ("url", "sentence"),
     [
-        ("postgresql://me:geheim@127.0.0.1:1/shop", "Can not connect to shop at 127.0.0.1:1"),
-        ("postgresql://me:geheim@/shop?host=/nowhere", "Can not connect to shop at /nowhere"),
+        ("postgresql://me:geheim@127.0.0.1:1/shop", "Cannot connect to shop at 127.0.0.1:1"),
+        ("postgresql://me:geheim@/shop?host=/nowhere", "Cannot connect to shop at /nowhere"),
         ("mysql://me:geheim@localhost/shop", "PostgreSQL, not mysql"),
         ("me:geheim@localhost", "it is no URL"),
         ("", "No database was named"),
@@ -254,3 +259,126 @@ def test_the_module_is_the_command() -> None:
     assert "doctor" in helped.stdout
     assert "\x1b" not in helped.stdout
     assert misspelt.returncode == 2
+
+
+def settings_of(command_line: CommandLine, table: str) -> dict[str, Any]:
+    definition = (
+        "select pg_get_triggerdef(oid) from pg_trigger"
+        f" where not tgisinternal and tgrelid = '{table}'::regclass limit 1"
+    )
+    (row,) = asyncio.run(command_line.execute(definition))
+    found = json.loads(re.search(r"'({.*?})'", row[0])[1])
+    found.pop("shape", None)
+    return found
+
+
+def test_install_keeps_the_kind_and_the_settings_of_a_table(command_line: CommandLine) -> None:
+    command_line.on_database("install", "orders", "--log", "--filter-column", "status")
+
+    again = command_line.on_database("install", "orders", "Sales.Line items", "--json")
+    kept = settings_of(command_line, "orders")
+    command_line.on_database("install", "orders", "--column", "status")
+    narrowed = settings_of(command_line, "orders")
+    command_line.on_database("install", "orders", "--exclude", "status")
+    excluded = settings_of(command_line, "orders")
+    command_line.on_database("install", "orders", "--hints")
+
+    actions = [done["action"] for done in json.loads(again.out)["tables"]]
+    assert actions == ["unchanged", "installed"]
+    assert kept == {"log": True, "filter": ["status"]}
+    assert narrowed == {"log": True, "filter": ["status"], "columns": ["status"]}
+    assert excluded == {"log": True, "filter": ["status"], "exclude": ["status"]}
+    assert settings_of(command_line, "orders") == {}
+
+
+def test_install_of_models_keeps_a_log_that_no_model_declares(command_line: CommandLine) -> None:
+    asyncio.run(
+        command_line.execute(
+            "create table customers (id int primary key, name text);"
+            "create table lines (order_id int, no int, quantity int, primary key (order_id, no));"
+        )
+    )
+    command_line.on_database("install", "orders", "--log")
+
+    ended = command_line.on_database("install", "--models", "support.shop:Base")
+
+    assert ended.code == 0
+    assert settings_of(command_line, "orders") == {"log": True}
+    assert settings_of(command_line, "lines") == {}
+
+
+def test_log_and_hints_contradict_each_other(command_line: CommandLine) -> None:
+    ended = command_line.on_database("install", "orders", "--log", "--hints")
+
+    assert ended.code == 2
+    assert "contradict" in ended.err
+
+
+@pytest.mark.parametrize("driver", ["", "+asyncpg", "+psycopg", "+psycopg2"])
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres"])
+def test_every_url_that_the_tools_take_works(
+    command_line: CommandLine, capsys: pytest.CaptureFixture[str], scheme: str, driver: str
+) -> None:
+    rest = command_line.url.partition("://")[2]
+    line = CommandLine(f"{scheme}{driver}://{rest}&connect_timeout=5", capsys)
+
+    assert line.on_database("status").code == 0
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    ended = CommandLine("", capsys).run("--version")
+
+    assert ended.code == 0
+    assert re.fullmatch(r"rowsignal \d+\.\d+\.\S+, Python 3\.\S+\n", ended.out)
+
+
+def test_completion_is_offered(capsys: pytest.CaptureFixture[str]) -> None:
+    helped = CommandLine("", capsys).run("--help")
+
+    assert "--install-completion" in helped.out
+    assert "<bool>" not in helped.out
+
+
+def test_serve_says_why_it_cannot_start(
+    command_line: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROWSIGNAL_TICKET_DIR", str(tmp_path / "tickets"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        busy = command_line.on_database("serve", "--port", str(taken.getsockname()[1]))
+    foreign = command_line.on_database("serve", "--host", "127.0.0.1", "--table", "nothing")
+    away = command_line.run("serve", "--url", "postgresql://nobody@127.0.0.1:1/nothing")
+    (tmp_path / "open").mkdir(mode=0o755)
+    monkeypatch.setenv("ROWSIGNAL_TICKET_DIR", str(tmp_path / "open"))
+    shared = command_line.on_database("serve", "--port", "0")
+
+    assert "another program listens there" in busy.err
+    assert "no table public.nothing" in foreign.err
+    assert "Cannot connect to nothing at 127.0.0.1:1" in away.err
+    assert "mode 700" in shared.err
+    for ended in (busy, foreign, away, shared):
+        assert ended.code in {1, 2}
+        assert ended.err.count("\n") == 1
+
+
+def test_serve_says_where_the_page_is_and_writes_json_where_no_terminal_is(
+    command_line: CommandLine, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "rowsignal", "serve", "--port", "0"]
+    environment = os.environ | {
+        "DATABASE_URL": command_line.url,
+        "ROWSIGNAL_TICKET_DIR": str(tmp_path / "tickets"),
+    }
+    environment.pop("ROWSIGNAL_DATABASE_URL", None)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stderr is not None
+    try:
+        first = json.loads(process.stderr.readline())
+        assert first["event"] == "starting"
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", first["page"])
+        while json.loads(process.stderr.readline())["event"] != "Application startup complete.":
+            pass
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()

@@ -12,9 +12,8 @@ from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from rowsignal.dispatcher import Dispatcher
-from rowsignal.dispatcher.table_watch import TableWatch
 from rowsignal.embedded import EmbeddedPostgres
-from rowsignal.listener.pacing import Pace
+from rowsignal.listener.pacing import Pace, Pacer
 from rowsignal.payload import LOCK_CLASS
 from rowsignal.triggers import install_triggers
 from support import waits
@@ -88,14 +87,14 @@ async def test_a_writer_from_before_the_arming_is_settled_over(
     assert (await wait).total == 1
 
 
-async def first_look_only(self: TableWatch, capture: object) -> None:
-    await self._audience.look()
+async def first_read_only(self: Pacer) -> None:
+    await self._subject.read()
 
 
 async def test_without_settling_the_same_change_would_be_missed(
     shop: AsyncEngine, writer: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(TableWatch, "_settle", first_look_only)
+    monkeypatch.setattr(Pacer, "_drain_writers", first_read_only)
     Dispatcher.of(shop, Pace(safety=NEVER))
     async with writer.transaction():
         await pay(writer)
@@ -334,7 +333,7 @@ async def test_a_row_that_was_read_without_its_key_is_woken_beside_others(
     keyed = begin_wait(shop, 1)
     await until_mode(shop, "armed")
     await writer.execute("alter function rowsignal.key_value_v1 rename to away")
-    await Dispatcher.of(shop).listener.own.close()  # what is prepared there needs no name
+    await Dispatcher.of(shop).listener.reads.close()  # what is prepared there needs no name
     keyless = begin_wait(shop, 2, timeout=None)  # its end would be a look
     await until_mode(shop, "armed")
     await writer.execute("alter function rowsignal.away rename to key_value_v1")

@@ -295,7 +295,7 @@ async def test_the_doctor_says_that_what_replication_applies_is_not_logged_and_h
         await install_triggers(target, [Order])
         (hinted,) = await about(target, "orders")
         assert (hinted.severity, "wakes nobody" in hinted.message) == (Severity.WARNING, True)
-        await owner.execute(hinted.cure or "")
+        await owner.execute(hinted.fix or "")
         assert await about(target, "orders") == []
         assert await about(both.source, "orders") == []
 
@@ -353,10 +353,10 @@ async def test_writers_who_may_not_try_locks_fail_and_the_doctor_says_so(
             errors = [f for f in await diagnose(engine) if f.severity is Severity.ERROR]
             (error,) = errors
             assert "writes of watched tables fail" in error.message
-            assert error.cure is not None
+            assert error.fix is not None
             with pytest.raises(TriggerInstallError, match="every write would fail"):
                 await install_triggers(engine, ["customers"])
-            await owner.execute(error.cure)
+            await owner.execute(error.fix)
             await pay(clerk)
             await install_triggers(engine, ["customers"])
         finally:

@@ -226,7 +226,7 @@ def test_refuses_folders_that_are_not_its_own(folder: Path) -> None:
     for name, complaint in (
         ("letters", "something else"),
         ("old", r"PostgreSQL 9, and .* ROWSIGNAL_PG_BIN"),
-        ("file/data", "can not be used"),
+        ("file/data", "cannot be used"),
     ):
         with pytest.raises(EmbeddedPostgresError, match=complaint):
             EmbeddedPostgres(data_dir=folder / name).start()
@@ -438,3 +438,33 @@ async def test_database_url_comes_before_a_server_of_ones_own(
         dsn = url.replace("+asyncpg", "")
         assert await fetch(dsn, "show max_connections") == "17"
     assert is_empty(temp_dir)
+
+
+@needs_root
+def test_root_follows_no_link_in_the_folder_of_another_user(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("1\nkeep me")
+    tmp_path.chmod(0o755)
+    data_dir = Path(tempfile.mkdtemp()) / "data"
+    data_dir.parent.chmod(0o755)
+    with EmbeddedPostgres(data_dir=data_dir):
+        pass
+    owner = data_dir.stat().st_uid
+    assert owner != 0
+    for name in ("postmaster.pid", "PG_VERSION"):
+        kept = (data_dir / name).read_bytes() if (data_dir / name).exists() else None
+        (data_dir / name).unlink(missing_ok=True)
+        (data_dir / name).symlink_to(precious)
+        with pytest.raises(EmbeddedPostgresError, match="is a link"):
+            EmbeddedPostgres(data_dir=data_dir).start()
+        (data_dir / name).unlink()
+        (data_dir / name).hardlink_to(precious)
+        with pytest.raises(EmbeddedPostgresError, match="one name"):
+            EmbeddedPostgres(data_dir=data_dir).start()
+        (data_dir / name).unlink()
+        if kept is not None:
+            (data_dir / name).write_bytes(kept)
+            os.chown(data_dir / name, owner, owner)
+    assert precious.read_text() == "1\nkeep me"
+    assert precious.stat().st_uid == 0
+    shutil.rmtree(data_dir.parent)

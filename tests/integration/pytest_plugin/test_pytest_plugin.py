@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from rowsignal.embedded import EmbeddedPostgres
-from rowsignal.orm.databases import create_database, drop_database
+from rowsignal.orm.tables.databases import create_database, drop_database
 from rowsignal.payload import LOCK_CLASS
 from rowsignal.pytest_plugin import (
     create_db_session,

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from rowsignal.retention import Retention, get_retention
 from rowsignal.service.app import create_app
 from rowsignal.service.settings import Settings, TokenKey
+from rowsignal.sse import Limits
 from support.event_streams import execute, make_tables, reading
 from support.web_server import serving
 
@@ -35,7 +36,7 @@ def settings_of(database_url, tmp_path, **options):
         database_url=database_url,
         ticket_dir=tmp_path / "tickets",
         heartbeat=0.5,
-        tick=0.005,
+        write_interval=0.005,
         **options,
     )
 
@@ -218,11 +219,13 @@ async def test_a_cookie_counts_for_our_own_pages_only(guarded_site):
             assert stream.status == status
             shared = stream.headers.get("access-control-allow-origin")
             assert shared == (origin if origin == "https://app.example" else None)
+            if shared:  # a page may read how long it is to wait
+                assert "Retry-After" in stream.headers["access-control-expose-headers"]
 
 
 async def test_status_needs_a_token_that_says_so(guarded_site):
     get = guarded_site.client.get
-    assert (await get("/v1/status", headers=bearer(token()))).status_code == 401
+    assert (await get("/v1/status", headers=bearer(token()))).status_code == 403
     allowed = bearer(token(rowsignal={**GRANT, "status": True}))
     assert (await get("/v1/status", headers=allowed)).json()["auth"] is True
 
@@ -235,7 +238,9 @@ async def test_a_stream_ends_with_its_token(guarded_site):
 
 async def test_limits_are_per_principal_and_in_all(engine, database_url, tmp_path):
     await make_tables(engine)
-    settings = settings_of(database_url, tmp_path, readers=2, readers_each=1, token_secret=SECRET)
+    settings = settings_of(
+        database_url, tmp_path, max_streams=2, max_streams_per_principal=1, token_secret=SECRET
+    )
     async with serving(create_app(settings)) as site:
         path, mine = "/v1/changes/orders", bearer(token())
         async with reading(site.port, path, headers=mine) as stream:
@@ -349,3 +354,16 @@ async def ticket_of(port):
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
         answer = await client.post("/v1/tickets", headers=bearer(token()))
         return answer.json()["ticket"]
+
+
+def test_settings_of_the_first_version_are_taken_by_their_old_names(monkeypatch):
+    monkeypatch.setenv("ROWSIGNAL_READERS", "7")
+    monkeypatch.setenv("ROWSIGNAL_TICK", "0.5")
+    monkeypatch.setenv("ROWSIGNAL_WRITE_INTERVAL", "0.25")
+    settings = Settings(database_url="postgresql://x", buffer=2048)
+    assert (settings.max_streams, settings.write_interval) == (7, 0.25)
+    assert settings.max_buffer_bytes == settings.limits.buffer == 2048
+    assert "ROWSIGNAL_READERS is now ROWSIGNAL_MAX_STREAMS" in settings.old_names()
+    assert Limits(readers=3) == Limits(max_streams=3)
+    with pytest.raises(TypeError, match="no limit 'raeders'"):
+        Limits(raeders=3)

@@ -1,18 +1,23 @@
 """The service while what it depends on fails: a pooler in between, a crash, a restart, a cut."""
 
 import asyncio
+import contextlib
 from contextlib import asynccontextmanager
 from itertools import count
 
 import asyncpg
 import pytest
+from prometheus_client import CollectorRegistry
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from rowsignal.embedded import EmbeddedPostgres
+from rowsignal.exceptions import EmbeddedPostgresError
+from rowsignal.metrics import PrometheusHooks
 from rowsignal.postgres.connections import suit_pooler
 from rowsignal.service.app import create_app
 from rowsignal.service.settings import Settings
+from rowsignal.service.tasks import keep_running
 from rowsignal.triggers import install_triggers
 from support.event_streams import Item, Order, execute, make_tables, reading
 from support.pgbouncer import pgbouncer, settings_in_pool
@@ -51,7 +56,7 @@ async def service(url, tmp_path, **options):
         database_url=url,
         ticket_dir=tmp_path / "tickets",
         heartbeat=0.5,
-        tick=0.005,
+        write_interval=0.005,
         log_level="warning",
         **options,
     )
@@ -180,7 +185,7 @@ async def test_without_a_listen_url_it_says_so_and_logged_streams_stay_exact(
         status = (await site.client.get("/v1/status")).json()
         assert status["listener"]["state"] == "polling"
         assert "transaction pooler" in status["listener"]["reason"]
-        assert "rowsignal_listening 0.0" in (await site.client.get("/metrics")).text
+        assert "rowsignal_listener_up 0.0" in (await site.client.get("/metrics")).text
         assert await until_ready(site, status=200) == {"status": "ready"}
         await is_exact_over_a_break(site, writer)
         await execute(
@@ -247,3 +252,81 @@ async def test_what_is_committed_while_the_network_is_cut_arrives_once(
             await proxy.start()
             assert await inserted_by_the_end(stream, fragile_engine) == list(range(30))
             await until_listener(site, "listening")
+
+
+async def test_readiness_does_not_wait_for_a_database_that_hangs(fragile, fragile_engine, tmp_path):
+    async with proxied(("127.0.0.1", fragile.port)) as proxy:
+        database = fragile_engine.url.database
+        url = f"postgresql+asyncpg://postgres@127.0.0.1:{proxy.port}/{database}"
+        async with service(url, tmp_path) as site:
+            await until_ready(site, status=200)
+            proxy.stall()
+            async with asyncio.timeout(40):
+                answer = await site.client.get("/health/ready", timeout=2)
+                while answer.status_code == 200:
+                    await asyncio.sleep(0.05)
+                    answer = await site.client.get("/health/ready", timeout=2)
+            assert "not answer" in answer.json()["reason"]
+            status = (await site.client.get("/v1/status", timeout=8)).json()
+            assert (status["ready"], status["database"]["name"]) == (False, database)
+            (orders,) = (it for it in status["tables"] if it["table"] == "orders")
+            assert orders["trigger"] == "installed", "what was known is not denied"
+            metrics = (await site.client.get("/metrics", timeout=2)).text
+            assert "rowsignal_ready 0.0" in metrics
+            proxy.resume()
+            await until_ready(site, status=200)
+
+
+async def fill_queue(writer):
+    while True:
+        await writer.execute(
+            "select pg_notify('other', repeat('x', 7900) || n) from generate_series(1, 8) n"
+        )
+
+
+async def test_a_full_notification_queue_does_not_keep_the_service_from_starting(tmp_path):
+    settings = {"max_notify_queue_pages": "64"}
+    try:
+        server = EmbeddedPostgres(settings=settings)
+        server.start()
+    except EmbeddedPostgresError:
+        pytest.skip("PostgreSQL's queue has a fixed size of 8 GB before 17")
+    with contextlib.ExitStack() as stack:
+        stack.callback(server.stop)
+        engine = create_async_engine(server.url)
+        await make_tables(engine)
+        sleeper, writer = await asyncpg.connect(server.dsn), await asyncpg.connect(server.dsn)
+        await sleeper.execute("listen other")
+        await sleeper.execute("begin; select 1")
+        with pytest.raises(asyncpg.PostgresError, match="too many notifications"):
+            await fill_queue(writer)
+        async with service(server.url, tmp_path) as site:
+            await until_listener(site, "polling")
+            status = (await site.client.get("/v1/status")).json()
+            assert "queue is full" in status["listener"]["reason"]
+            async with reading(site.port, ORDERS) as stream:
+                await begun(stream)
+                await insert(engine, 1)
+                await stream.until("insert")
+        await sleeper.close()
+        await writer.close()
+        await engine.dispose()
+
+
+async def test_a_task_that_fails_is_counted_and_starts_again(engine, database_url, tmp_path):
+    await make_tables(engine)
+    hooks, runs, enough = PrometheusHooks(CollectorRegistry()), 0, asyncio.Event()
+
+    async def work() -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 3:
+            enough.set()
+        raise RuntimeError("no reason")
+
+    task = asyncio.create_task(keep_running("probe", work, hooks))
+    async with asyncio.timeout(20):
+        await enough.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert hooks.restarts.labels(task="probe")._value.get() >= 2

@@ -15,7 +15,7 @@ from rowsignal.sse import Limits, Outlet
 from rowsignal.sse.access.exposures import exposures_of
 from rowsignal.sse.access.grants import grant_everything
 from rowsignal.sse.delivery.buffers import ConflatingReader, Reader
-from rowsignal.sse.delivery.outlet import SNAPSHOTS
+from rowsignal.sse.delivery.outlet import SNAPSHOTS_EACH
 from rowsignal.sse.frames import heartbeat, reset
 from rowsignal.sse.http import long_poll
 from rowsignal.sse.http.router import router_of
@@ -93,11 +93,11 @@ async def test_a_stalled_reader_loses_its_place(site, outlet, engine):
 
 @asynccontextmanager
 async def reading_rows_slowly(port: int) -> AsyncIterator[list[EventReader]]:
-    """Open as many snapshots as may be read at once, and take a little of each."""
+    """Open as many snapshots as one principal may read at once, and take a little of each."""
     async with AsyncExitStack() as stack:
         slow = [
             await stack.enter_async_context(reading(port, ROWS, buffer=4096))
-            for _ in range(SNAPSHOTS)
+            for _ in range(SNAPSHOTS_EACH)
         ]
         for reader in slow:
             await reader.until("snapshot")

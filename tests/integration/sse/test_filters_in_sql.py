@@ -1,7 +1,7 @@
 """A filter picks the same rows in PostgreSQL, for snapshots, and in Python, for changes."""
 
 import random
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from uuid import UUID
 
@@ -28,6 +28,7 @@ values = sa.Table(
     sa.Column("at", sa.DateTime(timezone=True)),
     sa.Column("plain", sa.DateTime),
     sa.Column("clock", sa.Time),
+    sa.Column("zoned", sa.Time(timezone=True)),
     sa.Column("kind", sa.Enum("small", "LARGE", name="size")),
 )
 SAMPLES = {
@@ -49,6 +50,12 @@ SAMPLES = {
     "at": [datetime(2026, 11, 21, 12, tzinfo=UTC), datetime(1, 1, 2, tzinfo=UTC), None],
     "plain": [datetime.fromisoformat("2026-11-21T12:00:00.000001"), None],
     "clock": [time(0), time(23, 59, 59, 999999), None],
+    "zoned": [
+        time(12, tzinfo=UTC),
+        time(13, tzinfo=timezone(timedelta(hours=1))),
+        time(23, 30, tzinfo=timezone(-timedelta(hours=11, minutes=30))),
+        None,
+    ],
     "kind": ["small", "LARGE", None],
 }
 UNORDERED = {"flag", "kind"}

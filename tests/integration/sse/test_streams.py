@@ -457,5 +457,5 @@ async def test_a_grant_that_does_not_fit_its_table_tells_nothing_of_it(engine):
 
     async with serving(app_of(engine, authorize=authorize)) as site:
         answer = await site.client.get("/v1/changes/orders")
-        assert answer.status_code == 401
+        assert answer.status_code == 403
         assert "secret" not in answer.text

@@ -58,7 +58,7 @@ async def writer(shop: AsyncEngine) -> AsyncIterator[asyncpg.Connection]:
 @pytest.fixture
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams begin without waiting for hints."""
-    monkeypatch.setattr(stream_sources, "PATIENCE", 0.0)
+    monkeypatch.setattr(stream_sources, "START_TIMEOUT", 0.0)
 
 
 async def pay(writer: asyncpg.Connection, key: int = 1) -> None:

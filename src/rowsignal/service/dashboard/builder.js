@@ -23,7 +23,8 @@ export class Builder {
   #code = h("pre", { tabindex: "0" });
   #run = h("button", { class: "primary", type: "submit" }, "Run");
   #said = h("span", { class: "said", "aria-live": "polite" });
-  #output = h("ol", { class: "output", role: "log", "aria-live": "off", tabindex: "0", "aria-label": "What the subscription brings", hidden: true });
+  #lines = h("ol");
+  #output = h("div", { class: "output", role: "log", "aria-live": "off", tabindex: "0", "aria-label": "What the subscription brings", hidden: true }, this.#lines);
 
   constructor(form) {
     this.#form = form;
@@ -40,7 +41,7 @@ export class Builder {
   /** Offer these tables; `token` signs in. */
   offer(tables, token) {
     this.#token = token;
-    const names = tables.filter((table) => table.capture !== "none").map((table) => table.name);
+    const names = tables.filter((table) => ["log", "hint"].includes(table.capture)).map((table) => table.name);
     if (names.join() === this.#tables.map((table) => table.name).join()) return;
     const chosen = this.#table.value;
     this.#tables = tables.filter((table) => names.includes(table.name));
@@ -112,7 +113,7 @@ export class Builder {
 
   #start() {
     this.#output.hidden = false;
-    this.#output.replaceChildren();
+    this.#lines.replaceChildren();
     let number = 0;
     this.#running = subscribe({
       ...this.#options,
@@ -149,8 +150,8 @@ export class Builder {
   }
 
   #write(kind, line) {
-    this.#output.prepend(h("li", { class: kind }, h("time", {}, clock(Date.now())), h("b", {}, kind), h("span", {}, line)));
-    while (this.#output.children.length > LINES) this.#output.lastElementChild.remove();
+    this.#lines.prepend(h("li", { class: kind }, h("time", {}, clock(Date.now())), h("b", {}, kind), h("span", {}, line)));
+    while (this.#lines.children.length > LINES) this.#lines.lastElementChild.remove();
   }
 }
 

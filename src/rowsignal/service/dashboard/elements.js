@@ -45,8 +45,9 @@ export async function copy(line, button) {
 }
 
 function set(element, key, value) {
-  if (value === undefined || value === null || value === false) return;
+  if (value === undefined || value === null || (value === false && !key.startsWith("aria-"))) return;
   if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
   else if (key === "class") element.className = value;
+  else if (key.startsWith("aria-")) element.setAttribute(key, String(value));
   else element.setAttribute(key, value === true ? "" : value);
 }

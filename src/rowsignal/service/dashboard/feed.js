@@ -68,7 +68,14 @@ export class Feed {
     if (missed) rows.unshift(h("li", { class: "remark" }, `${count(missed)} more changes, too many to show`));
     this.#list.prepend(...rows.reverse());
     while (this.#list.children.length > SHOWN) this.#list.lastElementChild.remove();
-    id("no-changes").hidden = true;
+    this.#explain();
+  }
+
+  // An empty list says why it is empty.
+  #explain() {
+    const rows = [...this.#list.children];
+    id("no-changes").hidden = rows.length > 0;
+    id("no-hits").hidden = !rows.length || rows.some((row) => !row.hidden);
   }
 
   #row(change) {
@@ -104,6 +111,7 @@ export class Feed {
 
   #sift() {
     for (const row of this.#list.children) row.hidden = !this.#wants(row);
+    this.#explain();
   }
 
   #toggle(kind) {

@@ -2,6 +2,8 @@
 
 import { subscribe } from "../client.js";
 
+const MOST_TABLES = 50; // of one stream
+const MOST_STREAMS = 3; // browsers open six connections to a host over HTTP/1.1
 const SNAPSHOT_ROWS = 5000; // above, the page does without the rows it has not seen change
 
 /** Keep subscribed to whatever tables the service offers. */
@@ -22,6 +24,11 @@ export class Following {
     for (const [name, tables] of wanted) {
       if (!this.#groups.has(name)) this.#groups.set(name, this.#follow(tables, token));
     }
+  }
+
+  /** How many tables are followed. */
+  get count() {
+    return [...this.#groups.keys()].reduce((sum, name) => sum + name.split(" ").length, 0);
   }
 
   /** The least lively state of all, for one lamp. */
@@ -57,7 +64,13 @@ function groups(tables) {
   const captured = tables.filter((table) => !["missing", "orphaned"].includes(table.trigger));
   const logged = captured.filter((table) => table.capture === "log");
   const hinted = captured.filter((table) => table.capture === "hint");
-  return [logged, hinted].filter((group) => group.length);
+  return [...parts(logged), ...parts(hinted)].slice(0, MOST_STREAMS);
+}
+
+function parts(tables) {
+  const sorted = [...tables].sort((one, other) => (one.name < other.name ? -1 : 1));
+  const count = Math.ceil(sorted.length / MOST_TABLES);
+  return Array.from({ length: count }, (_, index) => sorted.slice(index * MOST_TABLES, (index + 1) * MOST_TABLES));
 }
 
 function names(tables) {

@@ -1,21 +1,21 @@
 // Puts the page together: one watch on the service, one subscription, and what shows them.
 
 import { Builder } from "./builder.js";
-import { drawCards } from "./cards.js";
+import { drawCards, onChoice } from "./cards.js";
 import { Chart } from "./charts.js";
 import { command, id, text } from "./elements.js";
 import { Feed } from "./feed.js";
 import { Following } from "./following.js";
 import { bytes, count, duration, rate, several, since } from "./format.js";
 import { StatusWatch } from "./status.js";
-import { Tape } from "./tape.js";
-import { sentence } from "./words.js";
+import { Timeline } from "./timeline.js";
+import { sentence } from "./status_text.js";
 
 const TOKEN = "rowsignal-token";
 const REACH = { live: "live", connecting: "connecting", waiting: "reconnecting", refused: "refused", closed: "closed" };
 
 const feed = new Feed();
-const tape = new Tape(id("tape"));
+const timeline = new Timeline(id("timeline"));
 const builder = new Builder(id("builder"));
 const latencyChart = new Chart(id("latency-chart"), {
   series: [
@@ -30,13 +30,14 @@ const logChart = new Chart(id("log-chart"), {
 });
 const following = new Following({
   onChange: (change) => {
-    tape.add(change);
+    timeline.add(change);
     feed.add(change);
   },
   onReset: (reason) => feed.note(`Began anew: ${reason}`),
   onState: showReach,
 });
 const watch = new StatusWatch(show);
+onChoice(() => watch.status && drawCards(id("tables"), watch));
 
 function show() {
   showSentence();
@@ -47,17 +48,19 @@ function show() {
   const isEmpty = watch.status.tables.length === 0;
   document.body.toggleAttribute("data-empty", isEmpty);
   id("begin").hidden = !isEmpty;
-  tape.name(watch.status.tables.map((table) => table.name));
+  if (isEmpty) showBeginning(watch.status.candidates ?? []);
+  timeline.name(watch.status.tables.map((table) => table.name));
   latencyChart.show(watch.samples);
   logChart.show(watch.samples);
-  if (watch.failure) return;
+  if (watch.failure || !watch.status.ready) return showReach(following.state);
+  timeline.fill(watch.status.recent, watch.skew);
   following.update(watch.status, watch.token);
   builder.offer(watch.status.tables, watch.token);
   showReach(following.state);
 }
 
 function showSentence() {
-  const { tone, headline, aside = "", detail = "", mend } = sentence(watch);
+  const { tone, headline, aside = "", detail = "", mend } = sentence({ ...facts(), stream: following.state });
   document.body.dataset.tone = tone;
   text(id("headline"), headline);
   text(id("aside"), aside);
@@ -68,10 +71,18 @@ function showSentence() {
     id("mend").replaceChildren(...(mend ? [command(mend)] : []));
     id("mend").hidden = !mend;
   }
-  id("sign-in").hidden = watch.failure?.status !== 401;
+  id("sign-in").hidden = ![401, 403].includes(watch.failure?.status);
 }
 
-function showReach(state) {
+function facts() {
+  const { status, failure, now, seenAt } = watch;
+  return { status, failure, now, seenAt };
+}
+
+// The lamp is about changes of the database: a stream that lives beside a dead database brings none.
+function showReach(given) {
+  const isCut = given && (watch.failure || (watch.status && !watch.status.ready));
+  const state = isCut ? { ...given, status: "waiting", reason: watch.failure?.reason ?? watch.status?.reason } : given;
   id("reach").hidden = !state;
   if (!state) return;
   id("reach").dataset.status = state.status;
@@ -85,16 +96,39 @@ function showVitals() {
   const { latency, log, tables } = status;
   const [listener, readers, database] = [status.listener ?? {}, status.readers ?? {}, status.database ?? {}];
   text(id("database"), [database.name, database.server_version && `PostgreSQL ${database.server_version}`].filter(Boolean).join(" · "));
-  vital("rate", `${rate(watch.total)} /s`, `on ${several(tables.length, "table")}`);
+  vital("rate", `${rate(watch.total)} /s`, followed(tables));
   if (latency?.count) vital("latency", duration(latency.p50), `99 % within ${duration(latency.p99)}`);
   else vital("latency", "–", "nothing to measure");
   vital("listener", listener.state ?? "–", listenerNote(listener, now));
   vital("readers", count(readers.now), readersNote(readers));
-  vital("log", log ? bytes(log.bytes) : "none", log ? logNote(log, now) : "only hints are captured");
+  vital("log", ...logVital(status, now));
   id("vitals").querySelector("#vital-listener").parentElement.dataset.state = listener.state ?? "";
   text(id("about"), `rowsignal ${status.version ?? ""} · running for ${since(Date.parse(status.started_at), now)}`);
   document.title = document.body.dataset.tone === "good" ? `${rate(watch.total)}/s · ${database.name ?? "rowsignal"}` : id("headline").textContent;
-  id("tape").setAttribute("aria-label", `${rate(watch.total)} changes a second on ${several(tables.length, "table")}`);
+  id("timeline").setAttribute("aria-label", `${rate(watch.total)} changes a second on ${several(tables.length, "table")}`);
+}
+
+function followed(tables) {
+  const count = following.count;
+  const all = `on ${several(tables.length, "table")}`;
+  return count && count < tables.length ? `${all}, ${count} shown live` : all;
+}
+
+function logVital({ log, tables, ready }, now) {
+  if (log) return [bytes(log.bytes), logNote(log, now)];
+  if (!ready || tables.some(({ capture }) => ["log", "unknown"].includes(capture))) return ["–", "not known just now"];
+  return ["none", tables.length ? "only hints are captured" : "no table is captured"];
+}
+
+// The tables there are, instead of names that mean nothing here.
+function showBeginning(candidates) {
+  const line = `rowsignal install --log ${candidates[0]?.command ?? "SCHEMA.TABLE"}`;
+  if (id("begin-install").dataset.line === line) return;
+  id("begin-install").dataset.line = line;
+  id("begin-install").replaceChildren(command(line));
+  const names = candidates.map(({ name }) => name);
+  const sentence = names.length ? `This database has ${names.join(", ")}.` : "This database has no table with a primary key yet.";
+  text(id("begin-tables"), sentence);
 }
 
 function vital(name, content, note) {
@@ -142,7 +176,5 @@ function kept() {
   }
 }
 
-id("begin-install").append(command("rowsignal install --log orders"));
-id("begin-change").append(command("psql -c \"update orders set status = 'paid' where id = 1\""));
 watch.token = kept();
 watch.ask();

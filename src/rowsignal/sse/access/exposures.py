@@ -1,7 +1,8 @@
 """Exposures: which tables are offered, and what of a row may leave the process."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from functools import cached_property
 from typing import Any
@@ -11,6 +12,7 @@ from pydantic import BaseModel
 
 from rowsignal.changes import browser_safe
 from rowsignal.sse.access.column_types import plain_type
+from rowsignal.sse.access.row_keys import PROCESS_SECRET, KeyWriter, key_writer
 
 Row = Mapping[str, Any]
 Shape = Callable[[Row], dict[str, Any]]
@@ -23,12 +25,14 @@ class Exposure:
     """One offered table. Rows are JSON values by column name, as PostgreSQL writes them.
 
     `fields` maps the columns that may leave to the names that they leave under; `schema` is the
-    pydantic model that makes the row, if there is one.
+    pydantic model that makes the row, if there is one; `key_secret` disguises key columns that a
+    reader may not see.
     """
 
     table: sa.Table
     fields: Mapping[str, str]
     schema: type[BaseModel] | None = None
+    key_secret: bytes = field(default=PROCESS_SECRET, repr=False)
 
     @cached_property
     def name(self) -> str:
@@ -56,6 +60,10 @@ class Exposure:
         return {
             n: str(value) if isinstance(value, Decimal) else value for n, value in values.items()
         }
+
+    def key_writer(self, shown: frozenset[str]) -> KeyWriter:
+        """Return what makes the key that readers of these columns get."""
+        return key_writer(self.name, self.key, shown, self.key_secret)
 
     def shape(self, allowed: frozenset[str] | None) -> Shape:
         """Return the function that makes what a reader with these columns gets of a row."""
@@ -111,7 +119,8 @@ def _write_float(value: Any) -> Any:
 
 def _write(value: Any) -> Any:
     if isinstance(value, Decimal):
-        return float(value)
+        number = float(value)
+        return number if math.isfinite(number) else str(value)
     if isinstance(value, dict):
         return {name: _write(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -120,21 +129,26 @@ def _write(value: Any) -> Any:
 
 
 def exposures_of(
-    tables: Mapping[Any, Offered] | Iterable[Source],
+    tables: Mapping[Any, Offered] | Iterable[Source], *, key_secret: bytes = PROCESS_SECRET
 ) -> dict[str, Exposure]:
     """Return the exposures of models and tables by name.
 
     Raises `ValueError` for a table without a primary key and for columns that are not there.
     """
+    if isinstance(tables, type | sa.Table | str) or not isinstance(tables, Iterable):
+        raise TypeError(
+            "tables is a list of models or a mapping of models to what may leave of their rows:"
+            f" write [{getattr(tables, '__name__', tables)}]."
+        )
     pairs = tables.items() if isinstance(tables, Mapping) else [(table, None) for table in tables]
     made = [_exposure(source, offered) for source, offered in pairs]
-    return {exposure.name: exposure for exposure in made}
+    return {exposure.name: replace(exposure, key_secret=key_secret) for exposure in made}
 
 
 def _exposure(source: Source, offered: Offered) -> Exposure:
     table, names = _table(source)
     if not table.primary_key:
-        raise ValueError(f"{table} has no primary key, so its rows can not be told apart.")
+        raise ValueError(f"{table} has no primary key, so its rows cannot be told apart.")
     if offered is None:
         return Exposure(table, {column: column for column in names})
     if isinstance(offered, type):

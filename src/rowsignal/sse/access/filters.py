@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Table, and_, true
+from sqlalchemy import Column, ColumnElement, FromClause, Table, and_, true
 
 from rowsignal.exceptions import FilterError
 from rowsignal.sse.access.column_types import Kind, kind_of
@@ -56,13 +56,13 @@ class Condition:
             return False
         try:
             mine = self.kind.read(value)
-        except (ValueError, ArithmeticError, LookupError):  # what can not be read must not be shown
+        except (ValueError, ArithmeticError, LookupError):  # what cannot be read must not be shown
             return False
         if self.operator == "in":
             return mine in self.values
         return bool(COMPARISONS[self.operator](mine, self.values[0]))
 
-    def expression(self, table: Table) -> ColumnElement[bool]:
+    def expression(self, table: FromClause) -> ColumnElement[bool]:
         """Return the same condition for a query, its values bound."""
         column = table.c[self.column]
         if self.operator == "is":
@@ -111,7 +111,7 @@ def all_hold(conditions: Iterable[Condition], row: Mapping[str, Any]) -> bool:
     return all(condition.holds(row) for condition in conditions)
 
 
-def where_clause(conditions: Iterable[Condition], table: Table) -> ColumnElement[bool]:
+def where_clause(conditions: Iterable[Condition], table: FromClause) -> ColumnElement[bool]:
     """Return all conditions as one bound expression."""
     return and_(true(), *(condition.expression(table) for condition in conditions))
 

@@ -1,11 +1,11 @@
-"""Views: what readers who may see the same and ask for the same are shown of a change."""
+"""Views: what readers with equal grants and equal requests are shown of a change."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from rowsignal.changes import Operation, browser_safe
+from rowsignal.changes import Operation
 from rowsignal.sse import frames
 from rowsignal.sse.access.exposures import Exposure, Row, Shape
 from rowsignal.sse.access.filters import Condition, all_hold
@@ -23,7 +23,7 @@ class Event:
     """One change with the values that views decide on.
 
     `new` is the row as it is shown, None when it is not there; `old` its values before, None when
-    the log does not have them. `frames` keeps what was encoded, for all who are shown the same.
+    the log does not have them. `frames` keeps what was encoded, for all readers of the same.
     """
 
     operation: Operation
@@ -45,7 +45,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableView:
-    """What is shown of one table; equal for readers who share their frames.
+    """What is shown of one table; equal for readers that share their frames.
 
     `permission` holds the conditions of the grant, `asked` those of the request.
     """
@@ -102,8 +102,16 @@ class Lens:
     """Shows one table through one view: decides, remembers what is in sight, shapes."""
 
     def __init__(
-        self, view: TableView, exposure: Exposure, *, known: bool, tracked: int = MAX_TRACKED
+        self,
+        view: TableView,
+        exposure: Exposure,
+        *,
+        known: bool,
+        tracked: int = MAX_TRACKED,
+        is_guarded: bool = False,
     ) -> None:
+        """Show through a view; `is_guarded`: row-level security hides rows from this process."""
+        self.is_guarded = is_guarded
         self.view = view
         self.exposure = exposure
         self.conditions = view.conditions
@@ -113,7 +121,7 @@ class Lens:
         columns = exposure.columns
         self.shown = columns if view.columns is None else columns & view.columns
         self.names = {"schema": exposure.table.schema or "public", "table": exposure.table.name}
-        self._visible = self.shown | self.filter_columns
+        self.key = exposure.key_writer(self.shown)
         self._style = (exposure.name, self.shown)
 
     def show(self, event: Event, *, with_id: bool) -> bytes | None:
@@ -147,29 +155,46 @@ class Lens:
         return told is Operation.UPDATE and self._is_silent(event)
 
     def _is_silent(self, event: Event) -> bool:
-        """Tell whether an update changed nothing here: that a hidden column changed is hidden."""
-        if event.changed is None:
-            return False
+        """Tell whether an update is of no concern here: that a hidden column changed is hidden."""
         wanted = self.view.changed
-        if wanted is not None and wanted.isdisjoint(event.changed):
+        if event.changed is not None and wanted is not None and wanted.isdisjoint(event.changed):
             return True
-        return self._visible.isdisjoint(event.changed)
+        return _is_same(event, self.shown)
 
     def _operation(self, event: Event, was_visible: bool | None) -> Operation | None:
         """Return what the change is for a reader: leaving sight is a delete."""
         if event.operation is Operation.TRUNCATE:
-            self.seen.clear()
-            return Operation.TRUNCATE
+            return self._emptied()
         if event.key is None:
             return Operation.UPDATE
         is_present = event.new is not None
-        if not self.conditions:
+        if not self.conditions and not self.is_guarded:
             return _as_found(event.operation, is_present=is_present)
         if event.new is not None and all_hold(self.conditions, event.new):
-            self.seen.add([event.row_key])
-            is_entering = event.operation is Operation.INSERT or was_visible is False
-            return Operation.INSERT if is_entering else Operation.UPDATE
+            return self._in_sight(event, was_visible)
         return self._left(event, was_visible)
+
+    def _in_sight(self, event: Event, was_visible: bool | None) -> Operation:
+        """Return insert for a row that comes into sight, else update."""
+        if was_visible is None and _is_same(event, self.shown):
+            # Only hidden columns changed: an update would say so, an insert must not be missed.
+            is_staying = _is_same(event, self.filter_columns)
+            was_visible = is_staying or self._was_visible_by_memory(event)
+        self.seen.add([event.row_key])
+        is_entering = event.operation is Operation.INSERT or was_visible is False
+        return Operation.INSERT if is_entering else Operation.UPDATE
+
+    def _emptied(self) -> Operation | None:
+        """Return truncate for readers with rows in sight; nothing tells others of hidden rows."""
+        is_open = not self.conditions and not self.is_guarded
+        had_rows = is_open or self._had_rows()
+        self.seen.clear()
+        return Operation.TRUNCATE if had_rows else None
+
+    def _had_rows(self) -> bool:
+        if self.seen.keys is None and (self.view.permission or self.is_guarded):
+            raise UnknownHistoryError
+        return self.seen.keys is None or bool(self.seen.keys)
 
     def _left(self, event: Event, was_visible: bool | None) -> Operation | None:
         if was_visible is None:
@@ -180,6 +205,8 @@ class Lens:
     def _was_visible_in_log(self, event: Event) -> bool | None:
         if event.operation is Operation.INSERT:
             return False
+        if self.is_guarded:
+            return None
         if not self.conditions:
             return True
         if event.old is not None and self.filter_columns <= event.old.keys():
@@ -191,16 +218,16 @@ class Lens:
             return event.row_key in self.seen.keys
         if event.operation is Operation.UPDATE and _is_same(event, self.filter_columns):
             return False
-        if self.view.permission:
+        if self.view.permission or self.is_guarded:
             raise UnknownHistoryError
-        # Whoever may see every row learns nothing from a delete that he does not need.
+        # A reader that may see every row learns nothing from a delete that it does not need.
         return True
 
     def _data(self, event: Event, operation: Operation, old: Row | None) -> dict[str, Any]:
         data: dict[str, Any] = {
             "operation": str(operation),
             **self.names,
-            "key": None if event.key is None else browser_safe(dict(event.key)),
+            "key": None if event.key is None else self.key(event.key),
             "changed": self._changed(event, operation),
             "transaction_id": event.transaction_id and str(event.transaction_id),
             "captured_at": event.captured_at and event.captured_at.isoformat(),
@@ -222,7 +249,7 @@ class Lens:
         for row in rows:
             key = self.exposure.key_of(row)
             self.seen.add([tuple(key.values())])
-            data = {**self.names, "key": browser_safe(key), "row": self.shape(row)}
+            data = {**self.names, "key": self.key(key), "row": self.shape(row)}
             made.append(frames.frame("snapshot", data))
         return made
 

@@ -17,17 +17,19 @@ class Reader:
 
     `push` never waits. A buffer over `limit` bytes is a reader who does not keep up: what it holds
     is thrown away, it is told to start again, and its stream ends. Others do not notice.
-    `writing_since` is when a write began that has not ended; `abort` stops whoever writes.
+    `writing_since` is when a write began that has not ended; `abort` stops the task that writes,
+    `on_close` stops what precedes the buffer's content.
     """
 
     __slots__ = (
         "_chunks",
-        "_is_closed",
         "_size",
         "_waiter",
         "abort",
+        "is_closed",
         "is_gone",
         "limit",
+        "on_close",
         "overflowed",
         "writing_since",
     )
@@ -38,14 +40,15 @@ class Reader:
         self.is_gone = False
         self.writing_since: float | None = None
         self.abort: Callable[[], object] | None = None
+        self.on_close: Callable[[], object] | None = None
         self._chunks: list[bytes] = []
         self._size = 0
-        self._is_closed = False
+        self.is_closed = False
         self._waiter: asyncio.Future[None] | None = None
 
     def push(self, chunk: bytes, rows: Rows | None = None) -> None:  # noqa: ARG002 -- for those who conflate
         """Add bytes; `rows` is the same in pieces, each with the row that it is about."""
-        if self._is_closed:
+        if self.is_closed:
             return
         # A burst may be larger than the buffer: whoever waits for it is not behind.
         if self._size and self._size + len(chunk) > self.limit:
@@ -59,20 +62,19 @@ class Reader:
 
     def close(self, last: bytes) -> None:
         """End the stream with `last`, after what is waiting."""
-        if not self._is_closed:
+        if not self.is_closed:
             self.push(last)
-            self._is_closed = True
-            self._wake()
+            self._end()
 
     def give_up(self) -> None:
         """End the stream at once: nobody reads it any more."""
         if not self.is_gone and self.abort is not None:
-            self.is_gone = self._is_closed = True
+            self.is_gone = self.is_closed = True
             self.abort()
 
     def arrival(self) -> asyncio.Future[None] | None:
         """Return what to wait for before `take`; None where there is no need to wait."""
-        if self._size or self._is_closed:
+        if self._size or self.is_closed:
             return None
         self._waiter = asyncio.get_running_loop().create_future()
         return self._waiter
@@ -94,11 +96,18 @@ class Reader:
         chunks, self._chunks, self._size = self._chunks, [], 0
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
+    def _end(self) -> None:
+        self.is_closed = True
+        if self.on_close is not None:
+            self.on_close()
+        self._wake()
+
     def _overflow(self) -> None:
         self._discard()
-        self._is_closed = self.overflowed = True
+        self.overflowed = True
         self._chunks = [frames.reset(f"This reader fell more than {self.limit} bytes behind.")]
         self._size = len(self._chunks[0])
+        self._end()
 
     def _discard(self) -> None:
         self._chunks, self._size = [], 0
@@ -124,7 +133,7 @@ class ConflatingReader(Reader):
 
     def push(self, chunk: bytes, rows: Rows | None = None) -> None:
         """Add frames, each in place of an older one about the same row."""
-        if self._is_closed:
+        if self.is_closed:
             return
         for about, piece in rows or [(next(numbers), chunk)]:
             older = self._rows.pop(about, None)

@@ -1,227 +1,203 @@
-"""What a fan-out is fed with: the change log's tail, and hints of tables without a log."""
+"""Feeds: each follows one set of tables for all streams of just these tables."""
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from rowsignal.change_log import Batch, ChangeLog
-from rowsignal.change_log.subscription import LogSubscription
 from rowsignal.change_log.tail import LogTail
-from rowsignal.changes import Change, Reset
-from rowsignal.dispatcher import Dispatcher
+from rowsignal.changes import Reset
 from rowsignal.exceptions import NotWatchedError
-from rowsignal.payload import Hint
+from rowsignal.identifiers import QualifiedName
 from rowsignal.sse.access.exposures import Exposure
-from rowsignal.sse.delivery.fanout import FanOut
-from rowsignal.sse.delivery.values import Values, read_patiently
-from rowsignal.triggers.catalog import Capture
+from rowsignal.sse.access.views import Event
+from rowsignal.sse.delivery.context import DeliveryContext
+from rowsignal.sse.delivery.distribution import Distribution
+from rowsignal.streams.feed import ChangeFeed
+from rowsignal.streams.loader import Loaded, RowChange, TableReset
+from rowsignal.streams.sources import Portion
 
 logger = logging.getLogger("rowsignal.sse")
 
-MAX_HINTS = 10_000
-TOO_MANY = "more changed than could be read"
-NOT_ARMED = "notifications did not arrive for a while"
-NOT_FOLLOWED = "The change log is not followed just now; come back in a moment."
-
-START = 2.0
+IDLE_TIMEOUT = 30.0  # seconds that a feed stays open without readers
+NOT_FOLLOWED = "Changes are not followed just now; come back in a moment."
+FAILED = "Some changes could not be told."
 
 
-class LogFeed:
-    """Follows the change log, and knows how far the fan-out has come with it."""
+class TableFeed:
+    """Follows some tables: a change that takes long here delays no stream of other tables.
 
-    def __init__(self, engine: AsyncEngine, fanout: FanOut, values: Values) -> None:
-        self._engine = engine
-        self._fanout = fanout
-        self._values = values
-        self._moved = asyncio.Event()
-        self._batches: LogSubscription | None = None
+    `position` is how far everything has been published, where all the tables are logged.
+    """
+
+    def __init__(
+        self, engine: AsyncEngine, exposures: Mapping[str, Exposure], context: DeliveryContext
+    ) -> None:
+        self.engine = engine
+        self.position: str | None = None
+        self.distribution = Distribution(exposures, context)
+        self.changes = ChangeFeed(engine, [it.full_name for it in exposures.values()])
+        self._exposures = {it.full_name: it for it in exposures.values()}
+        self._context = context
         self._is_working = False
+        self._readers = 0
+        self._unread_since = asyncio.get_running_loop().time()
+        self._moved = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._tail: LogTail | None = None
 
     @property
-    def tail(self) -> LogTail:
-        """The tail that is followed."""
-        if self._tail is None:
-            self._tail = LogTail.of(self._engine)
-        return self._tail
+    def is_open(self) -> bool:
+        """Tell whether changes are followed."""
+        return self._task is not None and not self._task.done()
 
-    @property
-    def log(self) -> ChangeLog:
-        """The log, for those who read it by themselves."""
-        return self.tail.log
-
-    @property
-    def position(self) -> str | None:
-        """How far the fan-out has come, as far as it is known."""
-        return self._batches.position if self._batches is not None else None
-
-    async def start(self, tables: Sequence[Exposure]) -> None:
-        """Begin to follow some tables; raise what keeps the log from being read."""
-        if self._task is None or self._task.done():
-            started = asyncio.get_running_loop().create_future()
-            self._task = asyncio.create_task(self._run(tables, started), name="rowsignal sse log")
+    async def open(self) -> None:
+        """Begin to follow; raise what keeps changes from coming."""
+        started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._run(started), name=f"rowsignal sse {self.label}")
+        try:
             await started
+        except asyncio.CancelledError:
+            await self.close()
+            raise
 
-    async def stop(self) -> None:
+    async def close(self) -> None:
         """Follow no longer."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-        if self._tail is not None and not self._tail.subscribers:
-            await self._tail.aclose()
-        self._tail = None
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def acquire(self) -> None:
+        """Stay open for one more reader."""
+        self._readers += 1
+
+    def release(self) -> None:
+        """Count one reader less."""
+        self._readers -= 1
+        self._unread_since = asyncio.get_running_loop().time()
+
+    @property
+    def is_idle(self) -> bool:
+        """Tell whether no stream has read it for a while, or it has ended."""
+        unread = asyncio.get_running_loop().time() - self._unread_since
+        return not self.is_open or (not self._readers and unread > IDLE_TIMEOUT)
+
+    @property
+    def guarded(self) -> frozenset[str]:
+        """The tables of which row-level security decides which rows are seen."""
+        shapes = self.changes.shapes
+        return frozenset(
+            it.name
+            for name, it in self._exposures.items()
+            if name in shapes and shapes[name].has_row_security
+        )
+
+    @property
+    def label(self) -> str:
+        """The tables' names for people."""
+        return ", ".join(sorted(self.distribution.exposures))
+
+    def check(self) -> None:
+        """Raise `NotWatchedError` when changes of a table are not captured."""
+        for state in self.changes.states.values():
+            if state.fault is not None:
+                raise NotWatchedError(f"{state.fault} Run `rowsignal install {state.label}`.")
+
+    def wanted(self) -> Mapping[QualifiedName, frozenset[str]]:
+        """Return the columns that readers are shown or filtered by, by table."""
+        return {
+            name: it.columns | self.distribution.filter_columns(it.name)
+            for name, it in self._exposures.items()
+        }
 
     async def settle(self) -> str:
-        """Return a position of after this call up to which everything has been published.
+        """Return a position up to which everything has been published.
 
-        It holds until the caller waits for something else.
+        It holds until the caller waits for something else. It lies after this call, unless the
+        feed is behind: then it is where the feed is.
         """
-        await self.tail.look()
-        while self._is_working or not _is_idle(self._batches):
+        tail = LogTail.of(self.engine)
+        if self.changes.is_level:
+            await tail.look()
+        while self._is_working or self.changes.has_unread:
             self._moved.clear()
             await self._moved.wait()
-        return self.tail.position
+        if not self.is_open or self.position is None:
+            raise NotWatchedError(NOT_FOLLOWED)
+        return tail.position if self.changes.is_level else self.position
 
-    async def _run(self, tables: Sequence[Exposure], started: asyncio.Future[None]) -> None:
-        names = [exposure.full_name for exposure in tables]
+    async def moved(self) -> None:
+        """Wait until more has been published."""
+        self._moved.clear()
+        await self._moved.wait()
+
+    async def events(
+        self, portion: Portion, wanted: Mapping[QualifiedName, frozenset[str]]
+    ) -> list[Event | Reset]:
+        """Return what a portion of changes tells of the tables, with their rows."""
+        loaded = await self.changes.load(portion, wanted)
+        return [self._event(it) for it in loaded]
+
+    async def _run(self, started: asyncio.Future[None]) -> None:
         try:
-            async with self.tail.subscribe(names) as batches:
-                self._batches = batches
+            async with self.changes:
+                self.position = self.changes.position
                 started.set_result(None)
-                async for item in batches:
+                while True:
+                    portion = await self.changes.next()
                     self._is_working = True
-                    await self._take(item, tables)
+                    await self._take(portion)
                     self._is_working = False
+                    self.position = portion.position or self.position
                     self._moved.set()
         except Exception as error:
             if not started.done():
                 started.set_exception(error)
                 return
-            logger.exception("the change log is no longer followed")
-            self._fanout.reset(NOT_FOLLOWED, [exposure.name for exposure in tables])
+            logger.exception("%s: changes are no longer followed", self.label)
+            self._context.hooks.task_restarted(task="sse feed", reason=type(error).__name__)
+            self.distribution.reset(NOT_FOLLOWED)
         finally:
-            self._batches, self._is_working = None, False
+            self._is_working = False
             self._moved.set()
 
-    async def _take(self, item: Batch | Reset, tables: Sequence[Exposure]) -> None:
-        if isinstance(item, Reset):
-            self._fanout.reset(item.reason, [exposure.name for exposure in tables])
+    async def _take(self, portion: Portion) -> None:
+        """Publish a portion; what cannot be published costs its readers a reset, not the feed."""
+        try:
+            items = await self.events(portion, self.wanted())
+        except Exception as error:
+            logger.exception("%s: changes could not be told", self.label)
+            self._context.hooks.task_restarted(task="sse feed", reason=type(error).__name__)
+            self.distribution.reset(FAILED)
             return
-        if not item.changes:
-            return
-        before = item.before or [None] * len(item.changes)
-        changes = list(zip(item.changes, before, strict=True))
-        self._fanout.publish(await read_patiently(self._values, changes, self._fanout))
+        events: list[Event] = []
+        for item in items:
+            if isinstance(item, Event):
+                events.append(item)
+            else:
+                self.distribution.publish(events)
+                events = []
+                self._tell(item, portion)
+        self.distribution.publish(events)
 
+    def _tell(self, reset: Reset, portion: Portion) -> None:
+        is_of_row = isinstance(reset, TableReset) and not reset.is_of_capture
+        self.distribution.reset(reset.reason, continues=portion.is_hearsay or is_of_row)
 
-def _is_idle(batches: LogSubscription | None) -> bool:
-    if batches is None:
-        raise NotWatchedError(NOT_FOLLOWED)
-    return not batches.is_behind and not batches._buffer
-
-
-class HintFeed:
-    """Follows hints: what has changed, while somebody looks; nothing of it can be resumed."""
-
-    def __init__(self, engine: AsyncEngine, fanout: FanOut, values: Values) -> None:
-        self._engine = engine
-        self._fanout = fanout
-        self._values = values
-        self._captures: dict[str, tuple[Capture, Exposure]] = {}
-        self._hints: list[Hint] = []
-        self._lost: str | None = None
-        self._wake = asyncio.Event()
-        self._sound = asyncio.Event()
-        self._names: list[tuple[str | None, str]] = []
-        self._labels: list[str] = []
-        self._dispatcher: Dispatcher | None = None
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self, tables: Sequence[tuple[Capture, Exposure]]) -> None:
-        """Begin to follow some tables; return when hints of them arrive, or after a while."""
-        if self._dispatcher is None:
-            self._captures = {
-                token: (capture, exposure)
-                for capture, exposure in tables
-                for token, _ in capture.channels
-            }
-            self._names = [exposure.full_name for _, exposure in tables]
-            self._labels = [exposure.name for _, exposure in tables]
-            self._dispatcher = Dispatcher.of(self._engine)
-            self._dispatcher.follow(self._names, self)
-            self._task = asyncio.create_task(self._run())
-        with suppress(TimeoutError):
-            async with asyncio.timeout(START):
-                await self._sound.wait()
-
-    async def stop(self) -> None:
-        """Follow no longer."""
-        dispatcher, self._dispatcher = self._dispatcher, None
-        task, self._task = self._task, None
-        if dispatcher is not None:
-            dispatcher.unfollow(self._names, self)
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-        self._sound.clear()
-
-    def hinted(self, hint: Hint) -> None:
-        """Note a hint."""
-        if len(self._hints) >= MAX_HINTS:
-            self._hints.clear()
-            self._lost = TOO_MANY
-        self._hints.append(hint)
-        self._wake.set()
-
-    def interrupted(self, reason: str) -> None:
-        """Note that hints may be missing."""
-        self._sound.clear()
-        self._lose(reason)
-
-    def armed(self) -> None:
-        """Note when hints arrive again: whoever reads already may have missed something."""
-        dispatcher = self._dispatcher
-        if self._sound.is_set() or dispatcher is None or not dispatcher.are_armed(self._names):
-            return
-        self._sound.set()
-        if any(map(self._fanout.readers_of, self._labels)):
-            self._lose(NOT_ARMED)
-
-    def _lose(self, reason: str) -> None:
-        self._lost = reason
-        self._wake.set()
-
-    async def _run(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            hints, self._hints = self._hints, []
-            lost, self._lost = self._lost, None
-            if lost is not None:
-                names = [exposure.name for _, exposure in self._captures.values()]
-                reason = f"Changes may be missing: {lost}."
-                self._fanout.reset(reason, names, continues=True)
-            changes = [self._change(hint) for hint in hints if hint.token in self._captures]
-            pairs = [(change, None) for change in changes]
-            self._fanout.publish(await read_patiently(self._values, pairs, self._fanout))
-
-    def _change(self, hint: Hint) -> Change:
-        capture, exposure = self._captures[hint.token]
-        key = None
-        if hint.key is not None and len(hint.key) == len(capture.key_columns):
-            values = dict(zip(capture.key_columns, hint.key, strict=True))
-            key = {name: values[name] for name in exposure.key}
-        schema, table = exposure.full_name
-        return Change(
-            operation=hint.operation,
-            schema=schema,
-            table=table,
-            key=key,
-            changed=hint.changed,
-            transaction_id=hint.transaction_id,
+    def _event(self, item: Loaded | Reset) -> Event | Reset:
+        if not isinstance(item, RowChange):
+            return item
+        change, exposure = item.change, self._exposures[item.table]
+        key = change.key
+        return Event(
+            operation=change.operation,
+            exposure=exposure,
+            # jsonb sorts names in its own way; readers get them in the order of the key.
+            key=None if key is None else {name: key[name] for name in exposure.key},
+            changed=change.changed,
+            new=item.row,
+            old=item.old,
+            position=change.position,
+            transaction_id=change.transaction_id,
+            captured_at=change.captured_at,
         )

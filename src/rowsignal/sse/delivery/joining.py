@@ -1,25 +1,38 @@
-"""Ways in: what a reader is shown first, and how it then joins those who are up to date."""
+"""How a stream begins: what a reader is shown first, and how it then joins the live changes."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rowsignal.change_log import Batch
+from rowsignal.change_log.tail import LogTail
 from rowsignal.changes import Reset
+from rowsignal.exceptions import PositionError
+from rowsignal.listener import Listener
+from rowsignal.postgres.json_rows import one_view, pin_settings
 from rowsignal.sse import frames
 from rowsignal.sse.access.exposures import Row
-from rowsignal.sse.access.views import UnknownHistoryError
-from rowsignal.sse.delivery.audiences import Audience
+from rowsignal.sse.access.views import Event, Lens, UnknownHistoryError
 from rowsignal.sse.delivery.buffers import Reader
-from rowsignal.sse.delivery.fanout import UNKNOWN, FanOut
-from rowsignal.sse.delivery.rows import all_rows, pin_settings
-from rowsignal.sse.delivery.sources import Sources
+from rowsignal.sse.delivery.distribution import UNKNOWN, UNSHOWABLE
+from rowsignal.sse.delivery.feeds import TableFeed
+from rowsignal.sse.delivery.groups import JoiningReader, SubscriberGroup
+from rowsignal.sse.delivery.rows import all_rows
+from rowsignal.sse.delivery.turns import FairTurns, Turn
+from rowsignal.sse.limits import Limits
+from rowsignal.streams.sources import portion_of
+
+logger = logging.getLogger("rowsignal.sse")
 
 NOT_RESUMABLE = "Without a change log there is no place to continue from."
 TOO_SLOW = "The rows were not read within {:g} s: ask for fewer of them, with `pk` or `where`."
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,160 +46,265 @@ class Beginning:
 FROM_NOW = Beginning()
 
 
+class GapError(Exception):
+    """What lies behind cannot be told: the reader has to start again."""
+
+
+class BusyError(Exception):
+    """No turn came in time: the reader has to come back later."""
+
+
 @dataclass(frozen=True, slots=True)
-class Entrance:
-    """What all ways in need; the bounds are on how many do something at once.
+class StartContext:
+    """What all ways to begin need; the bounds are on how many do something at once.
 
     A turn ends when the database has answered. A snapshot lasts as long as its reader needs, so
-    who only catches up does not queue behind it.
+    a reader that only catches up does not queue behind it.
     """
 
-    engine: AsyncEngine
-    fanout: FanOut
-    sources: Sources
-    turns: asyncio.Semaphore
-    snapshots: asyncio.Semaphore
+    limits: Limits
+    feed: TableFeed
+    principal: str
+    turns: FairTurns
+    snapshots: FairTurns
+
+    def beat(self, position: str | None = None) -> bytes:
+        """Return a heartbeat."""
+        return frames.heartbeat(self.limits.heartbeat, position)
 
 
-async def enter_live(
-    entrance: Entrance, beginning: Beginning, reader: Reader, audience: Audience
+class Waiting(Generic[Result]):
+    """Awaits something for a reader that hears heartbeats meanwhile."""
+
+    def __init__(self, start: StartContext, work: Awaitable[Result]) -> None:
+        self._start = start
+        self._task = asyncio.ensure_future(work)
+
+    async def beats(self) -> AsyncGenerator[bytes, None]:
+        """Yield heartbeats until there is a result; cancel the work with the reader."""
+        try:
+            while not self._task.done():
+                await asyncio.wait([self._task], timeout=self._start.limits.heartbeat)
+                if not self._task.done():
+                    yield self._start.beat()
+        finally:
+            if not self._task.done():
+                self._task.cancel()
+                await asyncio.gather(self._task, return_exceptions=True)
+
+    @property
+    def result(self) -> Result:
+        """Return what the work has given, or raise its error."""
+        return self._task.result()
+
+
+async def begin_live(
+    start: StartContext, beginning: Beginning, reader: Reader, group: SubscriberGroup
 ) -> AsyncGenerator[bytes, None]:
     """Show what comes from now on; a snapshot is read while that waits in the buffer."""
-    yield _greeting(entrance)
+    yield frames.retry(start.limits.retry) + start.beat()
     if beginning.after is not None:
         reader.close(frames.reset(NOT_RESUMABLE))
         return
-    entrance.fanout.attach(entrance.fanout.hold(reader, audience))
+    distribution = start.feed.distribution
+    distribution.attach(distribution.hold(reader, group))
     if beginning.snapshot:
-        async for beat in _queue(entrance):
-            yield beat
-        try:
-            async with entrance.engine.connect() as plain:
-                connection = await plain.execution_options(isolation_level="REPEATABLE READ")
-                async for chunk in _snapshot(entrance, connection, audience, None):
-                    yield chunk
-        finally:
-            entrance.snapshots.release()
+        async for chunk in _snapshot(start, group, Reading()):
+            yield chunk
 
 
-async def enter_by_log(
-    entrance: Entrance, beginning: Beginning, reader: Reader, audience: Audience
+async def begin_by_log(
+    start: StartContext, beginning: Beginning, reader: Reader, group: SubscriberGroup
 ) -> AsyncGenerator[bytes, None]:
     """Show the rows or the changes that lie behind, then join at one exact position."""
-    yield _greeting(entrance)
-    after, log = beginning.after, entrance.sources.log.log
+    yield frames.retry(start.limits.retry) + start.beat()
+    after = beginning.after
     if after is None and beginning.snapshot:
-        async for beat in _queue(entrance):
-            yield beat
-        try:
-            async with log.snapshot() as seen:
-                async for chunk in _snapshot(entrance, seen.connection, audience, seen.position):
-                    yield chunk
-                after = seen.position
-        finally:
-            entrance.snapshots.release()
+        reading = Reading()
+        async for chunk in _snapshot(start, group, reading):
+            yield chunk
+        after = reading.position
     if after is None:
-        place = await entrance.sources.log.settle()
-        entrance.fanout.attach(entrance.fanout.hold(reader, audience))
-        yield frames.heartbeat(entrance.fanout.limits.heartbeat, place)
+        settling = Waiting(start, _join(start, reader, group))
+        async for chunk in settling.beats():
+            yield chunk
+        yield start.beat(settling.result)
         return
-    async for chunk in _catch_up(entrance, reader, audience, after):
-        yield chunk
+    async with aclosing(_catch_up(start, reader, group, after)) as chunks:
+        async for chunk in chunks:
+            yield chunk
 
 
-def _greeting(entrance: Entrance) -> bytes:
-    limits = entrance.fanout.limits
-    return frames.retry(limits.retry) + frames.heartbeat(limits.heartbeat)
-
-
-async def _queue(entrance: Entrance) -> AsyncGenerator[bytes, None]:
-    """Yield heartbeats until a snapshot may begin; its end has to be said to `snapshots`."""
-    heartbeat = entrance.fanout.limits.heartbeat
-    while True:
-        try:
-            async with asyncio.timeout(heartbeat):
-                await entrance.snapshots.acquire()
-        except TimeoutError:
-            yield frames.heartbeat(heartbeat)
-        else:
-            return
-
-
-class GapError(Exception):
-    """What lies behind can not be told: the reader has to start again."""
+async def _join(start: StartContext, reader: Reader, group: SubscriberGroup) -> str:
+    """Let a reader join now; return the position from which it is shown everything."""
+    place = await start.feed.settle()
+    distribution = start.feed.distribution
+    distribution.attach(distribution.hold(reader, group))
+    return place
 
 
 async def _catch_up(
-    entrance: Entrance, reader: Reader, audience: Audience, after: str
+    start: StartContext, reader: Reader, group: SubscriberGroup, after: str
 ) -> AsyncGenerator[bytes, None]:
-    fanout, is_level = entrance.fanout, False
-    while not is_level:
-        place = await entrance.sources.log.settle()
-        joiner = fanout.hold(reader, audience)
-        try:
-            batch = await _read(entrance, audience, after, place)
-            is_level = batch.is_complete
-            if not is_level:
-                # Too far behind to have all others' changes held for it: read on without.
-                fanout.let_go(joiner)
-            chunk = await _show(entrance, audience, batch)
-            if chunk:
-                yield chunk
-            after = batch.position
-        except BaseException:
-            fanout.let_go(joiner)
-            raise
-    yield frames.heartbeat(fanout.limits.heartbeat, after)
-    fanout.attach(joiner)
+    joining = None
+    while joining is None:
+        step = Waiting(start, _step(start, reader, group, after))
+        async for beat in step.beats():
+            yield beat
+        chunk, after, joining = step.result
+        if chunk:
+            yield chunk
+    yield start.beat(after)
+    start.feed.distribution.attach(joining)
 
 
-async def _read(entrance: Entrance, audience: Audience, after: str, until: str) -> Batch:
+async def _step(
+    start: StartContext, reader: Reader, group: SubscriberGroup, after: str
+) -> tuple[bytes, str, JoiningReader | None]:
+    """Read on; return what to show, the position reached, and the place of a reader that is level.
+
+    What is published meanwhile is held for it. A reader that turns out to be too far behind to
+    have all others' changes held reads on without.
+    """
+    distribution = start.feed.distribution
+    place = await start.feed.settle()
+    joining = distribution.hold(reader, group)
+    try:
+        batch = await _read(start, group, after, place)
+        if not batch.is_complete:
+            distribution.let_go(joining)
+        chunk = await _show(start, group, batch)
+    except _AheadError:
+        distribution.let_go(joining)
+        await start.feed.moved()
+        return b"", after, None
+    except BaseException:
+        distribution.let_go(joining)
+        raise
+    return chunk, batch.position, joining if batch.is_complete else None
+
+
+class _AheadError(Exception):
+    """The reader's position lies after that of a feed that catches up itself."""
+
+
+async def _read(start: StartContext, group: SubscriberGroup, after: str, until: str) -> Batch:
     if after == until:
         return Batch(changes=[], position=after)
-    tables = [lens.exposure.full_name for lens in audience.lenses.values()]
-    async with entrance.turns:
-        batch = await entrance.sources.log.log.read(after, until=until, tables=tables)
+    tables = [lens.exposure.full_name for lens in group.lenses.values()]
+    log = LogTail.of(start.feed.engine).log
+    async with start.turns.request(start.principal):
+        try:
+            batch = await log.read(after, until=until, tables=tables)
+        except PositionError:
+            raise
+        except ValueError as error:
+            raise _AheadError from error
     if isinstance(batch, Reset):
         raise GapError(batch.reason)
     return batch
 
 
-async def _show(entrance: Entrance, audience: Audience, batch: Batch) -> bytes:
-    before = batch.before or [None] * len(batch.changes)
-    more = {name: lens.filter_columns for name, lens in audience.lenses.items()}
-    pairs = zip(batch.changes, before, strict=True)
-    async with entrance.turns:
-        events = await entrance.sources.values.events(pairs, more)
+async def _show(start: StartContext, group: SubscriberGroup, batch: Batch) -> bytes:
+    exposures = [lens.exposure for lens in group.lenses.values()]
+    wanted = {it.full_name: it.columns | group.lenses[it.name].filter_columns for it in exposures}
+    async with start.turns.request(start.principal):
+        items = await start.feed.events(portion_of(batch), wanted)
+    for item in items:
+        if isinstance(item, Reset):
+            raise GapError(item.reason)
+    events = [item for item in items if isinstance(item, Event)]
     try:
-        return b"".join(piece for _, piece in audience.show(events))
+        return b"".join(piece for _, piece in group.show(events))
     except UnknownHistoryError:
         raise GapError(UNKNOWN) from None
 
 
+@dataclass(slots=True)
+class Reading:
+    """How far the reading of current rows has come; `position` is that of the rows."""
+
+    rows: int = 0
+    position: str | None = None
+
+
 async def _snapshot(
-    entrance: Entrance, connection: AsyncConnection, audience: Audience, position: str | None
+    start: StartContext, group: SubscriberGroup, reading: Reading
 ) -> AsyncGenerator[bytes, None]:
     """Yield the current rows; raise `GapError` when that takes too long, whoever is slow.
 
     Until it is over, others wait for their snapshots, and vacuum for the transaction.
     """
-    patience = entrance.fanout.limits.snapshot
-    ends_at = asyncio.get_running_loop().time() + patience
-    views, rows = audience.key.views, 0
+    turn = start.snapshots.request(start.principal)
     try:
-        async with asyncio.timeout_at(ends_at):
-            await pin_settings(connection, is_local=True)
-        for view in views:
-            lens = audience.lenses[view.name]
-            async with aclosing(all_rows(connection, lens.exposure, view)) as pages:
+        async for beat in _queue(start, turn):
+            yield beat
+        async for chunk in _read_rows(start, group, reading):
+            yield chunk
+    finally:
+        turn.release()
+    names = [view.name for view in group.key.views]
+    yield frames.snapshot_end(names, reading.rows, reading.position)
+
+
+async def _queue(start: StartContext, turn: Turn) -> AsyncGenerator[bytes, None]:
+    """Yield heartbeats until a snapshot may begin; raise `BusyError` when that takes too long."""
+    now = asyncio.get_running_loop().time
+    ends_at = now() + start.limits.write_timeout
+    while not turn.granted.done():
+        await asyncio.wait([turn.granted], timeout=start.limits.heartbeat)
+        if not turn.granted.done():
+            if now() >= ends_at:
+                raise BusyError
+            yield start.beat()
+
+
+async def _read_rows(
+    start: StartContext, group: SubscriberGroup, reading: Reading
+) -> AsyncGenerator[bytes, None]:
+    patience = start.limits.snapshot_timeout
+    ends_at = asyncio.get_running_loop().time() + patience
+    async with AsyncExitStack() as stack:
+        try:
+            async with asyncio.timeout_at(ends_at):
+                connection = await _open(start, stack, group, reading)
+            for view in group.key.views:
+                lens = group.lenses[view.name]
+                rows = all_rows(connection, lens.exposure, view)
+                pages = await stack.enter_async_context(aclosing(rows))
                 while page := await _next_page(pages, ends_at):
-                    rows += len(page)
-                    yield b"".join(lens.snapshot(page))
-    except TimeoutError:
-        raise GapError(TOO_SLOW.format(patience)) from None
-    yield frames.snapshot_end([view.name for view in views], rows, position)
+                    reading.rows += len(page)
+                    yield _frames_of(lens, page)
+        except TimeoutError:
+            raise GapError(TOO_SLOW.format(patience)) from None
+
+
+async def _open(
+    start: StartContext, stack: AsyncExitStack, group: SubscriberGroup, reading: Reading
+) -> AsyncConnection:
+    """Open a connection that sees one moment; where the changes are logged, name its position."""
+    engine = start.feed.engine
+    if group.key.with_id:
+        seen = await stack.enter_async_context(LogTail.of(engine).log.snapshot())
+        connection, reading.position = seen.connection, seen.position
+    else:
+        view = one_view(engine, Listener.of(engine).listen_url)
+        connection = await stack.enter_async_context(view)
+    await pin_settings(connection, is_local=True)
+    return connection
 
 
 async def _next_page(pages: AsyncGenerator[list[Row], None], ends_at: float) -> list[Row] | None:
     async with asyncio.timeout_at(ends_at):
         return await anext(pages, None)
+
+
+def _frames_of(lens: Lens, page: Sequence[Row]) -> bytes:
+    """Return the frames of rows; one that the application's schema refuses is passed by."""
+    try:
+        return b"".join(lens.snapshot(page))
+    except Exception:
+        if len(page) > 1:
+            return b"".join(_frames_of(lens, [row]) for row in page)
+        logger.exception("a row of %s could not be shown", lens.exposure.name)
+        return frames.reset(UNSHOWABLE, continues=True)

@@ -1,4 +1,4 @@
-"""The outlet of one database in one process: its feed, its fan-out, and each reader's way in."""
+"""The outlet of one database in one process: its feeds, and each reader's stream."""
 
 import asyncio
 import logging
@@ -13,34 +13,38 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from rowsignal.exceptions import NotWatchedError
 from rowsignal.hooks import Hooks
 from rowsignal.listener import OUTAGES
+from rowsignal.postgres.errors import describe
 from rowsignal.sse import frames
 from rowsignal.sse.access.exposures import Exposure
 from rowsignal.sse.access.views import TableView
-from rowsignal.sse.delivery.audiences import Audience, AudienceKey
 from rowsignal.sse.delivery.buffers import ConflatingReader, Reader
 from rowsignal.sse.delivery.fanout import FanOut
+from rowsignal.sse.delivery.feeds import TableFeed
+from rowsignal.sse.delivery.groups import GroupKey, SubscriberGroup
 from rowsignal.sse.delivery.joining import (
     FROM_NOW,
     Beginning,
-    Entrance,
+    BusyError,
     GapError,
-    enter_by_log,
-    enter_live,
+    StartContext,
+    begin_by_log,
+    begin_live,
 )
 from rowsignal.sse.delivery.response import EventStream
 from rowsignal.sse.delivery.sources import Sources
+from rowsignal.sse.delivery.turns import FairTurns
 from rowsignal.sse.limits import Limits
 
 logger = logging.getLogger("rowsignal.sse")
 
-PULSE = 0.25
-LINGER = 30.0
+PULSE_INTERVAL = 0.25
 CATCHING_UP = 4
 SNAPSHOTS = 4
+SNAPSHOTS_EACH = SNAPSHOTS - 1  # of one principal: others never wait for its readers alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class StreamRequest:
     """What one reader gets, checked and granted."""
 
     views: tuple[TableView, ...]
@@ -63,19 +67,22 @@ class Outlet:
         self.engine = engine
         self.exposures = exposures
         self.limits = limits or Limits()
-        self.fanout = FanOut(exposures, self.limits, hooks)
-        self.sources = Sources(engine, exposures, self.fanout)
+        self.fanout = FanOut(engine, exposures, self.limits, hooks)
+        self.sources = Sources(engine, exposures)
+        self._hooks = hooks or Hooks()
         self._open: set[Reader] = set()
         self._pulse: asyncio.Task[None] | None = None
-        turns, snapshots = asyncio.Semaphore(CATCHING_UP), asyncio.Semaphore(SNAPSHOTS)
-        self._entrance = Entrance(engine, self.fanout, self.sources, turns, snapshots)
+        self._turns = FairTurns(CATCHING_UP)
+        self._snapshots = FairTurns(SNAPSHOTS, SNAPSHOTS_EACH)
 
     def close_streams(self) -> None:
         """Say goodbye to all readers: call it when a shutdown begins, not when it has ended.
 
-        Servers wait for open answers before they tell an application that it is over.
+        Servers wait for open responses before they tell an application that it is over.
         """
         self.fanout.close()
+        for reader in tuple(self._open):
+            reader.close(frames.bye("shutdown", self.limits.retry))
 
     async def aclose(self) -> None:
         """End everything; leave no task and no connection."""
@@ -85,53 +92,65 @@ class Outlet:
             with suppress(asyncio.CancelledError):
                 await self._pulse
             self._pulse = None
-        await self.sources.stop()
+        await self.fanout.aclose()
 
-    async def open(self, order: Order) -> EventStream:
-        """Admit a reader and return the answer to its request.
+    async def open(self, request: StreamRequest) -> EventStream:
+        """Take a reader in and return the response to its request.
 
         Raises `ReaderLimitError`, and what keeps changes from coming.
         """
-        self.fanout.admit(order.principal)
+        self.fanout.acquire(request.principal)
         try:
-            await self.sources.start([view.name for view in order.views])
+            feed = await self.fanout.feed_of(view.name for view in request.views)
             self._keep_pulse()
-            return self._answer(order)
+            return self._response(request, feed)
         except BaseException:
-            self.fanout.dismiss(order.principal)
+            self.fanout.release(request.principal)
             raise
 
-    def _answer(self, order: Order) -> EventStream:
-        reader = (ConflatingReader if order.conflate else Reader)(self.limits.buffer)
-        is_logged = self.sources.are_logged(view.name for view in order.views)
-        key = AudienceKey(order.views, with_id=is_logged, known=order.beginning.after is None)
-        opening = self._opening(order, reader, self.fanout.private(key))
-        expiry = self._expire(reader, order.expires_at)
+    def _response(self, request: StreamRequest, feed: TableFeed) -> EventStream:
+        reader = (ConflatingReader if request.conflate else Reader)(self.limits.max_buffer_bytes)
+        key = GroupKey(
+            request.views,
+            with_id=feed.changes.is_logged,
+            known=request.beginning.after is None,
+            guarded=feed.guarded,
+        )
+        start = StartContext(self.limits, feed, request.principal, self._turns, self._snapshots)
+        opening = self._opening(start, request.beginning, reader, feed.distribution.new_group(key))
+        expiry = self._expire(reader, request.expires_at)
         self._open.add(reader)
+        feed.acquire()
 
         def closed() -> None:
             self._open.discard(reader)
-            self.fanout.detach(reader, key)
-            self.fanout.dismiss(order.principal)
+            feed.distribution.detach(reader, key)
+            feed.release()
+            self.fanout.release(request.principal)
             if expiry is not None:
                 expiry.cancel()
 
         return EventStream(opening, reader, closed)
 
     async def _opening(
-        self, order: Order, reader: Reader, audience: Audience
+        self, start: StartContext, beginning: Beginning, reader: Reader, group: SubscriberGroup
     ) -> AsyncGenerator[bytes, None]:
-        """Yield what the reader gets first; where that can not be, say whether to come back."""
-        enter = enter_by_log if audience.key.with_id else enter_live
+        """Yield what the reader gets first; where that cannot be, say whether to come back."""
+        begin = begin_by_log if group.key.with_id else begin_live
         try:
-            async with aclosing(enter(self._entrance, order.beginning, reader, audience)) as chunks:
+            async with aclosing(begin(start, beginning, reader, group)) as chunks:
                 async for chunk in chunks:
                     yield chunk
         except GapError as gap:
             reader.close(frames.reset(str(gap)))
+        except BusyError:
+            reader.close(frames.bye("busy", self.limits.retry))
         except (*OUTAGES, NotWatchedError) as error:
-            logger.warning("a stream could not begin: %s", error)
+            logger.warning("a stream could not begin: %s", describe(error))
             reader.close(frames.bye("database", self.limits.retry))
+        except Exception:
+            logger.exception("a stream could not begin")
+            reader.close(frames.bye("error", self.limits.retry))
 
     def _expire(self, reader: Reader, expires_at: float | None) -> asyncio.TimerHandle | None:
         if expires_at is None:
@@ -142,23 +161,25 @@ class Outlet:
 
     def _keep_pulse(self) -> None:
         if self._pulse is None or self._pulse.done():
-            self._pulse = asyncio.create_task(self._beat(), name="rowsignal sse pulse")
+            self._pulse = asyncio.create_task(self._run_pulse(), name="rowsignal sse pulse")
 
-    async def _beat(self) -> None:
-        """Send heartbeats, notice a server that stops, and stop after the last reader."""
+    async def _run_pulse(self) -> None:
+        """Send heartbeats, notice a server that stops, and stop after the last feed."""
         loop = asyncio.get_running_loop()
-        due, seen_reader = loop.time() + self.limits.heartbeat, loop.time()
-        while loop.time() - seen_reader < LINGER:
-            await asyncio.sleep(PULSE)
-            if self.fanout.readers:
-                seen_reader = loop.time()
-            if not self.fanout.is_closing and server_is_stopping():
-                self.close_streams()
-            self._drop_stalled(loop.time() - self.limits.stall)
-            if loop.time() >= due:
-                due = loop.time() + self.limits.heartbeat
-                self.fanout.beat(self.sources.log.position)
-        await self.sources.stop()
+        due = loop.time() + self.limits.heartbeat
+        while self.fanout.has_feeds:
+            await asyncio.sleep(PULSE_INTERVAL)
+            try:
+                if not self.fanout.is_closing and server_is_stopping():
+                    self.close_streams()
+                self._drop_stalled(loop.time() - self.limits.write_timeout)
+                if loop.time() >= due:
+                    due = loop.time() + self.limits.heartbeat
+                    self.fanout.beat()
+                await self.fanout.close_idle()
+            except Exception as error:
+                logger.exception("the pulse of the streams has failed, and goes on")
+                self._hooks.task_restarted(task="sse pulse", reason=type(error).__name__)
 
     def _drop_stalled(self, before: float) -> None:
         """Give up on clients that have taken nothing for too long: they hold places."""

@@ -1,93 +1,82 @@
-"""Rows as PostgreSQL writes them in JSON: current ones by key, and all of a table in a snapshot."""
+"""The rows of a view: its conditions and keys as a question to PostgreSQL."""
 
-import json
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from rowsignal.identifiers import qualify
-from rowsignal.postgres.json_rows import decode_row
+from rowsignal.exceptions import NotWatchedError
+from rowsignal.postgres import json_rows
+from rowsignal.postgres.json_rows import KeyColumn, TableShape, pin_settings
+from rowsignal.sse.access.column_types import plain_type
 from rowsignal.sse.access.exposures import Exposure, Row
 from rowsignal.sse.access.filters import where_clause
 from rowsignal.sse.access.views import RowKey, TableView
 
-PAGE = 500
-PLACE = "rowsignal: place"
-# What a key or a time looks like follows these settings (PostgreSQL manual, 20.11).
-SETTINGS: Mapping[str, str] = {
-    "TimeZone": "UTC",
-    "IntervalStyle": "postgres",
-    "bytea_output": "hex",
-    "extra_float_digits": "1",
-}
+__all__ = ["all_rows", "current_row", "having_keys", "pin_settings", "shape_of"]
+
+DIALECT = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
 
 
-async def pin_settings(connection: AsyncConnection, *, is_local: bool) -> None:
-    """Make texts of values the same whatever the role's or the database's settings are."""
-    calls = [sa.func.set_config(name, value, is_local) for name, value in SETTINGS.items()]
-    await connection.execute(sa.select(*calls))
-
-
-def _as_json(query: sa.Select[Any]) -> sa.Select[Any]:
-    rows = query.subquery("r")
-    return sa.select(sa.cast(sa.func.to_json(sa.literal_column("r.*")), sa.Text)).select_from(rows)
-
-
-def _given(exposure: Exposure, keys: Sequence[Mapping[str, Any]]) -> sa.TableValuedAlias:
-    """Return keys as a table, each value of its column's type, with their places in `n`."""
-    table = exposure.table
-    record: sa.ColumnElement[Any] = sa.literal_column(f"null::{qualify(table.name, table.schema)}")
-    # Bound as text: the driver would encode it as JSON once more.
-    texts = json.dumps([dict(key) for key in keys])
-    items = sa.cast(sa.bindparam(None, texts, sa.Text(), unique=True), JSONB)
-    columns = [sa.column(name, table.c[name].type) for name in exposure.key]
-    given = sa.func.jsonb_populate_recordset(record, items)
-    return given.table_valued(*columns, with_ordinality="ordinality", name="given")
-
-
-def _of_given(exposure: Exposure, given: sa.TableValuedAlias) -> sa.ColumnElement[bool]:
-    return sa.and_(*(exposure.table.c[name] == given.c[name] for name in exposure.key))
+async def shape_of(connection: AsyncConnection, exposure: Exposure) -> TableShape:
+    """Return how the rows of an offered table are read."""
+    shapes = await json_rows.table_shapes(connection, [exposure.full_name])
+    if exposure.full_name not in shapes:
+        raise NotWatchedError(f"There is no table {exposure.name} in this database.")
+    return shapes[exposure.full_name]
 
 
 def having_keys(
     query: sa.Select[Any], exposure: Exposure, keys: Iterable[RowKey]
 ) -> sa.Select[Any]:
     """Narrow a query on an offered table to the rows with these keys."""
-    given = _given(exposure, [dict(zip(exposure.key, key, strict=True)) for key in keys])
-    return query.join(given, _of_given(exposure, given))
+    table = exposure.table
+    shape = TableShape(*exposure.full_name, 0, (), tuple(map(_key_column, table.primary_key)))
+    texts = json_rows.keys_as_json(shape, _named(exposure, keys))
+    given = json_rows.given_keys(shape, sa.bindparam(None, texts, sa.Text(), unique=True))
+    same = (table.c[part.name] == given.c[f"k{place}"] for place, part in enumerate(shape.key))
+    return query.join(given, sa.and_(*same))
 
 
-async def current_rows(
-    connection: AsyncConnection,
-    exposure: Exposure,
-    keys: Sequence[Mapping[str, Any]],
-    columns: Iterable[str],
-) -> list[Row | None]:
-    """Return the rows with these keys as they are now, in their order; None for absent ones."""
-    table, given = exposure.table, _given(exposure, keys)
-    wanted = [table.c[name] for name in sorted({*exposure.key, *columns})]
-    query = sa.select(*wanted, given.c.ordinality.label(PLACE))
-    result = await connection.execute(_as_json(query.join(given, _of_given(exposure, given))))
-    found: list[Row | None] = [None] * len(keys)
-    for (text,) in result:
-        row = dict(decode_row(text))
-        found[row.pop(PLACE) - 1] = row
-    return found
+def _key_column(column: sa.Column[Any]) -> KeyColumn:
+    type_ = plain_type(column.type).compile(DIALECT)
+    return KeyColumn(column.name, type_, base=0, equality="=", is_exact=True)
+
+
+def _named(exposure: Exposure, keys: Iterable[RowKey]) -> list[Mapping[str, Any]]:
+    return [dict(zip(exposure.key, key, strict=True)) for key in keys]
+
+
+async def current_row(
+    connection: AsyncConnection, exposure: Exposure, key: RowKey, view: TableView
+) -> Row | None:
+    """Return the row with this key, if it meets the view's conditions.
+
+    PostgreSQL decides on them: a row out of sight takes as long as one that is not there.
+    """
+    shape = await shape_of(connection, exposure)
+    wanted = sorted({*exposure.key, *exposure.columns})
+    condition = partial(where_clause, view.conditions)
+    keys = _named(exposure, [key])
+    found = json_rows.all_rows(connection, shape, wanted, condition, keys)
+    async with aclosing(found) as pages:
+        page = await anext(pages, None)
+    return page[0].values if page else None
 
 
 async def all_rows(
     connection: AsyncConnection, exposure: Exposure, view: TableView
 ) -> AsyncGenerator[list[Row], None]:
     """Yield the current rows of a view in pages, in bounded memory."""
-    table = exposure.table
+    shape = await shape_of(connection, exposure)
     wanted = sorted({*exposure.key, *exposure.columns, *view.filter_columns})
-    query = sa.select(*(table.c[name] for name in wanted))
-    query = query.where(where_clause(view.conditions, table))
-    if view.keys is not None:
-        query = having_keys(query, exposure, view.keys)
-    result = await connection.stream(_as_json(query), execution_options={"yield_per": PAGE})
-    async for page in result.partitions(PAGE):
-        yield [decode_row(text) for (text,) in page]
+    condition = partial(where_clause, view.conditions)
+    keys = None if view.keys is None else _named(exposure, view.keys)
+    found = json_rows.all_rows(connection, shape, wanted, condition, keys)
+    async with aclosing(found) as pages:
+        async for page in pages:
+            yield [row.values for row in page]

@@ -1,92 +1,41 @@
-"""Where an outlet's changes come from: found out by looking at the tables' triggers."""
+"""How the offered tables are captured, and how far their log has been read: for status pages."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from rowsignal.exceptions import NotWatchedError
-from rowsignal.postgres.connections import OwnConnection, beside
+from rowsignal.change_log.tail import LogTail
 from rowsignal.sse.access.exposures import Exposure
-from rowsignal.sse.delivery.fanout import FanOut
-from rowsignal.sse.delivery.feeds import HintFeed, LogFeed
-from rowsignal.sse.delivery.values import Values
-from rowsignal.triggers.catalog import Capture, captures
+from rowsignal.streams.catalog import TableCatalog
+from rowsignal.streams.side_reader import SideReader
+from rowsignal.triggers.catalog import Capture
 
 FRESH = 5.0
-ANSWER = 10.0
-SWITCHED = "How changes of a table are captured was changed."
 
 
 class Sources:
-    """The feeds of an outlet: the log for tables that have one, hints for the others."""
+    """The captures of the offered tables, as of the last look."""
 
-    def __init__(
-        self, engine: AsyncEngine, exposures: Mapping[str, Exposure], fanout: FanOut
-    ) -> None:
+    def __init__(self, engine: AsyncEngine, exposures: Mapping[str, Exposure]) -> None:
+        self.captures: dict[str, Capture] = {}
         self._engine = engine
         self._exposures = exposures
-        self._fanout = fanout
-        self._starting = asyncio.Lock()
         self._looked_at = -FRESH
-        self._own = OwnConnection(beside(engine))
-        self.captures: dict[str, Capture] = {}
-        self.values = Values(engine, exposures)
-        self.log = LogFeed(engine, fanout, self.values)
-        self.hints = HintFeed(engine, fanout, self.values)
 
-    def are_logged(self, names: Iterable[str]) -> bool:
-        """Tell whether changes of all these tables are logged."""
-        return all(self.captures[name].kind == "log" for name in names)
-
-    async def start(self, names: Iterable[str]) -> None:
-        """See to it that changes of these tables come; raise `NotWatchedError` if they can not."""
-        async with self._starting:
-            await self.look()
-            for name in names:
-                if self.captures[name].kind is None:
-                    raise NotWatchedError(
-                        f"{name} has no triggers, so nothing would be told of it: run"
-                        f" `rowsignal install {name} --log`."
-                    )
-            if logged := self._of_kind("log"):
-                await self.log.start([exposure for _, exposure in logged])
-            if hinted := self._of_kind("hint"):
-                await self.hints.start(hinted)
-
-    async def stop(self) -> None:
-        """Follow nothing any more."""
-        await self.log.stop()
-        await self.hints.stop()
-        await self.values.aclose()
-        await self._own.close()
+    @property
+    def position(self) -> str | None:
+        """How far the log has been read; None while no stream reads it."""
+        tail = LogTail.of(self._engine)
+        return None if tail.mode == "stopped" else tail.position
 
     async def look(self) -> None:
-        """Look at the triggers, unless that was done a moment ago; restart what has changed."""
+        """Look at the triggers, unless that was done a moment ago."""
         now = asyncio.get_running_loop().time()
         if now - self._looked_at < FRESH:
             return
-        exposures = list(self._exposures.values())
-
-        async def read(connection: AsyncConnection) -> list[Capture]:
-            return await captures(connection, [exposure.full_name for exposure in exposures])
-
-        found = await self._own.run(read, timeout=ANSWER)
-        fresh = {it.name: capture for it, capture in zip(exposures, found, strict=True)}
-        switched = [
-            name
-            for name, capture in self.captures.items()
-            if name not in fresh or fresh[name].kind != capture.kind
-        ]
-        self.captures, self._looked_at = fresh, now
-        if switched:
-            self._fanout.reset(SWITCHED, switched)
-            await self.log.stop()
-            await self.hints.stop()
-
-    def _of_kind(self, kind: str) -> Sequence[tuple[Capture, Exposure]]:
-        return [
-            (capture, self._exposures[name])
-            for name, capture in self.captures.items()
-            if capture.kind == kind
-        ]
+        names = {it.full_name: it.name for it in self._exposures.values()}
+        async with SideReader.of(self._engine):
+            states = await TableCatalog.of(self._engine).ask(names)
+        self.captures = {names[name]: state.capture for name, state in states.items()}
+        self._looked_at = now

@@ -23,7 +23,13 @@ VALUES: Document = {
     "additionalProperties": True,
     "description": "Values by name; numerics and integers beyond 2**53 - 1 are strings.",
 }
-KEY: Document = {**VALUES, "description": "The primary key by column, in key order."}
+KEY: Document = {
+    **VALUES,
+    "description": (
+        "The primary key by column, in key order. Columns that the reader may not see are replaced"
+        " by one entry with an empty name, a digest."
+    ),
+}
 TABLE: Document = {"schema": TEXT, "table": TEXT}
 
 
@@ -31,10 +37,22 @@ def _nullable(document: Document) -> Document:
     return {"anyOf": [document, {"type": "null"}]}
 
 
-def _change(operation: str, description: str, /, **more: Document) -> Document:
-    return _object(
+def _event(
+    name: str, description: str, optional: Document | None = None, /, **properties: Document
+) -> Document:
+    """Describe an event so that its data matches no other event's schema."""
+    described = _object(name, description, **properties)
+    described["properties"] = {**properties, **(optional or {})}
+    return {**described, "additionalProperties": False}
+
+
+def _change(
+    operation: str, description: str, optional: Document | None = None, /, **more: Document
+) -> Document:
+    return _event(
         operation,
         description,
+        optional,
         operation={"const": operation},
         **TABLE,
         key=_nullable(KEY),
@@ -46,22 +64,29 @@ def _change(operation: str, description: str, /, **more: Document) -> Document:
 
 
 EVENTS = [
-    _object(
-        "snapshot", "A row that was there when the stream began.", **TABLE, key=KEY, row=VALUES
-    ),
-    _object("snapshot-end", "The rows are complete.", tables=NAMES, rows=COUNT),
+    _event("snapshot", "A row that was there when the stream began.", **TABLE, key=KEY, row=VALUES),
+    _event("snapshot-end", "The rows are complete.", tables=NAMES, rows=COUNT),
     _change("insert", "A row that is new, or has come into sight.", row=VALUES),
-    _change("update", "A row as it is now; `changed` names columns, if known.", row=VALUES),
+    _change(
+        "update",
+        "A row as it is now; `changed` names columns, if known. `old` is the row before, if known.",
+        {"row": VALUES, "old": VALUES},
+    ),
     _change("delete", "A row that is gone, or out of sight."),
     _change("truncate", "All rows are gone."),
-    _object(
+    _event(
         "heartbeat",
         "The stream lives; its id is how far it has come. `interval`: seconds to the next sign.",
         at={"type": "string", "format": "date-time"},
         interval={"type": "number"},
     ),
-    _object("reset", "Changes may be missing: begin again with snapshot=true.", reason=TEXT),
-    _object("bye", "The server closes; come back after `retry` ms.", reason=TEXT, retry=COUNT),
+    _event(
+        "reset",
+        "Changes may be missing: begin again with snapshot=true.",
+        {"continues": {"const": True}},
+        reason=TEXT,
+    ),
+    _event("bye", "The server closes; come back after `retry` ms.", reason=TEXT, retry=COUNT),
 ]
 
 PROBLEM: Document = _object(
@@ -75,11 +100,12 @@ def _problem(description: str) -> Document:
 
 
 PROBLEMS: dict[int | str, Document] = {
-    401: _problem("No token, or none that counts."),
-    404: _problem("No such table or row, or not yours to see."),
-    422: _problem("A filter, key or position that is none."),
-    429: _problem("Too many streams of yours."),
-    503: _problem("Too many streams, or no place to read from just now."),
+    401: _problem("Missing, invalid or expired token or ticket."),
+    403: _problem("The token is valid and does not include this right."),
+    404: _problem("No such table or row, or none that this token may see."),
+    422: _problem("A malformed filter, key, position or address."),
+    429: _problem("Too many streams or unused tickets of this principal."),
+    503: _problem("Too many streams in all, no triggers, or no database just now."),
 }
 
 STREAM: dict[int | str, Document] = {
@@ -105,4 +131,18 @@ WAIT: dict[int | str, Document] = {
     },
     204: {"description": "It has not changed within the timeout."},
     **PROBLEMS,
+}
+
+TICKET: dict[int | str, Document] = {
+    201: {
+        "description": "Admission for one stream; `expires_in` is in seconds.",
+        "content": {
+            "application/json": {
+                "schema": _object(
+                    "Ticket", "For `?ticket=`.", ticket=TEXT, expires_in={"type": "number"}
+                )
+            }
+        },
+    },
+    **{status: PROBLEMS[status] for status in (401, 403, 429)},
 }

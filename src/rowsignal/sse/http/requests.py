@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rowsignal.changes import Operation
-from rowsignal.exceptions import AccessDeniedError, FilterError, NotFoundError
+from rowsignal.exceptions import FilterError, NotFoundError, NotPermittedError
 from rowsignal.payload import PayloadError, decode_json
 from rowsignal.sse.access.column_types import Number, kind_of
 from rowsignal.sse.access.exposures import Exposure
@@ -88,7 +88,7 @@ def _view(
         columns=None if grant.columns is None else shown,
         operations=asked,
         changed=_columns(texts["columns"], shown),
-        keys=_keys(texts["pk"], exposure),
+        keys=_keys(texts["pk"], exposure, shown),
         permission=_permission(grant, exposure),
         asked=parse_where(texts["where"], table, shown),
     )
@@ -100,7 +100,7 @@ def _permission(grant: TableGrant, exposure: Exposure) -> tuple[Condition, ...]:
         return parse_where(grant.where, table, table.c.keys())
     except FilterError as error:  # its sentence names columns that the reader may not know of
         logger.warning("a grant does not fit %s: %s", exposure.name, error)
-        raise AccessDeniedError(
+        raise NotPermittedError(
             f"The conditions of your grant do not fit {exposure.name}."
         ) from None
 
@@ -142,14 +142,22 @@ def _columns(names: Iterable[str], shown: frozenset[str]) -> frozenset[str] | No
     return wanted or None
 
 
-def _keys(texts: Sequence[str], exposure: Exposure) -> frozenset[RowKey] | None:
+def _keys(
+    texts: Sequence[str], exposure: Exposure, shown: frozenset[str]
+) -> frozenset[RowKey] | None:
     if len(texts) > MAX_KEYS:
         raise FilterError(f"At most {MAX_KEYS} rows can be asked for by key.")
-    return frozenset(key_of(text, exposure) for text in texts) if texts else None
+    return frozenset(key_of(text, exposure, shown) for text in texts) if texts else None
 
 
-def key_of(text: str, exposure: Exposure) -> RowKey:
-    """Read a primary key: the value as it is, or a JSON array where it has several columns."""
+def key_of(text: str, exposure: Exposure, shown: frozenset[str] | None = None) -> RowKey:
+    """Read a primary key: the value as it is, or a JSON array where it has several columns.
+
+    Raises `FilterError` where key columns are not `shown`: asking would tell what is in them, one
+    guess at a time.
+    """
+    if not (exposure.columns if shown is None else shown).issuperset(exposure.key):
+        raise FilterError(f"The key of {exposure.name} is not shown here, so no key can be named.")
     columns = list(exposure.table.primary_key)
     if len(columns) == 1:
         return (_key_value(text, columns[0]),)
@@ -175,13 +183,20 @@ def _key_value(text: str, column: Any) -> Any:
     try:
         kind = kind_of(column)
     except FilterError:
-        return text
+        return _plain(text, column)
     value = kind.parse(text)
     if kind.name in {"integer", "boolean"}:
         return value
     if isinstance(value, Number):
         return _number(text)
     return str(value) if kind.name == "uuid" else text
+
+
+def _plain(text: str, column: Any) -> str:
+    """Return a text that PostgreSQL can take in for a type that is not known here."""
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise FilterError(f"{text!r} is not a value of {column.name}.")
+    return text
 
 
 def _number(text: str) -> Any:

@@ -1,156 +1,46 @@
-"""`create_sse_router`: the endpoints, for anybody's FastAPI application."""
+"""`create_sse_router`: the endpoints, for any FastAPI application."""
 
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import (
-    APIRouter,
-    Depends,
-    FastAPI,
-    Header,
-    HTTPException,
-    Path,
-    Query,
-    Request,
-    Response,
-)
-from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
+from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
 from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.datastructures import QueryParams
+from starlette.routing import Match
+from starlette.types import Scope
 
-from rowsignal.change_log.positions import decode
-from rowsignal.exceptions import RowSignalError, UnavailableError
 from rowsignal.hooks import Hooks
-from rowsignal.listener import OUTAGES
 from rowsignal.sse.access.exposures import Offered, Source, exposures_of
 from rowsignal.sse.access.grants import Grant, grant_everything
-from rowsignal.sse.delivery.joining import Beginning
-from rowsignal.sse.delivery.outlet import Order, Outlet
-from rowsignal.sse.delivery.response import EventStream
-from rowsignal.sse.frames import compact
-from rowsignal.sse.http.long_poll import LongPoll
-from rowsignal.sse.http.openapi import STREAM, WAIT
-from rowsignal.sse.http.problems import Problem, problem_of
-from rowsignal.sse.http.requests import Ask, find, key_of, views_of
+from rowsignal.sse.access.row_keys import PROCESS_SECRET
+from rowsignal.sse.access.tickets import TicketOffice
+from rowsignal.sse.delivery.outlet import Outlet
+from rowsignal.sse.http.endpoints import Endpoints
+from rowsignal.sse.http.openapi import STREAM, TICKET, WAIT
+from rowsignal.sse.http.parameters import (
+    StreamOptions,
+    Texts,
+    WaitOptions,
+    asked,
+    stream_options,
+    wait_options,
+)
+from rowsignal.sse.http.problems import ProblemRoute
+from rowsignal.sse.http.requests import Ask
+from rowsignal.sse.http.shutdown import end_in_time, on_stop_signal
 from rowsignal.sse.limits import Limits
-
-logger = logging.getLogger("rowsignal.sse")
 
 Authorize = Callable[..., Grant | Awaitable[Grant]]
 
 
-class ProblemRoute(APIRoute):
-    """A route whose errors leave as `application/problem+json`, whatever the application does."""
+class TicketRoute(ProblemRoute):
+    """A route for requests that carry a ticket: the application's `authorize` is not asked."""
 
-    def get_route_handler(self) -> Callable[[Request], Any]:
-        """Return the handler, wrapped."""
-        handle = super().get_route_handler()
-
-        async def handle_problems(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except RowSignalError as error:
-                return problem_of(error)
-            except HTTPException as error:
-                return Problem(HTTPStatus(error.status_code), str(error.detail), error.headers)
-            except OUTAGES as error:
-                logger.warning("a request could not be served: %s", error)
-                return problem_of(UnavailableError("The database does not answer just now."))
-            except RequestValidationError as error:
-                return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, _sentence(error))
-
-        return handle_problems
-
-
-def _sentence(error: RequestValidationError) -> str:
-    return "; ".join(f"{it['loc'][-1]}: {it['msg']}" for it in error.errors()) + "."
-
-
-Texts = list[str] | None
-
-
-async def asked(
-    pk: Annotated[Texts, Query(description="Rows, by primary key.")] = None,
-    operations: Annotated[Texts, Query(description="insert, update, delete, truncate")] = None,
-    columns: Annotated[
-        Texts, Query(description="Updates that changed one of these columns.")
-    ] = None,
-    where: Annotated[Texts, Query(description="Conditions: `status.eq.paid`.")] = None,
-) -> Ask:
-    """Collect the filters of a request."""
-    return Ask(pk=pk or (), operations=operations or (), columns=columns or (), where=where or ())
-
-
-@dataclass(frozen=True, slots=True)
-class StreamOptions:
-    """How a stream begins and behaves."""
-
-    beginning: Beginning
-    conflate: bool
-
-
-async def stream_options(
-    *,
-    snapshot: Annotated[bool, Query(description="The current rows first.")] = False,
-    after: Annotated[str | None, Query(description="Resume after this position.")] = None,
-    conflate: Annotated[
-        bool, Query(description="Only a row's newest event, when there is no time for all.")
-    ] = False,
-    last_event_id: Annotated[str | None, Header(description="Resume: wins over `after`.")] = None,
-) -> StreamOptions:
-    """Collect how a stream is to begin; raise `PositionError` for a position that is none."""
-    position = last_event_id or after or None
-    if position is not None:
-        decode(position)
-    return StreamOptions(Beginning(snapshot=snapshot, after=position), conflate)
-
-
-class Endpoints:
-    """What answers requests, for one outlet."""
-
-    def __init__(self, outlet: Outlet) -> None:
-        self.outlet = outlet
-        self.poll = LongPoll(outlet.engine)
-
-    async def stream(
-        self, names: Iterable[str], grant: Grant, ask: Ask, options: StreamOptions
-    ) -> EventStream:
-        """Answer with a stream of the named tables."""
-        outlet = self.outlet
-        tables = {it.name: it for it in (find(name, outlet.exposures, grant) for name in names)}
-        order = Order(
-            views=views_of(list(tables.values()), grant, ask),
-            principal=grant.principal,
-            beginning=options.beginning,
-            conflate=options.conflate,
-            expires_at=grant.expires_at,
-        )
-        return await outlet.open(order)
-
-    async def wait(
-        self, name: str, pk: str, grant: Grant, ask: Ask, *, timeout: float, known: str | None
-    ) -> Response:
-        """Answer when a row has changed, or time is up."""
-        exposure = find(name, self.outlet.exposures, grant)
-        (view,) = views_of([exposure], grant, ask)
-        key = key_of(pk, exposure)
-        self.outlet.fanout.admit(grant.principal)
-        try:
-            outcome = await self.poll.wait(exposure, view, key, timeout, known)
-        finally:
-            self.outlet.fanout.dismiss(grant.principal)
-        if outcome is None:
-            return Response(status_code=204)
-        body, tag = outcome
-        return Response(
-            compact(body),
-            media_type="application/json",
-            headers={"ETag": tag, "Cache-Control": "no-store"},
-        )
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Match the path of requests whose query has a ticket."""
+        query = QueryParams(scope.get("query_string", b""))
+        return super().matches(scope) if "ticket" in query else (Match.NONE, {})
 
 
 def create_sse_router(
@@ -160,42 +50,75 @@ def create_sse_router(
     authorize: Authorize = grant_everything,
     limits: Limits | None = None,
     hooks: Hooks | None = None,
+    tickets: TicketOffice | None = None,
+    key_secret: bytes = PROCESS_SECRET,
 ) -> APIRouter:
     """Make a router that streams row changes of some tables to browsers and other readers.
 
     `tables` maps mapped classes or `Table`s to what may leave of their rows: a pydantic schema
     that makes them, a list of column names, or None for all columns. `authorize` is a FastAPI
-    dependency that returns the `Grant` of whoever asks, or raises `HTTPException`.
+    dependency that returns the `Grant` of the request's sender, or raises `HTTPException`.
 
         app.include_router(
             create_sse_router(engine, {Order: OrderOut, Item: ["id", "name"]}, authorize=grant_of),
             prefix="/v1",
         )
 
-    The router has `GET /changes/{table}`, `GET /changes?table=a&table=b` and
-    `GET /wait/{table}/{pk}`. Install triggers first; with `log=True` streams can be resumed.
-    FastAPI finishes dependencies after the answer: an `authorize` that takes a database session
-    as a dependency would hold it as long as the stream, so let it open and close its own.
+    The router has `GET /changes/{table}`, `GET /changes?table=a&table=b`, `GET /wait/{table}/{pk}`
+    and `POST /tickets`: a browser's `EventSource`, which can send no header, opens a stream with
+    `?ticket=`. `tickets` lets several processes take each other's. Install triggers first; with
+    `log=True` streams can be resumed. FastAPI finishes dependencies after the answer: an
+    `authorize` that takes a database session as a dependency would hold it as long as the stream,
+    so let it open and close its own.
 
-    Raises `ValueError` for tables without a primary key and columns that are not there.
+    Key columns that `tables` or a grant leave out are replaced by a digest. Several processes
+    need the same `key_secret` (32 random bytes) for readers to resume at another one.
+
+    Raises `ValueError` for tables without a primary key, columns that are not there and other
+    databases than PostgreSQL.
     """
-    outlet = Outlet(engine, exposures_of(tables), limits, hooks)
-    return router_of(outlet, authorize)
+    if engine.dialect.name != "postgresql":
+        raise ValueError(f"Streams need PostgreSQL: the engine is one of {engine.dialect.name}.")
+    outlet = Outlet(engine, exposures_of(tables, key_secret=key_secret), limits, hooks)
+    return router_of(outlet, authorize, tickets)
 
 
-def router_of(outlet: Outlet, authorize: Authorize) -> APIRouter:
+def router_of(
+    outlet: Outlet, authorize: Authorize, tickets: TicketOffice | None = None
+) -> APIRouter:
     """Return the endpoints of an outlet; the outlet is closed with the application."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        await outlet.aclose()
+        with on_stop_signal(outlet.close_streams):
+            yield
+        await end_in_time(outlet.aclose)
 
-    endpoints = Endpoints(outlet)
+    office = tickets or TicketOffice()
     router = APIRouter(route_class=ProblemRoute, lifespan=lifespan, tags=["changes"])
+    endpoints = Endpoints(outlet)
+    _add_reading(router, endpoints, _by_ticket(office), route_class=TicketRoute)
+    _add_reading(router, endpoints, authorize)
+    _add_tickets(router, office, authorize)
+    return router
+
+
+def _by_ticket(office: TicketOffice) -> Authorize:
+    async def grant_of_ticket(request: Request) -> Grant:
+        return office.redeem(request.query_params["ticket"])
+
+    return grant_of_ticket
+
+
+def _add_reading(
+    router: APIRouter,
+    endpoints: Endpoints,
+    authorize: Authorize,
+    *,
+    route_class: type[ProblemRoute] = ProblemRoute,
+) -> None:
     granted = Depends(authorize)
 
-    @router.get("/changes/{table}", responses=STREAM, response_class=Response)
     async def stream_table(
         table: Annotated[str, Path(description="`schema.table`, or `table` where it is unique.")],
         grant: Annotated[Grant, granted],
@@ -205,7 +128,6 @@ def router_of(outlet: Outlet, authorize: Authorize) -> APIRouter:
         """Stream the changes of one table."""
         return await endpoints.stream([table], grant, ask, options)
 
-    @router.get("/changes", responses=STREAM, response_class=Response)
     async def stream_tables(
         grant: Annotated[Grant, granted],
         ask: Annotated[Ask, Depends(asked)],
@@ -215,17 +137,36 @@ def router_of(outlet: Outlet, authorize: Authorize) -> APIRouter:
         """Stream the changes of several tables, in the order of the log."""
         return await endpoints.stream(table or (), grant, ask, options)
 
-    @router.get("/wait/{table}/{pk:path}", responses=WAIT, response_class=Response)
     async def wait_for_row(
         table: str,
         pk: str,
         grant: Annotated[Grant, granted],
-        columns: Annotated[Texts, Query(description="Changes of these columns only.")] = None,
-        timeout: Annotated[float, Query(gt=0, le=60, description="Seconds.")] = 25.0,
-        if_none_match: Annotated[str | None, Header()] = None,
+        options: Annotated[WaitOptions, Depends(wait_options)],
     ) -> Response:
         """Wait until a row is not (any more) the one whose ETag is known."""
-        ask = Ask(columns=columns or ())
-        return await endpoints.wait(table, pk, grant, ask, timeout=timeout, known=if_none_match)
+        return await endpoints.wait(table, pk, grant, options)
 
-    return router
+    for path, endpoint, responses in (
+        ("/changes/{table}", stream_table, STREAM),
+        ("/changes", stream_tables, STREAM),
+        ("/wait/{table}/{pk:path}", wait_for_row, WAIT),
+    ):
+        router.add_api_route(
+            path,
+            endpoint,
+            methods=["GET"],
+            responses=responses,
+            response_class=Response,
+            route_class_override=route_class,
+            include_in_schema=route_class is ProblemRoute,
+        )
+
+
+def _add_tickets(router: APIRouter, office: TicketOffice, authorize: Authorize) -> None:
+    @router.post("/tickets", status_code=201, responses=TICKET)
+    async def issue_ticket(
+        grant: Annotated[Grant, Depends(authorize)], response: Response
+    ) -> dict[str, Any]:
+        """Issue a ticket: `?ticket=...` admits to one stream, once, within seconds."""
+        response.headers["Cache-Control"] = "no-store"
+        return {"ticket": office.issue(grant), "expires_in": office.lifetime}

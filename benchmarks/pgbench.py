@@ -1,0 +1,59 @@
+"""One turn of pgbench: transactions a second, and what each cost the server's processors."""
+
+import asyncio
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from rowsignal.embedded import EmbeddedPostgres
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The rate of a turn, and the processor time that the backends took for a transaction."""
+
+    tps: float
+    cpu: float  # seconds, user and system
+
+
+async def turn(server: EmbeddedPostgres, script: str, clients: int, seconds: int) -> Turn:
+    """Let `clients` run a script over and over for some seconds.
+
+    The processor time is that of the backends, which the postmaster has collected when they have
+    ended: unlike the rate it does not depend on what else the machine is doing.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".sql") as file:
+        file.write(script)
+        file.flush()
+        before = collected(server)
+        process = await asyncio.create_subprocess_exec(
+            str(server.bin_dir / "pgbench"),
+            *("-n", "-M", "prepared", "-c", str(clients), "-j", str(min(clients, 2))),
+            *("-T", str(seconds), "-f", file.name, server.dsn),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        output, errors = await process.communicate()
+    if process.returncode != 0:
+        raise RuntimeError(errors.decode())
+    text = output.decode()
+    return Turn(number(r"tps = ([\d.]+)", text), (collected(server) - before) / number(DONE, text))
+
+
+DONE = r"number of transactions actually processed: (\d+)"
+
+
+def number(pattern: str, text: str) -> float:
+    found = re.search(pattern, text)
+    if found is None:
+        raise RuntimeError(f"pgbench did not say {pattern}: {text}")
+    return float(found[1])
+
+
+def collected(server: EmbeddedPostgres) -> float:
+    """Return the processor seconds of the postmaster's children that have ended (proc(5), stat)."""
+    pid = (Path(server.data_dir) / "postmaster.pid").read_text().split()[0]
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")

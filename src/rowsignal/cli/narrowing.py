@@ -1,0 +1,98 @@
+"""Which rows `watch` shows: keys, columns and conditions, as they were written."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from rowsignal.changes import Operation, Reset
+from rowsignal.cli.change_output import Shown, plain
+from rowsignal.cli.errors import CommandError, needing
+
+
+@dataclass(frozen=True, slots=True)
+class Narrowing:
+    """The options `--pk`, `--where` and `--column` of one command; they are about one table."""
+
+    pk: Sequence[str]
+    where: Sequence[str]
+    columns: Sequence[str]
+
+    def options(self, models: Sequence[type[Any]]) -> dict[str, Any]:
+        """Return what `watch` takes of it; raise `CommandError` for what does not fit."""
+        if not (self.pk or self.where or self.columns):
+            return {}
+        table = _only_table(models)
+        if unknown := [name for name in self.columns if name not in table.c]:
+            raise CommandError(
+                f"{table} has no column {unknown[0]!r}; it has {', '.join(table.c.keys())}."
+            )
+        options: dict[str, Any] = {"rows": True} if self.where else {}
+        if self.columns:
+            options["columns"] = list(self.columns)
+        if self.pk:
+            options["pk"] = [_key(text, table) for text in self.pk]
+        return options
+
+    def conditions(self, models: Sequence[type[Any]]) -> "Conditions":
+        """Return the conditions, checked against the table."""
+        if not self.where:
+            return Conditions(())
+        with needing("sse", "--where"):
+            from rowsignal.sse.access.filters import parse_where  # noqa: PLC0415 -- an optional extra
+
+        table = _only_table(models)
+        return Conditions(parse_where(self.where, table, table.c.keys()))
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What rows must meet; a row that met it before a change and no longer does is shown, too."""
+
+    found: tuple[Any, ...]
+
+    def want(self, shown: Shown) -> bool:
+        """Tell whether to show a change; a gap concerns every reader."""
+        item = shown.item
+        if not self.found or isinstance(item, Reset) or item.operation is Operation.TRUNCATE:
+            return True
+        rows = [row for row in (item.row, shown.old) if row is not None]
+        return any(all(it.holds(_as_json(row)) for it in self.found) for row in rows)
+
+
+def _as_json(row: Any) -> dict[str, Any]:
+    return {name: None if value is None else plain(value) for name, value in row.items()}
+
+
+def _only_table(models: Sequence[type[Any]]) -> sa.Table:
+    if len(models) != 1:
+        raise CommandError("--pk, --where and --column are about one table: name that table.")
+    table: sa.Table = sa.inspect(models[0]).local_table
+    return table
+
+
+def _key(text: str, table: sa.Table) -> Any:
+    columns = list(table.primary_key)
+    values: Any = [text]
+    if len(columns) > 1:
+        try:
+            values = json.loads(text)
+        except ValueError:
+            values = []
+        if not isinstance(values, list) or len(values) != len(columns):
+            names = ", ".join(column.name for column in columns)
+            raise CommandError(f"--pk {text!r}: write a JSON array with values for {names}.")
+    found = tuple(_value(value, column) for value, column in zip(values, columns, strict=True))
+    return found if len(found) > 1 else found[0]
+
+
+def _value(value: Any, column: sa.Column[Any]) -> Any:
+    """Return a key value of the type that the column's driver takes."""
+    with needing("sse", "--pk"):
+        from rowsignal.sse.access.column_types import Number, kind_of  # noqa: PLC0415 -- as above
+
+    text = value if isinstance(value, str) else json.dumps(value)
+    found = kind_of(column).parse(text)
+    return found.value if isinstance(found, Number) else found

@@ -1,0 +1,220 @@
+"""What ends a wait: a difference, a condition that holds, a row that appears or disappears."""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sqlalchemy import Column, ColumnElement, Numeric, Select, String, Table, Text, types
+from sqlalchemy.sql import coercions, roles, visitors
+from sqlalchemy.sql.elements import BindParameter
+from sqlalchemy.types import TypeEngine
+
+from rowsignal.dispatcher.instances import build_instance
+from rowsignal.dispatcher.row_query import Found
+from rowsignal.mapping import RowShape
+
+SCALARS = (
+    *(types.Integer, types.Numeric, types.Float, types.String, types.Boolean, types.Uuid),
+    *(types.Date, types.DateTime, types.Time, types.Interval),
+)
+Until = Callable[[Any], Any] | ColumnElement[bool]
+
+
+class Condition(Protocol):
+    """Decides on a row just read; what it raises ends the wait."""
+
+    @property
+    def needs_row(self) -> bool:
+        """Tell whether a row that is not there is an error."""
+
+    @property
+    def is_comparing(self) -> bool:
+        """Tell whether a difference to what was seen last decides."""
+
+    def is_met(self, found: Found | None) -> bool:
+        """Tell whether the wait is over, where no difference decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """The row differs from what was seen last. With `is_patient` it may yet have to appear."""
+
+    is_patient: bool = False
+    is_comparing: bool = True
+
+    @property
+    def needs_row(self) -> bool:
+        """Tell whether the row must be there."""
+        return not self.is_patient
+
+    def is_met(self, found: Found | None) -> bool:  # noqa: ARG002 -- differences decide
+        """Leave it to the comparison."""
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Appears:
+    """The row is there."""
+
+    needs_row: bool = False
+    is_comparing: bool = False
+
+    def is_met(self, found: Found | None) -> bool:
+        """Tell whether there is a row."""
+        return found is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Disappears:
+    """The row is not there."""
+
+    needs_row: bool = False
+    is_comparing: bool = False
+
+    def is_met(self, found: Found | None) -> bool:
+        """Tell whether there is no row."""
+        return found is None
+
+
+@dataclass(frozen=True, slots=True)
+class Satisfies:
+    """A function says yes to the row as a detached object."""
+
+    shape: RowShape
+    predicate: Callable[[Any], Any]
+    needs_row: bool = True
+    is_comparing: bool = False
+
+    def is_met(self, found: Found | None) -> bool:
+        """Ask the function."""
+        return found is not None and self.accepts(build_instance(self.shape, found))
+
+    def accepts(self, instance: Any) -> bool:
+        """Ask the function about an object."""
+        answer = self.predicate(instance)
+        if inspect.isawaitable(answer):
+            if inspect.iscoroutine(answer):
+                answer.close()
+            raise TypeError("until cannot be asynchronous: pass a function that returns a bool.")
+        return bool(answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """PostgreSQL says yes: a criterion, evaluated in the query that reads the row."""
+
+    criterion: "Criterion"
+    parameters: tuple[Any, ...]
+    needs_row: bool = True
+    is_comparing: bool = False
+
+    def is_met(self, found: Found | None) -> bool:
+        """Tell what PostgreSQL said."""
+        return found is not None and found.holds is True
+
+
+class Criterion:
+    """An SQL condition without the values of its parameters.
+
+    Two that differ in these values only are equal, so that their waits are read in one query.
+    """
+
+    __slots__ = ("_binds", "_clause", "_key", "types")
+
+    def __init__(
+        self, clause: ColumnElement[bool], binds: Sequence[BindParameter[Any]], key: object
+    ) -> None:
+        self._clause = clause
+        self._binds = {bind.key: number for number, bind in enumerate(binds)}
+        self._key = key
+        self.types: tuple[TypeEngine[Any], ...] = tuple(_wide(bind.type) for bind in binds)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Criterion) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def clause(self, parameters: Sequence[ColumnElement[Any]]) -> ColumnElement[bool]:
+        """Return the condition with columns in place of its parameters."""
+
+        def replace(element: Any, **_: object) -> Any:
+            if isinstance(element, BindParameter) and element.key in self._binds:
+                return parameters[self._binds[element.key]]
+            return None
+
+        replaced: ColumnElement[bool] = visitors.replacement_traverse(self._clause, {}, replace)
+        return replaced
+
+
+def condition_of(shape: RowShape, until: Until) -> Satisfies | Matches:
+    """Return the condition for `until`: a function of the object, or an SQL criterion."""
+    if isinstance(until, bool):
+        raise TypeError("until is a bool: pass a function, such as lambda order: order.is_paid.")
+    if not isinstance(until, ColumnElement) and not hasattr(until, "__clause_element__"):
+        if not callable(until):
+            raise TypeError(
+                f"until cannot be a {type(until).__name__}: pass a function of the object or an SQL"
+                " criterion, such as Order.status == 'paid'."
+            )
+        if inspect.iscoroutinefunction(until):
+            raise TypeError("until cannot be asynchronous: pass a function that returns a bool.")
+        return Satisfies(shape, until)
+    clause: ColumnElement[bool] = coercions.expect(roles.WhereHavingRole, until)
+    _refuse_foreign(shape, clause)
+    return _match(clause)
+
+
+def attributes_in(shape: RowShape, until: Until) -> tuple[str, ...] | None:
+    """Return the attributes that a criterion reads; None for a function, which may read any."""
+    if not isinstance(until, ColumnElement) and not hasattr(until, "__clause_element__"):
+        return None
+    clause = coercions.expect(roles.WhereHavingRole, until)
+    used = set(map(_place, _columns(clause)))
+    return tuple(name for name, column in shape.columns.items() if _place(column) in used)
+
+
+def _place(column: Any) -> tuple[str, str]:
+    return column.table.key, column.name
+
+
+def _columns(clause: Any) -> Iterator[Any]:
+    return (element for element in visitors.iterate(clause) if isinstance(element, Column))
+
+
+def _refuse_foreign(shape: RowShape, clause: ColumnElement[bool]) -> None:
+    name = shape.mapper.class_.__name__
+    tables = {table.key for table in shape.tables}
+    for element in visitors.iterate(clause):
+        table = getattr(element, "table", None) if isinstance(element, Column) else element
+        is_foreign = isinstance(table, Table) and table.key not in tables
+        is_aliased = getattr(element, "__visit_name__", "") in {"alias", "subquery", "cte"}
+        if isinstance(element, Select) or is_foreign or is_aliased:
+            raise ValueError(f"until can use columns of {name} itself only, no other tables.")
+
+
+def _match(clause: ColumnElement[bool]) -> Matches:
+    cache_key = clause._generate_cache_key()  # what SQLAlchemy itself tells statements apart by
+    binds = [element for element in visitors.iterate(clause) if isinstance(element, BindParameter)]
+    binds = list({bind.key: bind for bind in binds}.values())
+    if cache_key is None:
+        return Matches(Criterion(clause, (), id(clause)), ())
+    single = [bind for bind in binds if _can_be_column(bind)]
+    fixed = tuple(repr(bind.effective_value) for bind in binds if not _can_be_column(bind))
+    criterion = Criterion(clause, single, (cache_key.key, fixed))
+    return Matches(criterion, tuple(bind.effective_value for bind in single))
+
+
+def _can_be_column(bind: BindParameter[Any]) -> bool:
+    """Tell whether a parameter may differ from wait to wait: no list, no path into JSON."""
+    return not bind.expanding and isinstance(bind.type, SCALARS)
+
+
+def _wide(type_: TypeEngine[Any]) -> TypeEngine[Any]:
+    """Return a type that cuts and rounds nothing: 'abcd' is no `varchar(3)`."""
+    if type(type_) in {String, types.VARCHAR, types.Unicode}:
+        return Text()
+    if type(type_) in {Numeric, types.NUMERIC, types.DECIMAL}:
+        return Numeric()
+    return type_

@@ -1,0 +1,77 @@
+"""Many waited-for rows in one query, each as it is committed now."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from rowsignal.mapping import PrimaryKey, RowQuery, RowShape
+from rowsignal.payload import Key, decode_json, parse_key
+
+Values = tuple[Any, ...]
+
+ROWS_A_QUERY = 10_000
+UNREAD: Any = object()  # stands for the value of a column that was not asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A row as it was found.
+
+    `values` has a place for each column of the shape. `keys` are the key as each table's trigger
+    says it, empty where it was not asked for, None for a table without hints. `holds` is the
+    criterion's answer, where there was one.
+    """
+
+    values: Values
+    keys: tuple[Key | None, ...]
+    holds: bool | None = None
+
+
+def key_parameters(keys: Sequence[PrimaryKey], prefix: str = "k") -> dict[str, list[Any]]:
+    """Return the keys as one array for each of their columns."""
+    return {f"{prefix}{n}": list(values) for n, values in enumerate(zip(*keys, strict=True))}
+
+
+async def read_rows(
+    connection: AsyncConnection,
+    shape: RowShape,
+    wanted: RowQuery,
+    keys: Sequence[PrimaryKey],
+    parameters: Sequence[Values] = (),
+) -> list[Found | None]:
+    """Return the rows with these primary keys, in their order; None where there is none.
+
+    `parameters` are those of the criterion, for each key.
+    """
+    found: list[Found | None] = [None] * len(keys)
+    statement = shape.query(wanted)
+    options = {"schema_translate_map": shape.schema_translate_map} if shape.translation else {}
+    places = _places(shape, wanted)
+    for start in range(0, len(keys), ROWS_A_QUERY):
+        end = start + ROWS_A_QUERY
+        binds = key_parameters(keys[start:end]) | key_parameters(parameters[start:end], "p")
+        result = await connection.execute(statement, binds, execution_options=options)
+        for row in result:
+            found[start + row[0] - 1] = _found(row, wanted, places)
+    return found
+
+
+def _places(shape: RowShape, wanted: RowQuery) -> list[int | None] | None:
+    """Return where each column of the shape is in a row; None where all are, in their order."""
+    if len(wanted.attributes) == len(shape.columns):
+        return None
+    place = {name: number for number, name in enumerate(wanted.attributes, start=1)}
+    return [place.get(name) for name in shape.columns]
+
+
+def _found(row: Row[Any], wanted: RowQuery, places: list[int | None] | None) -> Found:
+    width = len(wanted.attributes)
+    texts = row[width + 1 : width + 1 + len(wanted.key_columns)]
+    keys = tuple(None if text is None else parse_key(decode_json(text)) for text in texts)
+    holds = row[-1] if wanted.criterion is not None else None
+    if places is None:
+        return Found(tuple(row[1 : width + 1]), keys, holds)
+    return Found(tuple(UNREAD if p is None else row[p] for p in places), keys, holds)

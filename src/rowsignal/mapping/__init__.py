@@ -1,0 +1,38 @@
+"""What a model maps to: rows, keys and columns, and the engine that a caller reads them with."""
+
+from rowsignal.mapping.keys import hashable, primary_key_of
+from rowsignal.mapping.shapes import (
+    KeyColumns,
+    PrimaryKey,
+    RowCriterion,
+    RowQuery,
+    RowShape,
+    key_text,
+)
+from rowsignal.mapping.targets import (
+    Source,
+    Target,
+    attributes_of,
+    has_deleted,
+    has_flushed,
+    held_instance,
+    mapper_of,
+)
+
+__all__ = [
+    "KeyColumns",
+    "PrimaryKey",
+    "RowCriterion",
+    "RowQuery",
+    "RowShape",
+    "Source",
+    "Target",
+    "attributes_of",
+    "has_deleted",
+    "has_flushed",
+    "hashable",
+    "held_instance",
+    "key_text",
+    "mapper_of",
+    "primary_key_of",
+]

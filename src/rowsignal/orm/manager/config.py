@@ -1,0 +1,107 @@
+"""A database manager from an application's settings, and what such applications do with it."""
+
+import asyncio
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import URL
+
+from rowsignal.orm.manager.manager import AsyncDatabaseManager, SyncResult
+from rowsignal.orm.urls import revealed
+
+MESSAGES = {
+    SyncResult.CREATED: "Database created.",
+    SyncResult.UPGRADED: "Database upgraded.",
+    SyncResult.ALREADY_UP_TO_DATE: "Database already up-to-date.",
+}
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A manager, and what it was made from."""
+
+    recipe: tuple[Any, ...]
+    manager: AsyncDatabaseManager
+
+
+_made: dict[asyncio.AbstractEventLoop, list[_Made]] = {}
+
+
+def manager_from_config(
+    db_settings: Mapping[str, Any] | Any, *args: Any, **kwargs: Any
+) -> AsyncDatabaseManager:
+    """Return the manager that settings describe; the same one for equal settings.
+
+    `db_settings` is a mapping or a pydantic model: `sqlalchemy.url` and
+    `alembic.migrations_path` are needed, whatever else stands in `sqlalchemy` goes to the
+    engine. It is left as it is. Further arguments go to `AsyncDatabaseManager`.
+
+    Within an event loop the manager is kept for as long as the loop lives, so that calling this
+    for each request does not make an engine for each: at the end of the application call
+    `await manager_from_config(settings).dispose()`. Outside a loop each call makes a new one.
+    """
+    recipe = (*_read(db_settings), args, kwargs)
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return _make(recipe)
+    _forget_closed_loops()
+    managers = _made.setdefault(loop, [])
+    for made in managers:
+        if made.recipe == recipe:
+            return made.manager
+    managers.append(_Made(recipe, _make(recipe)))
+    return managers[-1].manager
+
+
+async def syncdb(
+    db_settings: Mapping[str, Any] | Any, *, create: Literal["metadata", "migrations"] = "metadata"
+) -> None:
+    """Create or upgrade the database that settings describe, and print what was done."""
+    manager = _make((*_read(db_settings), (), {}))
+    try:
+        result = await manager.sync(create)
+    finally:
+        await manager.dispose()
+    sys.stdout.write(f"{MESSAGES[result]}\n")
+
+
+def create_sync_command(
+    get_settings: Callable[[], Any], *, create: Literal["metadata", "migrations"] = "metadata"
+) -> Callable[[], None]:
+    """Return a function without parameters that runs `syncdb`, for a command line.
+
+    Both `typer_app.command("syncdb")(it)` and `click_group.command("syncdb")(it)` take it; the
+    settings are read when the command runs.
+    """
+
+    def sync() -> None:
+        """Create or upgrade the database."""
+        asyncio.run(syncdb(get_settings(), create=create))
+
+    return sync
+
+
+def _make(recipe: tuple[Any, ...]) -> AsyncDatabaseManager:
+    url, location, engine_args, args, kwargs = recipe
+    return AsyncDatabaseManager(url, location, *args, engine_args=engine_args, **kwargs)
+
+
+def _read(db_settings: Any) -> tuple[str | URL, str, dict[str, Any]]:
+    settings = db_settings if isinstance(db_settings, Mapping) else db_settings.model_dump()
+    try:
+        engine_args = dict(settings["sqlalchemy"])
+        url = revealed(engine_args.pop("url"))
+        location = str(settings["alembic"]["migrations_path"])
+    except KeyError as error:
+        raise ValueError(
+            f"The settings lack {error}: sqlalchemy.url and alembic.migrations_path are needed."
+        ) from error
+    return url, location, engine_args
+
+
+def _forget_closed_loops() -> None:
+    for loop in [loop for loop in _made if loop.is_closed()]:
+        del _made[loop]

@@ -1,0 +1,133 @@
+"""Sessions with a beginning and an end: for a request, and for a block of code."""
+
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from sqlalchemy import exc
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+from rowsignal.exceptions import MissingSessionError
+from rowsignal.orm.sessions.connections import pool_exhausted
+from rowsignal.orm.sessions.finishing import end
+from rowsignal.orm.sessions.transactions import make_whole
+
+if TYPE_CHECKING:
+    from starlette.requests import HTTPConnection
+
+S = TypeVar("S", bound=AsyncSession)
+
+# Where FastAPI (0.121 and newer) keeps what must be over before a response is sent
+FUNCTION_STACK = "fastapi_function_astack"
+OPEN_SESSIONS = "rowsignal.sessions"
+
+
+def create_db_dependency(session_maker: async_sessionmaker[S]) -> "SessionDependency[S]":
+    """Make a FastAPI dependency that gives each request one session.
+
+        get_db = create_db_dependency(session_maker)
+
+        @app.post("/orders")
+        async def create(session: Annotated[AsyncSession, Depends(get_db)]) -> None: ...
+
+    The request is one transaction, in which `get_transaction` and `lock_tables` are savepoints.
+    It is committed when the endpoint has returned and **before the response is sent**: a commit
+    that fails raises into the application's exception handlers, and no client sees a 2xx for a
+    row that is not there. Any exception rolls back, `HTTPException` included; what is
+    *returned* commits, whatever its status. No connection is taken before the first statement,
+    and none is held while the response, a stream or a background task runs.
+
+    Every dependency of a request gets the same session. For a WebSocket the session lasts as
+    long as its endpoint. `get_db()` outside FastAPI is a plain asynchronous generator.
+
+    Raises `PoolExhaustedError`, out of the endpoint, when the pool had no connection to give.
+    """
+    return SessionDependency(session_maker)
+
+
+def create_db_context(
+    session_maker: async_sessionmaker[S],
+) -> Callable[[], AbstractAsyncContextManager[S]]:
+    """Make a function that opens a session for a block of code.
+
+        db_context = create_db_context(session_maker)
+
+        async with db_context() as session:
+            session.add(order)
+
+    The block is one transaction, in which `get_transaction` and `lock_tables` are savepoints.
+    Commits when the block succeeds and rolls back on any exception; no connection is taken
+    before the first statement. Raises `PoolExhaustedError`, out of the block, when the pool had
+    no connection to give, and `AbortedTransactionError` when there is nothing left to commit.
+    """
+    return partial(open_session, session_maker)
+
+
+@asynccontextmanager
+async def open_session(session_maker: Callable[[], S]) -> AsyncIterator[S]:
+    """Open a session; commit it after the block, or roll back on any exception, and end it."""
+    session = session_maker()
+    make_whole(session)
+    try:
+        try:
+            yield session
+        except BaseException:
+            await end(session, commit=False)
+            raise
+        await end(session, commit=session.sync_session.in_transaction())
+    except exc.TimeoutError as error:
+        # SQLAlchemy's class, which only its pools raise: a TimeoutError of the block passes
+        raise pool_exhausted(error) from error
+
+
+class SessionDependency(Generic[S]):
+    """Gives FastAPI one session per request, finished before the response is sent.
+
+    FastAPI runs what follows the `yield` of a plain dependency after the response. The session
+    lives on the request's *function* stack instead, which FastAPI unwinds once the endpoint has
+    returned, whether or not the dependency was declared with `scope="function"`.
+    """
+
+    def __init__(self, session_maker: async_sessionmaker[S]) -> None:
+        self.session_maker = session_maker
+        self.__signature__ = _signature()
+
+    async def __call__(self, connection: "HTTPConnection | None" = None) -> AsyncGenerator[S]:
+        """Yield the request's session or, outside a request, one of the generator's own."""
+        if connection is not None:
+            yield await self._session_of(connection)
+        else:
+            async with open_session(self.session_maker) as session:
+                yield session
+
+    async def _session_of(self, connection: "HTTPConnection") -> S:
+        sessions: dict[SessionDependency[S], S]
+        sessions = connection.scope.setdefault(OPEN_SESSIONS, {})
+        if self not in sessions:
+            stack = _function_stack(connection)
+            sessions[self] = await stack.enter_async_context(open_session(self.session_maker))
+            stack.callback(sessions.pop, self)
+        return sessions[self]
+
+
+def _function_stack(connection: "HTTPConnection") -> AsyncExitStack:
+    stack = connection.scope.get(FUNCTION_STACK)
+    if not isinstance(stack, AsyncExitStack):
+        raise MissingSessionError(
+            "This request has no place for a session that ends before its response: "
+            "create_db_dependency needs FastAPI 0.121 or newer. Without it, open sessions with "
+            "create_db_context."
+        )
+    return stack
+
+
+def _signature() -> inspect.Signature | None:
+    try:
+        # Here, because `import rowsignal` must work where no web framework is installed
+        from starlette.requests import HTTPConnection  # noqa: PLC0415
+    except ImportError:
+        return None
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return inspect.Signature([inspect.Parameter("connection", kind, annotation=HTTPConnection)])

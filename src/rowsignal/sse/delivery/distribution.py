@@ -1,0 +1,200 @@
+"""How the events of some tables reach their readers: decided and encoded once for each group."""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from rowsignal.sse import frames
+from rowsignal.sse.access.exposures import Exposure
+from rowsignal.sse.access.views import Event, UnknownHistoryError
+from rowsignal.sse.delivery.buffers import Reader
+from rowsignal.sse.delivery.context import DeliveryContext
+from rowsignal.sse.delivery.groups import GroupKey, JoiningReader, Shown, SubscriberGroup
+
+logger = logging.getLogger("rowsignal.sse")
+
+UNKNOWN = (
+    "It is not known which rows this reader has seen. Log the filter's columns to make such a"
+    " stream resumable."
+)
+UNSHOWABLE = "A row could not be shown as the application wants it."
+TOO_MUCH = "Too much changed while this reader was catching up."
+MAX_HELD = 20_000
+
+
+class Distribution:
+    """Holds the readers of some tables and writes to them: at once when idle, else once a tick."""
+
+    def __init__(self, exposures: Mapping[str, Exposure], context: DeliveryContext) -> None:
+        self.exposures = exposures
+        self.context = context
+        self._groups: dict[GroupKey, SubscriberGroup] = {}
+        self._joining: dict[Reader, JoiningReader] = {}
+        self._waiting: list[Event] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._flushed_at = 0.0
+
+    @property
+    def readers(self) -> int:
+        """How many readers there are, those that catch up included."""
+        return sum(len(readers) for _, readers in self._everybody())
+
+    def filter_columns(self, table: str) -> frozenset[str]:
+        """Return the columns of a table that filters of readers look at."""
+        groups = (group for group, _ in self._everybody())
+        return frozenset().union(*(group.lenses[table].filter_columns for group in groups))
+
+    def new_group(self, key: GroupKey) -> SubscriberGroup:
+        """Return a group for one reader that is still catching up."""
+        return SubscriberGroup(key, self.exposures, self.context.limits.max_tracked_rows)
+
+    def hold(self, reader: Reader, group: SubscriberGroup) -> JoiningReader:
+        """Keep what is published from now on for a reader that has to catch up first."""
+        self.flush()
+        joining = self._joining[reader] = JoiningReader(reader, group)
+        return joining
+
+    def let_go(self, joining: JoiningReader) -> None:
+        """Hold nothing any more: the reader is too far behind to join yet."""
+        self._joining.pop(joining.reader, None)
+
+    def attach(self, joining: JoiningReader) -> None:
+        """Show a reader what was held, and then all that is published."""
+        self.flush()
+        if self._joining.pop(joining.reader, None) is None:
+            return
+        group = joining.group
+        group.readers = {joining.reader}
+        self._show(group, joining.events)
+        shared = self._groups.setdefault(group.key, group)
+        if shared is not group:
+            shared.remember(group)
+            shared.readers.add(joining.reader)
+
+    def detach(self, reader: Reader, key: GroupKey) -> None:
+        """Forget a reader; its group goes with the last one."""
+        self._joining.pop(reader, None)
+        group = self._groups.get(key)
+        if group is not None:
+            group.readers.discard(reader)
+            if not group.readers:
+                del self._groups[key]
+
+    def publish(self, events: Sequence[Event]) -> None:
+        """Take committed changes, in order."""
+        counts = self.context.counts
+        for event in events:
+            name = event.exposure.name
+            counts.changes.setdefault(name, Counter())[str(event.operation)] += 1
+            counts.last_change[name] = time.time()
+        self._waiting.extend(events)
+        if self._timer is None and events:
+            self._flush_or_wait()
+
+    def _flush_or_wait(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = self._flushed_at + self.context.limits.write_interval
+        if loop.time() >= due:
+            self.flush()
+        else:
+            self._timer = loop.call_at(due, self.flush)
+
+    def flush(self) -> None:
+        """Write what is waiting to all readers."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        events, self._waiting = self._waiting, []
+        if events:
+            self._flushed_at = asyncio.get_running_loop().time()
+            for group in list(self._groups.values()):
+                self._show(group, events)
+            for joining in self._joining.values():
+                _keep(joining, events)
+            self.context.flushed(events)
+
+    def _show(self, group: SubscriberGroup, events: Sequence[Event]) -> None:
+        try:
+            rows = group.show(events)
+        except UnknownHistoryError:
+            self._give_up(group, UNKNOWN)
+        except Exception as error:  # noqa: BLE001 -- an application's schema may refuse a row
+            if len(events) > 1:
+                for event in events:
+                    self._show(group, [event])
+            else:
+                self._pass_by(group, events[0], error)
+        else:
+            self._write(group, rows)
+
+    def _write(self, group: SubscriberGroup, rows: Shown) -> None:
+        if not rows:
+            return
+        joined = b"".join(chunk for _, chunk in rows)
+        for reader in group.readers:
+            reader.push(joined, rows)
+        lost = {reader for reader in group.readers if reader.overflowed}
+        group.readers -= lost
+        counts = self.context.counts
+        counts.overflows += len(lost)
+        counts.delivered += len(rows) * len(group.readers)
+        counts.bytes += len(joined) * len(group.readers)
+        for name, count in Counter(name for (name, _), _ in rows).items():
+            self.context.hooks.delivered(table=name, count=count * len(group.readers))
+
+    def _pass_by(self, group: SubscriberGroup, event: Event, error: Exception) -> None:
+        name = event.exposure.name
+        logger.error("a row of %s could not be shown", name, exc_info=error)
+        chunk = frames.reset(UNSHOWABLE, continues=True)
+        for reader in group.readers:
+            reader.push(chunk)
+        self.context.counts.resets += len(group.readers)
+        self.context.hooks.reset(table=name, reason=UNSHOWABLE)
+
+    def _give_up(self, group: SubscriberGroup, reason: str) -> None:
+        for reader in group.readers:
+            reader.close(frames.reset(reason))
+        self.context.counts.resets += len(group.readers)
+
+    def _everybody(self) -> Iterator[tuple[SubscriberGroup, set[Reader]]]:
+        yield from ((group, group.readers) for group in self._groups.values())
+        yield from ((it.group, {reader}) for reader, it in self._joining.items())
+
+    def beat(self, position: str | None) -> None:
+        """Send a heartbeat after everything that was published; `position` is how far that is."""
+        self.flush()
+        interval = self.context.limits.heartbeat
+        plain, placed = frames.heartbeat(interval), frames.heartbeat(interval, position)
+        for group in self._groups.values():
+            for reader in group.readers:
+                reader.push(placed if group.key.with_id else plain)
+
+    def reset(self, reason: str, *, continues: bool = False) -> None:
+        """Tell the readers that changes may be missing."""
+        self.flush()
+        chunk = frames.reset(reason, continues=continues)
+        for _, readers in self._everybody():
+            for reader in readers:
+                if continues:
+                    reader.push(chunk)
+                else:
+                    reader.close(chunk)
+            self.context.counts.resets += len(readers)
+        for name in self.exposures:
+            self.context.hooks.reset(table=name, reason=reason)
+
+    def close(self, last: bytes) -> None:
+        """End all streams with a last frame."""
+        self.flush()
+        for _, readers in self._everybody():
+            for reader in readers:
+                reader.close(last)
+
+
+def _keep(joining: JoiningReader, events: Sequence[Event]) -> None:
+    joining.events.extend(events)
+    if len(joining.events) > MAX_HELD:
+        joining.events.clear()
+        joining.reader.close(frames.reset(TOO_MUCH))

@@ -1,0 +1,226 @@
+"""Rows for changes: those that the log has, else the rows as they are now."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from sqlalchemy import func, literal_column, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from rowsignal.changes import Change, Operation, Reset
+from rowsignal.identifiers import QualifiedName
+from rowsignal.postgres.errors import describe, is_outage, is_schema_mismatch, sqlstate
+from rowsignal.postgres.json_rows import Row, TableShape, rows_by_key
+from rowsignal.postgres.json_values import Values
+from rowsignal.streams.side_reader import SideReader
+
+logger = logging.getLogger("rowsignal.streams")
+
+UNREADABLE = "A changed row cannot be read: {}."
+NO_KEY = "Any rows may have changed: {} came without a key."
+REFILLED = "The table may have been truncated, and has rows again."
+
+Key = Mapping[str, Any]
+Shapes = Mapping[QualifiedName, TableShape]
+
+
+@dataclass(slots=True)
+class RowChange:
+    """A change with the row as it is now (or as the log has it), None where it is gone.
+
+    `old` has values before the change, of the columns that the log keeps.
+    """
+
+    change: Change
+    row: Values | None = None
+    old: Values | None = None
+
+    @property
+    def table(self) -> QualifiedName:
+        """The schema and name of the table."""
+        return self.change.schema, self.change.table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableReset(Reset):
+    """A gap in the changes of one table; `is_of_capture`: how they are captured has changed."""
+
+    table: QualifiedName
+    is_of_capture: bool = False
+
+
+Loaded = RowChange | TableReset
+
+
+@dataclass(slots=True)
+class RowSnapshot:
+    """Rows of one table by the text of the keys that were asked for, None for absent ones.
+
+    `refused` are keys that no row can have; `unreadable` says why a row cannot be read.
+    """
+
+    rows: dict[str, Row | None] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+class RowLoader:
+    """Adds rows to changes. What it cannot read is a reset of the table concerned, and no more.
+
+    What was changed once more since is shown as it is now, and again when that change comes:
+    a reader that keeps rows by these changes ends up with the table.
+    """
+
+    def __init__(self, reader: SideReader, shapes: Shapes) -> None:
+        self._reader = reader
+        self.shapes = shapes
+
+    async def load(
+        self,
+        changes: Iterable[RowChange],
+        wanted: Mapping[QualifiedName, frozenset[str]],
+        *,
+        prefers_log: bool = True,
+        is_hearsay: bool = False,
+    ) -> list[Loaded]:
+        """Return the changes of known tables with their rows, in order.
+
+        `wanted` names the columns that are needed, by table; tables that it leaves out are not
+        read, unless policies decide which rows may be seen. `is_hearsay` is for notifications,
+        which any role can send: they are believed as far as the tables confirm them.
+        """
+        told = [self._bare(it) for it in changes if it.table in self.shapes]
+        unread: dict[QualifiedName, dict[str, Key]] = {}
+        for it in told:
+            if it.change.key is not None and self._must_read(it, wanted, prefers_log=prefers_log):
+                unread.setdefault(it.table, {})[repr(it.change.key)] = it.change.key
+        found = {
+            name: await self._read(self.shapes[name], keys, wanted.get(name, frozenset()))
+            for name, keys in unread.items()
+        }
+        loaded: list[Loaded] = []
+        for it in told:
+            if it.change.key is None:
+                loaded.append(await self._without_key(it, is_hearsay=is_hearsay))
+            elif it.table in found and repr(it.change.key) in unread[it.table]:
+                loaded += _with_row(it, self.shapes[it.table], found[it.table], is_hearsay)
+            else:
+                loaded.append(it)
+        return loaded
+
+    def _bare(self, it: RowChange) -> RowChange:
+        """Leave out what the log has of a row where policies decide whether it may be seen."""
+        if not self.shapes[it.table].has_row_security:
+            return it
+        return RowChange(replace(it.change, row=None))
+
+    def _must_read(
+        self, it: RowChange, wanted: Mapping[QualifiedName, frozenset[str]], *, prefers_log: bool
+    ) -> bool:
+        if self.shapes[it.table].has_row_security:
+            return True
+        columns = wanted.get(it.table)
+        return columns is not None and not (prefers_log and is_told(it, columns))
+
+    async def _without_key(self, it: RowChange, *, is_hearsay: bool) -> Loaded:
+        """Return what a change without a key is: of all rows, or of unknown ones."""
+        change = it.change
+        if change.operation is not Operation.TRUNCATE:
+            if is_hearsay:
+                return it
+            reason = NO_KEY.format(f"an {change.operation}")
+            return TableReset(reason=reason, position=change.position, table=it.table)
+        shape = self.shapes[it.table]
+        if (is_hearsay or shape.has_children) and await self._has_rows(shape):
+            return TableReset(reason=REFILLED, position=change.position, table=it.table)
+        return it
+
+    async def _has_rows(self, shape: TableShape) -> bool:
+        question = select(func.count()).select_from(
+            select(literal_column("1")).select_from(shape.source()).limit(1).subquery()
+        )
+
+        async def ask(connection: AsyncConnection) -> bool:
+            return bool(await connection.scalar(question))
+
+        return await self._reader.read_patiently(ask)
+
+    async def _read(
+        self, shape: TableShape, keys: Mapping[str, Key], wanted: frozenset[str]
+    ) -> RowSnapshot:
+        columns = sorted(wanted.intersection(shape.columns))
+        snapshot = RowSnapshot()
+        snapshot.refused = {name for name, key in keys.items() if not shape.accepts(key)}
+        asked = {name: key for name, key in keys.items() if name not in snapshot.refused}
+        try:
+            await self._read_into(snapshot, shape, asked, columns)
+        except Exception as error:
+            if is_outage(error):
+                raise
+            logger.exception("%s cannot be read", ".".join(shape.full_name))
+            snapshot.unreadable |= dict.fromkeys(asked, describe(error))
+        return snapshot
+
+    async def _read_into(
+        self,
+        snapshot: RowSnapshot,
+        shape: TableShape,
+        keys: Mapping[str, Key],
+        columns: Sequence[str],
+    ) -> None:
+        """Read rows; where a question fails because of a value, ask for each half of the keys."""
+        names = list(keys)
+        if not names:
+            return
+        work = partial(rows_by_key, shape=shape, keys=list(keys.values()), columns=columns)
+        try:
+            rows = await self._reader.read_patiently(work)
+        except Exception as error:
+            if is_outage(error) or is_schema_mismatch(error):
+                raise
+            if len(names) == 1:
+                _give_up(snapshot, shape, names[0], error)
+                return
+            middle = len(names) // 2
+            for half in (names[:middle], names[middle:]):
+                await self._read_into(snapshot, shape, {it: keys[it] for it in half}, columns)
+        else:
+            snapshot.rows |= dict(zip(names, rows, strict=True))
+
+
+def _give_up(snapshot: RowSnapshot, shape: TableShape, name: str, error: Exception) -> None:
+    logger.warning("a row of %s cannot be read: %s", ".".join(shape.full_name), describe(error))
+    if (sqlstate(error) or "").startswith("22"):
+        snapshot.refused.add(name)
+    snapshot.unreadable[name] = describe(error)
+
+
+def is_told(it: RowChange, wanted: Iterable[str]) -> bool:
+    """Tell whether the log itself says all that is to be shown."""
+    change = it.change
+    if change.operation is Operation.DELETE:
+        return it.old is not None
+    return change.row is not None and change.row.keys() >= set(wanted)
+
+
+def _with_row(
+    it: RowChange, shape: TableShape, found: RowSnapshot, is_hearsay: bool
+) -> Iterator[Loaded]:
+    change, name = it.change, repr(it.change.key)
+    if name in found.refused and is_hearsay:
+        logger.debug("a notification for %s has a key that no row can have", shape.full_name)
+        return
+    if name not in found.rows:
+        reason = UNREADABLE.format(found.unreadable.get(name, "its key does not fit the table"))
+        yield TableReset(reason=reason, position=change.position, table=it.table)
+        return
+    row = found.rows[name]
+    if row is None or row.key == change.key or all(part.is_exact for part in shape.key):
+        yield RowChange(change, None if row is None else row.values, it.old)
+        return
+    # An equal key that is written differently (1.0 and 1.00): the row has moved from one to the
+    # other, and readers know rows by what is written.
+    yield RowChange(replace(change, operation=Operation.DELETE, position=None), None, it.old)
+    yield RowChange(replace(change, operation=Operation.UPDATE, key=row.key), row.values)
