@@ -14,7 +14,7 @@ import asyncpg
 from rowsignal.change_log.reader import driver_of, explained
 from rowsignal.change_log.tail import LogTail
 from rowsignal.exceptions import ConsumerError, SchemaVersionError
-from rowsignal.handlers.administration import consumer_lag
+from rowsignal.handlers.administration import ConsumerLag, consumer_lag
 from rowsignal.handlers.consumer import Feed
 from rowsignal.handlers.leases import Leases, LeaseTable, Partition
 from rowsignal.handlers.places import place_of
@@ -26,7 +26,7 @@ from rowsignal.postgres.statements import query
 logger = logging.getLogger("rowsignal.handlers")
 
 RENEWALS = 3.0  # in the time of a lease
-SOONEST = 0.02
+SOONEST = 0.1
 LAG_INTERVAL = 30.0
 OTHER_PARTITIONS = "RS003"
 
@@ -110,20 +110,13 @@ class Worker:
                     await self._ended.wait()
             try:
                 leases = await self._leases.renew()
-            except Exception as error:
+                self._apply(leases)
+                said, delay = "", self._delay(leases)
+            except Exception as error:  # noqa: BLE001 -- the task must not end unseen
+                delay = self._interval
                 if said != str(error):
                     said = str(error)
-                    is_outage = isinstance(error, OUTAGES)
-                    logger.warning(
-                        "leases cannot be renewed just now: %s",
-                        said,
-                        exc_info=None if is_outage else error,
-                    )
-                delay = self._interval
-            else:
-                said = ""
-                self._apply(leases)
-                delay = self._delay(leases)
+                    _warn("leases cannot be renewed just now", error)
 
     def _delay(self, leases: Leases) -> float:
         if leases.wait is None:
@@ -178,18 +171,26 @@ class Worker:
             await asyncio.sleep(LAG_INTERVAL)
             try:
                 found = await consumer_lag(self._context.side_engine)
-            except OUTAGES as error:
-                logger.info("the lag of consumers cannot be read just now: %s", error)
-                continue
-            for lag in found:
-                if lag.consumer in self._feeds:
-                    self._context.hooks.consumer_lagged(
-                        consumer=lag.consumer,
-                        partition=lag.partition,
-                        changes=lag.lag_changes,
-                        seconds=lag.lag_seconds,
-                        retention_used=lag.retention_used or 0.0,
-                    )
+                for lag in found:
+                    if lag.consumer in self._feeds:
+                        self._tell(lag)
+            except Exception as error:  # noqa: BLE001 -- as above
+                _warn("the lag of consumers cannot be read just now", error)
+
+    def _tell(self, lag: ConsumerLag) -> None:
+        self._context.hooks.consumer_lagged(
+            consumer=lag.consumer,
+            partition=lag.partition,
+            changes=lag.lag_changes,
+            seconds=lag.lag_seconds,
+            retention_used=lag.retention_used or 0.0,
+        )
+
+
+def _warn(sentence: str, error: Exception) -> None:
+    """Log what went wrong; where it is no outage, with its traceback."""
+    is_outage = isinstance(error, OUTAGES)
+    logger.warning("%s: %s", sentence, error, exc_info=None if is_outage else error)
 
 
 async def _create_consumer(driver: asyncpg.Connection, arguments: tuple[object, ...]) -> None:

@@ -68,10 +68,11 @@ def grant(
 
     `wait`: to use schema `rowsignal`. `watch`: to read the change log as well, that is the keys,
     and the values where they are logged, of all logged tables. `serve`: to prune the log as well.
-    `work`: to watch, and to keep the positions of `ChangeHandlers`. Each with SELECT on `tables`, which are what `install_triggers` takes. Writing to a captured
-    table needs no grant. To be awaited for an async bind; the binds are those of
-    `install_triggers`, and the current role must own the schema and be allowed to grant on the
-    tables. `GrantError` says which right could not be given.
+    `work`: to watch, and to keep the positions of `ChangeHandlers`. Each with SELECT on `tables`,
+    which are what `install_triggers` takes. Writing to a captured table needs no grant. To be
+    awaited for an async bind; the binds are those of `install_triggers`, and the current role must
+    own the schema and be allowed to grant on the tables. `GrantError` says which right could not
+    be given.
     """
     if not (wait or watch or serve or work):
         raise ValueError("Nothing to grant: pass wait=True, watch=True, serve=True or work=True.")

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.handlers import consumer_lag
+from rowsignal.listener import OUTAGES
 from support.change_log import connect
 from support.handlers import (
     Task,
@@ -144,7 +145,7 @@ async def write_until(engine: AsyncEngine, stop: asyncio.Event) -> list[int]:
         task += 1
         try:
             await write(engine, task)
-        except (OSError, sa.exc.DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        except OUTAGES:
             await asyncio.sleep(0.02)
         else:
             committed.append(task)
@@ -163,17 +164,16 @@ async def test_a_restart_or_a_crash_of_the_server_loses_and_repeats_nothing(
         async with recording(engine, partitions=2):
             writing = asyncio.create_task(write_until(engine, stop))
             for round_ in range(3):
-                await until_handled(engine, (round_ + 1) * 30)
+                await until_done(engine, (round_ + 1) * 30)
                 if is_crash:
-                    victim = await connect(engine)
+                    victim = await until_connected(engine)
                     os.kill(victim.get_server_pid(), signal.SIGKILL)
                     victim.terminate()
                 else:
                     await asyncio.to_thread(server.restart)
-                await until_answering(engine)
             stop.set()
             committed = await writing
-            await until_handled(engine, len(committed))
+            await until_done(engine, len(committed))
             await until_lag(engine, lambda lag: lag.lag_changes == 0)
             found = await effects(engine)
             assert [lag.resets for lag in await consumer_lag(engine)] == [0, 0]
@@ -185,13 +185,23 @@ async def test_a_restart_or_a_crash_of_the_server_loses_and_repeats_nothing(
         await engine.dispose()
 
 
-async def until_answering(engine: AsyncEngine) -> None:
-    """Return when the server takes statements again."""
-    async with asyncio.timeout(30):
+async def until_connected(engine: AsyncEngine) -> asyncpg.Connection:
+    """Connect as soon as the server takes connections."""
+    async with asyncio.timeout(60):
         while True:
             try:
-                await effects(engine)
-            except (OSError, sa.exc.DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                return await connect(engine)
+            except OUTAGES:
                 await asyncio.sleep(0.05)
-            else:
-                return
+
+
+async def until_done(engine: AsyncEngine, count: int) -> None:
+    """Return when so many effects are there; the server may be away meanwhile."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                if len(await effects(engine)) >= count:
+                    return
+            except OUTAGES:
+                await asyncio.sleep(0.05)  # the server is on its way down, or up
+            await asyncio.sleep(0.05)
