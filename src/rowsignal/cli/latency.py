@@ -98,8 +98,9 @@ async def measure_latency(
                     pause = random.uniform(0, interval)  # noqa: S311 -- anywhere between two looks
                     polled.append(await _round(engine, plain, interval, pause))
                 note(number + 1)
+            mode = modes.mode
     return LatencyReport(
-        rounds, polled_rounds, interval, modes.mode, Latency.of(notified), Latency.of(polled)
+        rounds, polled_rounds, interval, mode, Latency.of(notified), Latency.of(polled)
     )
 
 

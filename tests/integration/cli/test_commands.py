@@ -35,8 +35,8 @@ def test_install_says_what_it_did_to_each_table(command_line: CommandLine) -> No
 
     assert first.code == again.code == 0
     assert json.loads(first.out)["tables"] == [
-        {"schema": None, "table": "orders", "action": "installed"},
-        {"schema": "Sales", "table": "Line items", "action": "installed"},
+        {"schema": None, "table": "orders", "action": "installed", "warning": None},
+        {"schema": "Sales", "table": "Line items", "action": "installed", "warning": None},
     ]
     assert json.loads(again.out)["tables"][0]["action"] == "unchanged"
 

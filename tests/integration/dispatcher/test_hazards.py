@@ -294,7 +294,7 @@ async def test_the_doctor_says_that_what_replication_applies_is_not_logged_and_h
 
         await install_triggers(target, [Order])
         (hinted,) = await about(target, "orders")
-        assert (hinted.severity, "wakes nobody" in hinted.message) == (Severity.WARNING, True)
+        assert (hinted.severity, "wakes no reader" in hinted.message) == (Severity.WARNING, True)
         await owner.execute(hinted.fix or "")
         assert await about(target, "orders") == []
         assert await about(both.source, "orders") == []

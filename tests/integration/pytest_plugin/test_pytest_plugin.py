@@ -349,7 +349,7 @@ async def test_workers_database_goes_although_its_block_failed(external: Embedde
 async def test_the_database_to_create_from_is_never_dropped(external: EmbeddedPostgres) -> None:
     base = external.url_of("shop")
     await create_database("shop_test_db", server_url=external.url)
-    with pytest.raises(ValueError, match="can not drop itself"):
+    with pytest.raises(ValueError, match="cannot drop itself"):
         async with create_worker_database(base, server_url=external.url_of("shop_test_db")):
             pass
     assert await databases(external) == {"shop_test_db"}
