@@ -71,6 +71,7 @@ class Runner:
         self._distrusted = 0  # resets in a row
         self._moves = 0
         self._moved_at = time.monotonic()
+        self._has_passed = False
         self._used_at = time.monotonic()
 
     def stop(self) -> None:
@@ -180,7 +181,7 @@ class Runner:
             if self._is_stopping:
                 return
         if not wanted:
-            await self._pass(batch.position)
+            await self._pass(batch)
 
     async def _handle(self, changes: Sequence[Change], position: str) -> None:
         """Handle changes as often as may be; a batch that fails is tried change by change."""
@@ -238,12 +239,14 @@ class Runner:
                 await self._attempts.fail_letter(row["id"], error)
                 logger.warning("dead letter %d failed again", row["id"], exc_info=error)
 
-    async def _pass(self, position: str) -> None:
-        """Store, now and then, a position to which nothing was wanted."""
+    async def _pass(self, batch: Batch) -> None:
+        """Store the position after changes that are not wanted: when the log is quiet, or is due."""
         now = time.monotonic()
-        if now - self._moved_at >= CHECKPOINT_INTERVAL:
-            await self._attempts.skip(await self._place(position))
-            self._moved_at = now
+        is_due = now - self._moved_at >= CHECKPOINT_INTERVAL
+        if is_due or (self._has_passed and not batch.changes):
+            await self._attempts.skip(await self._place(batch.position))
+            self._moved_at, self._has_passed = now, False
+        self._has_passed |= bool(batch.changes)
         if now - self._used_at >= IDLE_TIMEOUT:
             await self._connection.discard()
 
