@@ -39,7 +39,7 @@ class PendingChangesError(RowSignalError, ValueError):
 
 
 class TriggerInstallError(RowSignalError, ValueError):
-    """A table can not carry triggers, or the server would turn them into failing writes."""
+    """A table cannot carry triggers, or the server would turn them into failing writes."""
 
 
 class SchemaVersionError(RowSignalError, RuntimeError):

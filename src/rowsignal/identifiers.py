@@ -42,7 +42,7 @@ def literal(text: str) -> str:
     `standard_conforming_strings` (PostgreSQL manual, 4.1.2).
     """
     if "\0" in text:
-        raise ValueError("PostgreSQL text can not hold a NUL.")
+        raise ValueError("PostgreSQL text cannot hold a NUL.")
     escaped = text.replace("'", "''")
     if "\\" in escaped:
         return "E'" + escaped.replace("\\", "\\\\") + "'"

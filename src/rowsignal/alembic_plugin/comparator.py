@@ -179,5 +179,5 @@ def _settings(carried: Mapping[str, Any]) -> TriggerSettings:
 
 def _required(value: Value | None) -> Value:
     if value is None:
-        raise MigrationError("Autogenerate compares with a database: it can not run offline.")
+        raise MigrationError("Autogenerate compares with a database: it cannot run offline.")
     return value

@@ -163,7 +163,7 @@ def _run(operations: Operations, operation: RowTriggersOp, verb: str, *more: str
 
 
 def _write_schema(operations: Operations) -> None:
-    """Write what creates the schema, once: a script can not look whether it is there."""
+    """Write what creates the schema, once: a script cannot look whether it is there."""
     context = operations.migration_context
     if context not in _written:
         _written.add(context)

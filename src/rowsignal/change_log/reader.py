@@ -36,7 +36,7 @@ _NOT_THERE = (
 )
 
 ON_STANDBY = (
-    "The change log can not be read on a standby, whose snapshots do not say which transactions "
+    "The change log cannot be read on a standby, whose snapshots do not say which transactions "
     "are running; connect to the primary."
 )
 
@@ -64,7 +64,7 @@ class Head:
             raise StandbyError(ON_STANDBY)
         if record["has_written"]:
             raise PendingChangesError(
-                "The change log can not be read in a transaction that has written something: "
+                "The change log cannot be read in a transaction that has written something: "
                 "its snapshot would take its own work for committed. Use another transaction."
             )
         if record["incarnation"] is None:

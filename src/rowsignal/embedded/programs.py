@@ -46,7 +46,7 @@ class Programs(NamedTuple):
             bin_dir = _copy(bin_dir, copy_to, account)
             version = _read_version(bin_dir, account)
         if version is None:
-            raise EmbeddedPostgresError(f"{bin_dir / 'postgres'} can not be run.")
+            raise EmbeddedPostgresError(f"{bin_dir / 'postgres'} cannot be run.")
         return cls(bin_dir, version, account)
 
     @property

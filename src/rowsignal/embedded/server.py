@@ -90,7 +90,7 @@ class EmbeddedPostgres:
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
-            # A thread can not be cancelled: what it has started has to be stopped.
+            # A thread cannot be cancelled: what it has started has to be stopped.
             await asyncio.wait([starting])
             await asyncio.to_thread(self.stop)
             raise

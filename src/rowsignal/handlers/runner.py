@@ -240,7 +240,7 @@ class Runner:
                 logger.warning("dead letter %d failed again", row["id"], exc_info=error)
 
     async def _pass(self, batch: Batch) -> None:
-        """Store the position after changes that are not wanted: when the log is quiet, or is due."""
+        """Store the position after changes that are not wanted, when the log falls quiet."""
         now = time.monotonic()
         is_due = now - self._moved_at >= CHECKPOINT_INTERVAL
         if is_due or (self._has_passed and not batch.changes):

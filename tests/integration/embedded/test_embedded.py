@@ -404,7 +404,7 @@ def test_finds_programs_in_the_documented_order(
     assert find_bin_dir() == in_wheel
     monkeypatch.setenv("ROWSIGNAL_PG_BIN", str(explicit))
     assert find_bin_dir() == explicit
-    with pytest.raises(EmbeddedPostgresError, match="can not be run"):
+    with pytest.raises(EmbeddedPostgresError, match="cannot be run"):
         EmbeddedPostgres(bin_dir=explicit).start()
 
 

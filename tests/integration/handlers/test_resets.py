@@ -1,6 +1,5 @@
 """When changes are missing: it is told, recorded, and warned of before."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -216,7 +215,8 @@ async def test_a_role_that_may_work_needs_nothing_else(engine: AsyncEngine) -> N
         async with recording(worker):
             await until_handled(worker, 1)
         assert [lag.handled for lag in await consumer_lag(worker)] == [1]
-        await asyncio.gather(worker.dispose())
+        await close_listener(worker)
+        await worker.dispose()
     finally:
         await connection.execute("drop owned by handler_role; drop role handler_role")
         await connection.close()
