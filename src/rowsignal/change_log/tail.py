@@ -180,6 +180,11 @@ class LogTail:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
+    async def close_unused(self) -> None:
+        """Close the connections of a log that was read and is not followed."""
+        if self._task is None or self._task.done():
+            await self.log.aclose()
+
     async def _run(self) -> None:
         pruning = asyncio.create_task(
             keep_pruned(self._listener.engine, self._listener.listen_url), name="rowsignal pruning"

@@ -83,6 +83,7 @@ class Worker:
             logger.warning("leases are left to run out: %s", error)
         finally:
             await self._leases.close()
+            await LogTail.of(self._context.engine).close_unused()
 
     async def _create(self, feed: Feed) -> None:
         consumer = feed.consumer
