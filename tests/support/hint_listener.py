@@ -33,13 +33,17 @@ async def connected(engine: AsyncEngine, **options: Any) -> AsyncIterator[asyncp
 
 
 class HintListener:
-    """Receives the hints of the armed tables, in commit order."""
+    """Receives the hints of the armed tables, in commit order.
+
+    With `tokens`, of these tables alone: others may be armed by the same of the 128 locks.
+    """
 
     def __init__(self, connection: asyncpg.Connection, speaker: asyncpg.Connection) -> None:
         self.connection = connection
         self.speaker = speaker
         self.received: list[dict[str, Any]] = []
         self.wakes = 0
+        self.tokens: set[str] = set()
         self._marks: dict[str, asyncio.Event] = {}
 
     def _on_hint(self, *notification: Any) -> None:
@@ -75,7 +79,7 @@ class HintListener:
         """Return the hints since the last call, without token and transaction."""
         await self.settle()
         received, self.received = self.received, []
-        return received
+        return [hint for hint in received if not self.tokens or hint["t"] in self.tokens]
 
     async def said(self) -> list[tuple[Any, ...]]:
         """Return (operation, key, changed) of the hints since the last call."""
@@ -98,6 +102,7 @@ async def listening(
                 for table in tables
             ]
             found = await captures(asking, names)
+        hint_listener.tokens = {token for capture in found for token, _ in capture.channels}
         for bucket in {bucket for capture in found for _, bucket in capture.channels}:
             await hint_listener.arm(bucket)
         yield hint_listener
