@@ -179,6 +179,7 @@ class LogTail:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        await self.log.aclose()  # a task that was cancelled before it began has closed nothing
 
     async def close_unused(self) -> None:
         """Close the connections of a log that was read and is not followed."""
