@@ -53,6 +53,9 @@ class LogTail:
         self.is_streaming = False
         self._pacer = Pacer(listener, self, self._pace)
         self._is_running = False
+        self._is_ending = (
+            False  # cancelled; `Task.cancelling` also counts time-outs within the task
+        )
         self._subscribers: set[LogSubscription] = set()
         self._tables: Counter[QualifiedName] = Counter()
         self._lookers: list[tuple[asyncio.Future[str], LogSubscription | None]] = []
@@ -141,12 +144,12 @@ class LogTail:
             if self._retirement is not None:
                 self._retirement.cancel()
                 self._retirement = None
-            if self._task is not None and self._task.cancelling():
+            if self._task is not None and self._is_ending:
                 await asyncio.wait([self._task])
             if self._task is None or self._task.done():
                 self.position = await self.log.position()
                 self._listener.attach(self)
-                self._is_running = True
+                self._is_running, self._is_ending = True, False
                 self._pacer = Pacer(self._listener, self, self._pace)
                 self._task = asyncio.create_task(self._run(), name="rowsignal log tail")
                 self._task.add_done_callback(self._ended)
@@ -158,7 +161,11 @@ class LogTail:
 
     def _retire(self) -> None:
         self._retirement = None
+        self._end()
+
+    def _end(self) -> None:
         if self._task is not None:
+            self._is_ending = True
             self._task.cancel()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -176,8 +183,8 @@ class LogTail:
 
     async def aclose(self) -> None:
         """Stop following; whoever still reads gets an error."""
+        self._end()
         if self._task is not None:
-            self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self.log.aclose()  # a task that was cancelled before it began has closed nothing
 

@@ -147,8 +147,9 @@ class Dispatcher:
         """End what is no longer needed; waits that are left go on by polling."""
         for reader in tuple(self._readers.values()):
             self._retire(reader.rows)
-        ending = [task for task in self._tasks if task.cancelling()]
-        await asyncio.gather(*ending, return_exceptions=True)
+        living = {table.task for table in self._tables.values()}
+        living |= {reader.task for reader in self._readers.values()}
+        await asyncio.gather(*(self._tasks - living), return_exceptions=True)
 
     def _reader_of(self, shape: RowShape) -> RowReader:
         reader = self._readers.get(shape)

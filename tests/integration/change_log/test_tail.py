@@ -198,6 +198,27 @@ async def test_a_tail_that_has_just_stopped_starts_again(shop: Shop, tail: LogTa
         await asyncio.sleep(0)  # lets the last one's end begin
 
 
+async def test_a_subscription_never_waits_for_a_tail_that_lives_on(shop: Shop) -> None:
+    loop = asyncio.get_running_loop()
+    tail = LogTail(Listener.of(shop.engine), safety=0.002)  # its pauses end all the time
+    attempts: list[asyncio.Task[None]] = []
+
+    async def attempt() -> None:
+        async with tail.subscribe([ITEM]):
+            pass
+
+    async with tail.subscribe([ITEM]):
+        started = loop.time()
+        for number in range(4000):  # at every moment of a pause, its end included
+            moment = started + number / 4000
+            loop.call_at(moment, lambda: attempts.append(loop.create_task(attempt())))
+        async with asyncio.timeout(60):
+            while len(attempts) < 4000:
+                await asyncio.sleep(0.01)
+            await asyncio.gather(*attempts)
+    await tail.aclose()
+
+
 async def test_whoever_reads_hears_of_the_end(shop: Shop, tail: LogTail) -> None:
     async with tail.subscribe([ITEM]) as changes:
         await tail.aclose()
