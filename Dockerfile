@@ -5,7 +5,7 @@ ARG PYTHON_IMAGE=python:3.13-slim
 
 FROM ${PYTHON_IMAGE} AS build
 WORKDIR /source
-COPY pyproject.toml README.md LICENSE constraints.txt ./
+COPY pyproject.toml setup.py README.md LICENSE constraints.txt ./
 COPY src src
 COPY sql sql
 RUN pip wheel --no-cache-dir --constraint constraints.txt --wheel-dir /wheels ".[service]"

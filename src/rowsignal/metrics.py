@@ -8,6 +8,8 @@ try:
 except ModuleNotFoundError as error:
     raise missing_extra("rowsignal.metrics", "metrics", error) from error
 
+__all__ = ["PrometheusHooks"]
+
 LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 

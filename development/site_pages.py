@@ -1,0 +1,94 @@
+"""The pages of the site: those of `docs`, and signatures and navigation made from them.
+
+Pages in `docs` hold no syntax of the site's generator, so that they read well in the repository.
+What only the site has is added to a copy of them.
+"""
+
+import importlib
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from development.project import ROOT, sections
+
+DOCS = ROOT / "docs"
+SOURCE = ROOT / "build" / "site-source"
+INDEX = "README.md"
+API = "reference/api.md"
+SIGNATURES = "reference/api"
+
+LISTED = re.compile(r"^\| `(?P<name>\w+)` \|", re.MULTILINE)
+MODULE = re.compile(r"^\| `rowsignal\.(?P<name>\w+)` \|", re.MULTILINE)
+ENTRY = re.compile(r"^- \[(?P<title>[^\]]+)\]\((?P<path>[^)]+\.md)\)")
+GROUP = re.compile(r"^(?P<title>[A-Z][\w ]+):$")
+
+Navigation = list[dict[str, Any]]
+
+
+def slug(title: str) -> str:
+    """Return a title as part of an address."""
+    return re.sub(r"\W+", "-", title.lower()).strip("-")
+
+
+def navigation(index: str) -> Navigation:
+    """Return the sections of the index that list pages, in its order and its words."""
+    found: Navigation = [{"rowsignal": INDEX}]
+    for title, text in sections(index).items():
+        if entries := _entries(text):
+            found.append({title: entries})
+    return found
+
+
+def _entries(text: str) -> Navigation:
+    """Return a section's links; those under a line that ends with a colon are a group."""
+    top: Navigation = []
+    place = top
+    for line in text.splitlines():
+        if group := GROUP.match(line):
+            place = []
+            top.append({group["title"]: place})
+        elif entry := ENTRY.match(line):
+            place.append({entry["title"]: entry["path"]})
+    return top
+
+
+def signature_pages(api: str) -> dict[str, tuple[str, str]]:
+    """Return title and text of a page of signatures for each section of the list of names."""
+    pages = {}
+    for title, text in sections(api).items():
+        names = [f"rowsignal.{name}" for name in LISTED.findall(text)]
+        names += [name for module in MODULE.findall(text) for name in names_of_module(module)]
+        if names:
+            blocks = "\n\n".join(f"::: {name}" for name in names)
+            pages[f"{SIGNATURES}/{slug(title)}.md"] = (title, f"# {title}\n\n{blocks}\n")
+    return pages
+
+
+def names_of_module(name: str) -> list[str]:
+    """Return the public names of a module that needs an extra, hooks of pytest left out."""
+    module = importlib.import_module(f"rowsignal.{name}")
+    public = [it for it in getattr(module, "__all__", []) if not it.startswith("pytest_")]
+    return [f"rowsignal.{name}.{it}" for it in public]
+
+
+def with_links(api: str) -> str:
+    """Return the list of names, each of which leads to its signature."""
+    return LISTED.sub(r"| [`\g<name>`][rowsignal.\g<name>] |", api)
+
+
+def stage(destination: Path = SOURCE / "docs") -> Navigation:
+    """Write the pages of the site into a folder; return its navigation."""
+    shutil.rmtree(destination, ignore_errors=True)
+    shutil.copytree(DOCS, destination)
+    api = (DOCS / API).read_text()
+    (destination / API).write_text(with_links(api))
+    signatures: Navigation = []
+    for path, (title, text) in signature_pages(api).items():
+        (destination / path).parent.mkdir(exist_ok=True)
+        (destination / path).write_text(text)
+        signatures.append({title: path})
+    found = navigation((DOCS / INDEX).read_text())
+    reference = next(entry["Reference"] for entry in found if "Reference" in entry)
+    reference.append({"Signatures": signatures})
+    return found
