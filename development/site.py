@@ -10,6 +10,7 @@ usage: python3 dev.py docs [--serve | --publish FOLDER]
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,10 @@ SITE = ROOT / "site"
 CONFIG = site_pages.SOURCE / "zensical.toml"
 ADDRESS = "127.0.0.1:8000"
 CHECK_INTERVAL = 0.5
+LOADED = re.compile(
+    r"""<(?:script|img|iframe|link[^>]+rel="?(?:stylesheet|preconnect|preload)"?)[^>]+"""
+    r"""(?:src|href)="?(?P<address>(?:https?:)?//[^"\s>]+)"""
+)
 REDIRECT = (
     '<!doctype html><meta http-equiv="refresh" content="0; url={0}/"><a href="{0}/">{0}</a>\n'
 )
@@ -70,8 +75,17 @@ def build() -> None:
     """Build the site; a warning of the generator ends it as a failure."""
     prepare()
     subprocess.run(generator("build", "--clean", "--strict"), check=True, cwd=CONFIG.parent)
+    built = CONFIG.parent / "site"
+    if found := requests_to_others(built):
+        raise SystemExit(f"Pages that load what others serve: {', '.join(found)}")
     shutil.rmtree(SITE, ignore_errors=True)
-    shutil.copytree(CONFIG.parent / "site", SITE)
+    shutil.copytree(built, SITE)
+
+
+def requests_to_others(site: Path) -> list[str]:
+    """Return addresses of other hosts that pages would load, such as fonts and scripts."""
+    pages = (page.read_text() for page in site.rglob("*.html"))
+    return sorted({found["address"] for page in pages for found in LOADED.finditer(page)})
 
 
 def modified() -> float:
