@@ -35,16 +35,22 @@ REDIRECT = (
 )
 
 
-def configuration(pages: site_pages.Navigation) -> dict[str, Any]:
+def configuration(pages: site_pages.Navigation, *, has_versions: bool = False) -> dict[str, Any]:
     """Return the generator's settings, with what is known elsewhere filled in."""
     config = tomllib.loads((ROOT / CONFIG.name).read_text())
     project = settings()
     config["project"] |= {
         "site_description": project["description"],
         "site_url": project["urls"]["Documentation"],
-        "repo_url": project["urls"]["Repository"],
         "nav": pages,
     }
+    # Not as `repo_url`: for that, each page would ask GitHub for the number of stars.
+    links = [("fontawesome/brands/github", "Repository"), ("fontawesome/brands/python", "Package")]
+    config["project"]["extra"]["social"] = [
+        {"icon": icon, "name": name, "link": project["urls"][name]} for icon, name in links
+    ]
+    if has_versions:  # the theme's name for a `versions.json` beside the versions
+        config["project"]["extra"]["version"] = {"provider": "mike"}
     python = config["project"]["plugins"]["mkdocstrings"]["handlers"]["python"]
     python["paths"] = [os.path.relpath(ROOT / "src", CONFIG.parent)]
     python["options"]["extensions"] = [str(ROOT / "development" / "docstrings.py")]
@@ -60,9 +66,9 @@ def toml(value: object) -> str:
     return json.dumps(value)
 
 
-def prepare() -> None:
+def prepare(*, has_versions: bool = False) -> None:
     """Write the pages and the settings from which the generator makes the site."""
-    config = configuration(site_pages.stage())
+    config = configuration(site_pages.stage(), has_versions=has_versions)
     CONFIG.write_text("".join(f"{key} = {toml(value)}\n" for key, value in config.items()))
 
 
@@ -71,9 +77,9 @@ def generator(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "zensical", *arguments, "--config-file", str(CONFIG)]
 
 
-def build() -> None:
+def build(*, has_versions: bool = False) -> None:
     """Build the site; a warning of the generator ends it as a failure."""
-    prepare()
+    prepare(has_versions=has_versions)
     subprocess.run(generator("build", "--clean", "--strict"), check=True, cwd=CONFIG.parent)
     built = CONFIG.parent / "site"
     if found := requests_to_others(built):
@@ -120,6 +126,7 @@ def publish(site: Path, folder: Path, version: str) -> None:
     known = json.loads(listing.read_text()) if listing.exists() else []
     others = [it for it in known if it["version"] != version]
     versions = sorted([version, *(it["version"] for it in others)], key=_numbers, reverse=True)
+    folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / version, ignore_errors=True)
     shutil.copytree(site, folder / version)
     entries = [{"version": it, "title": it, "aliases": []} for it in versions]
@@ -141,7 +148,7 @@ def main(arguments: list[str]) -> int:
     if options.serve:
         return serve()
     try:
-        build()
+        build(has_versions=bool(options.publish))
     except subprocess.CalledProcessError as error:
         return error.returncode
     if options.publish:

@@ -16,6 +16,7 @@ DOCS = ROOT / "docs"
 SOURCE = ROOT / "build" / "site-source"
 INDEX = "README.md"
 API = "reference/api.md"
+STYLES = "site.css"
 SIGNATURES = "reference/api"
 
 LISTED = re.compile(r"^\| `(?P<name>\w+)` \|", re.MULTILINE)
@@ -81,6 +82,7 @@ def stage(destination: Path = SOURCE / "docs") -> Navigation:
     """Write the pages of the site into a folder; return its navigation."""
     shutil.rmtree(destination, ignore_errors=True)
     shutil.copytree(DOCS, destination)
+    shutil.copy(ROOT / "development" / STYLES, destination)
     api = (DOCS / API).read_text()
     (destination / API).write_text(with_links(api))
     signatures: Navigation = []

@@ -73,10 +73,13 @@ def test_groups_of_a_section_become_groups_of_the_navigation() -> None:
     ]
 
 
-def test_settings_survive_their_writing() -> None:
-    config = site.configuration([{'a "b"': [{"ü\\": "x.md"}]}, {"c": "d.md"}])
+@pytest.mark.parametrize("has_versions", [True, False])
+def test_settings_survive_their_writing(has_versions: bool) -> None:
+    pages: site_pages.Navigation = [{'a "b"': [{"ü\\": "x.md"}]}, {"c": "d.md"}]
+    config = site.configuration(pages, has_versions=has_versions)
     text = "".join(f"{key} = {site.toml(value)}\n" for key, value in config.items())
     assert tomllib.loads(text) == config
+    assert ("version" in config["project"]["extra"]) is has_versions
 
 
 def test_examples_of_docstrings_are_fenced() -> None:
@@ -105,7 +108,6 @@ def test_requests_to_other_hosts_are_found(tmp_path: Path, tag: str, is_request:
 def test_versions_are_listed_with_the_newest_first(tmp_path: Path) -> None:
     built, folder = tmp_path / "site", tmp_path / "versions"
     built.mkdir()
-    folder.mkdir()
     for version in ("0.9.0", "0.10.0", "0.2.0", "0.10.0"):
         (built / "index.html").write_text(version)
         site.publish(built, folder, version)
