@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -104,6 +105,7 @@ def serve() -> int:
     """Serve the site, and stage the pages again when one has changed, until interrupted."""
     prepare()
     command = generator("serve", "--dev-addr", ADDRESS)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no generator is left behind
     seen = modified()
     with subprocess.Popen(command, cwd=CONFIG.parent) as server:
         try:

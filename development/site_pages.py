@@ -6,7 +6,6 @@ What only the site has is added to a copy of them.
 
 import importlib
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -79,18 +78,32 @@ def with_links(api: str) -> str:
 
 
 def stage(destination: Path = SOURCE / "docs") -> Navigation:
-    """Write the pages of the site into a folder; return its navigation."""
-    shutil.rmtree(destination, ignore_errors=True)
-    shutil.copytree(DOCS, destination)
-    shutil.copy(ROOT / "development" / STYLES, destination)
+    """Bring the pages of the site up to date in a folder; return its navigation."""
     api = (DOCS / API).read_text()
-    (destination / API).write_text(with_links(api))
-    signatures: Navigation = []
-    for path, (title, text) in signature_pages(api).items():
-        (destination / path).parent.mkdir(exist_ok=True)
-        (destination / path).write_text(text)
-        signatures.append({title: path})
+    signatures = signature_pages(api)
+    files = {
+        path.relative_to(DOCS): path.read_bytes() for path in DOCS.rglob("*") if path.is_file()
+    }
+    files[Path(STYLES)] = (ROOT / "development" / STYLES).read_bytes()
+    files[Path(API)] = with_links(api).encode()
+    files |= {Path(path): text.encode() for path, (_, text) in signatures.items()}
+    synchronise(destination, files)
     found = navigation((DOCS / INDEX).read_text())
     reference = next(entry["Reference"] for entry in found if "Reference" in entry)
-    reference.append({"Signatures": signatures})
+    reference.append({"Signatures": [{title: path} for path, (title, _) in signatures.items()]})
     return found
+
+
+def synchronise(folder: Path, files: dict[Path, bytes]) -> None:
+    """Let a folder hold these files and no others, and touch only those that differ.
+
+    The generator watches the folder: it would miss pages that are gone for a moment.
+    """
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        if path.relative_to(folder) not in files:
+            path.unlink()
+    for name, content in files.items():
+        path = folder / name
+        if not path.is_file() or path.read_bytes() != content:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)

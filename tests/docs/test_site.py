@@ -44,6 +44,17 @@ def test_pages_are_those_of_the_repository(staged: tuple[Path, site_pages.Naviga
             assert (folder / name).read_text() == page.read_text()
 
 
+def test_only_pages_that_differ_are_written_again(tmp_path: Path) -> None:
+    files = {Path("a.md"): b"a", Path("b/c.md"): b"c", Path("b/d.md"): b"d"}
+    site_pages.synchronise(tmp_path, files)
+    before = (tmp_path / "a.md").stat().st_mtime_ns
+    changed = {Path("a.md"): b"a", Path("b/c.md"): b"changed"}
+    site_pages.synchronise(tmp_path, changed)
+    assert (tmp_path / "a.md").stat().st_mtime_ns == before
+    found = {it.relative_to(tmp_path): it.read_bytes() for it in tmp_path.rglob("*.md")}
+    assert found == changed
+
+
 def test_every_public_name_has_one_signature_and_a_link_to_it() -> None:
     text = "".join(text for _, text in site_pages.signature_pages(API).values())
     blocks = [line for line in text.splitlines() if line.startswith("::: ")]
