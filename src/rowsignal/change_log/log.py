@@ -82,10 +82,10 @@ class ChangeLog:
         return await self._position_at(await self._started(self._head))
 
     async def writers(self) -> frozenset[str]:
-        """Return who has written to the log and is not over yet, as virtual transaction ids.
+        """Return the open transactions that write to logged tables, as virtual transaction ids.
 
-        Who has gone to sleep looks on until those are gone that were at work before: they did not
-        know of the sleeper. Prepared transactions are among them.
+        A reader that stops polling must keep polling until these transactions end: their triggers
+        ran before it registered. Prepared transactions are among them.
         """
         return frozenset(await self._ask("log_writers") or ())
 
