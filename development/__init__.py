@@ -1,1 +1,1 @@
-"""Programs for those who work on rowsignal; nothing here is shipped in the wheel."""
+"""Programs for the development of rowsignal: the site and the release; not shipped in the wheel."""

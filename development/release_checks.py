@@ -12,7 +12,7 @@ from development.project import ROOT, sections
 
 PACKAGES = ROOT / "clients" / "js" / "packages"
 RELATIVE = re.compile(r"\]\((?!https?://|#|mailto:)(?P<target>[^)\s]+)\)")
-# One file of everything that someone who builds, tests or packages from the archive needs.
+# One file of each part that a build, a test run or a package made from the archive needs.
 IN_SDIST = (
     "CHANGELOG.md",
     "LICENSE",
