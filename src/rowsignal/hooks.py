@@ -32,8 +32,12 @@ class Hooks:
     def notified(self, *, accepted: bool) -> None:
         """Report one notification; one that is malformed or forged is not accepted."""
 
+    def rows_read(self, *, table: str, rows: int, seconds: float) -> None:
+        """Report one query that read the rows of several waits."""
+        self.looked(table=table, rows=rows, seconds=seconds)
+
     def looked(self, *, table: str, rows: int, seconds: float) -> None:
-        """Report one batched read of waited-for rows."""
+        """Do the same under the name of 0.1 (deprecated): override `rows_read` instead."""
 
     def mode_changed(self, *, table: str, mode: str) -> None:
         """Report how a table is watched from now on."""

@@ -123,8 +123,9 @@ class PrometheusHooks(Hooks):
         """Count a notification."""
         self.notifications.labels(accepted=str(accepted).lower()).inc()
 
-    def looked(self, *, table: str, rows: int, seconds: float) -> None:
-        """Count a read of waited-for rows."""
+    def rows_read(self, *, table: str, rows: int, seconds: float) -> None:
+        """Count a query that read the rows of waits."""
+        super().rows_read(table=table, rows=rows, seconds=seconds)
         self.reads.labels(table=table).observe(seconds)
         self.rows.labels(table=table).inc(rows)
 

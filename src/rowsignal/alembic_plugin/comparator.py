@@ -56,7 +56,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Found:
+class InstalledTriggers:
     """The triggers that a table carries, as far as they can be installed again."""
 
     settings: TriggerSettings
@@ -97,12 +97,12 @@ class Comparison:
         names = [each.name for each in wanted]
         connection = _required(self.context.connection)
         self.problems = problems(connection)
-        facts = read_facts(connection, names, with_strays=True)
+        facts = read_facts(connection, names, with_orphans=True)
         for each, there in zip(wanted, facts, strict=False):
             if self.context.run_object_filters(each.table, each.table.name, "table", False, None):
                 self._compare(each, there)
-        for stray in facts[len(wanted) :]:
-            self._compare_stray(stray)
+        for orphan in facts[len(wanted) :]:
+            self._compare_orphan(orphan)
 
     def _wanted(self) -> Iterator[Wanted]:
         metadata = self.context.metadata
@@ -116,7 +116,7 @@ class Comparison:
                     yield Wanted(table, target.settings)
 
     def _compare(self, wanted: Wanted, facts: TableFacts) -> None:
-        found = Found.of(facts, wanted.settings)
+        found = InstalledTriggers.of(facts, wanted.settings)
         status = judge(facts, wanted.settings, is_orphan=False, schema_problems=self.problems)
         is_right = status.state is TriggerState.INSTALLED
         if found is None:
@@ -127,11 +127,11 @@ class Comparison:
         elif not is_right:
             self._install(wanted, replacing=found)
 
-    def _compare_stray(self, facts: TableFacts) -> None:
+    def _compare_orphan(self, facts: TableFacts) -> None:
         is_default = facts.schema == _required(self.context.dialect).default_schema_name
         schema = None if is_default else facts.schema
         reflected = Table(facts.name, MetaData(), schema=schema)
-        found = Found.of(facts)
+        found = InstalledTriggers.of(facts)
         if (
             found is not None
             and schema in self.schemas
@@ -140,7 +140,7 @@ class Comparison:
         ):
             self._take_away((schema, facts.name), found)
 
-    def _install(self, wanted: Wanted, replacing: Found | None = None) -> None:
+    def _install(self, wanted: Wanted, replacing: InstalledTriggers | None = None) -> None:
         schema, name = wanted.name
         operation = InstallRowTriggersOp(name, schema, wanted.settings, VERSION)
         if replacing is not None:
@@ -149,7 +149,7 @@ class Comparison:
             )
         self.upgrade_ops.ops.append(operation)
 
-    def _take_away(self, table: TableName, found: Found) -> None:
+    def _take_away(self, table: TableName, found: InstalledTriggers) -> None:
         schema, name = table
         operation = UninstallRowTriggersOp(name, schema, found.settings, found.version)
         self.upgrade_ops.ops.insert(0, operation)

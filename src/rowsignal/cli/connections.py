@@ -13,7 +13,7 @@ from rowsignal.cli.errors import CommandError, reason_of
 from rowsignal.postgres.connections import suit_pooler
 from rowsignal.postgres.urls import asyncpg_url
 
-PATIENCE = 10.0
+CONNECT_TIMEOUT = 10.0
 REFUSALS = (OSError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
@@ -55,12 +55,12 @@ async def connected(url: str | None) -> AsyncIterator[AsyncEngine]:
 
 async def _try(engine: AsyncEngine, where: URL) -> None:
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(CONNECT_TIMEOUT):
             await suit_pooler(engine)
     except TimeoutError:
         raise CommandError(
-            f"No answer from {place(where)} within {PATIENCE:g} s: is the address right, and may"
-            " this machine reach it?"
+            f"No answer from {place(where)} within {CONNECT_TIMEOUT:g} s: is the address right, and"
+            " may this machine reach it?"
         ) from None
     except REFUSALS as error:
         raise CommandError(

@@ -23,7 +23,7 @@ from rowsignal.waiting import wait_for_row_change
 
 WATCHED, KEPT_ARMED = 1, 2
 PACE = 0.03  # slower than the rate at which a table is looked at instead of armed
-PATIENCE = 30.0
+WAIT_TIMEOUT = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ async def _round(engine: AsyncEngine, model: type[Any], interval: float, pause: 
     async with AsyncSession(engine, expire_on_commit=False) as session:
         seen = await session.get_one(model, WATCHED)  # sessions forget what nothing else holds
         await session.commit()
-        wait = wait_for_row_change(session, model, WATCHED, interval=interval, timeout=PATIENCE)
+        wait = wait_for_row_change(session, model, WATCHED, interval=interval, timeout=WAIT_TIMEOUT)
         waiting = asyncio.create_task(wait)
         await asyncio.sleep(pause)
         async with AsyncSession(engine) as writer:
@@ -126,7 +126,7 @@ async def _armed(engine: AsyncEngine, model: type[Any], modes: Modes) -> AsyncIt
     """Keep a wait open for the length of the block, and begin when its table is armed."""
     waiting = asyncio.create_task(wait_for_row_change(engine, model, KEPT_ARMED))
     try:
-        await asyncio.wait_for(modes.is_armed.wait(), PATIENCE)
+        await asyncio.wait_for(modes.is_armed.wait(), WAIT_TIMEOUT)
         yield
     finally:
         waiting.cancel()

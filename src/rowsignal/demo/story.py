@@ -19,7 +19,7 @@ from rowsignal.hooks import Hooks
 from rowsignal.listener import Listener
 from rowsignal.triggers import install_triggers
 
-PATIENCE = 30.0
+WAIT_TIMEOUT = 30.0
 FRAME = 0.125
 
 Page = Callable[[str], contextlib.AbstractAsyncContextManager[str]]
@@ -93,10 +93,10 @@ async def tell_story(
         waits = Waits(engine, commits, note)
         show = _showing(stage, tally, waits, commits, listener)
         async with _beside(waits.run(), show):
-            await asyncio.wait_for(arming.done.wait(), PATIENCE)
+            await asyncio.wait_for(arming.done.wait(), WAIT_TIMEOUT)
             stage.tell("one wait for each open order; orders change now")
             shop = run_shop(writer, rate=rate, stop=is_over)
-            await asyncio.wait_for(shop, None if goal is None else PATIENCE)
+            await asyncio.wait_for(shop, None if goal is None else WAIT_TIMEOUT)
             missed = await _missed(waits)
         return DemoReport(
             server_version=server.version,

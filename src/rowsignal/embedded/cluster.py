@@ -14,7 +14,7 @@ from rowsignal.exceptions import EmbeddedPostgresError
 LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 
 # Seconds that a process gets before the next, harder signal.
-PATIENCE = ((signal.SIGQUIT, 15.0), (signal.SIGKILL, 10.0))
+KILL_TIMEOUTS = ((signal.SIGQUIT, 15.0), (signal.SIGKILL, 10.0))
 
 
 class Cluster:
@@ -66,9 +66,9 @@ class Cluster:
         if process is None:
             return
         process.send_signal(number)
-        for harder, patience in PATIENCE:
+        for harder, timeout in KILL_TIMEOUTS:
             try:
-                process.wait(patience)
+                process.wait(timeout)
             except subprocess.TimeoutExpired:
                 process.send_signal(harder)
         process.wait()

@@ -192,7 +192,7 @@ def _service_router(service: Service) -> APIRouter:
 
     @router.get("/v1/status")
     async def status(
-        grant: Annotated[Grant, Depends(service.gate.admit_to_status)],
+        grant: Annotated[Grant, Depends(service.gate.authorize_status)],
     ) -> dict[str, Any]:
         """Tell how the service, its listener, its log and the tables of the token are."""
         return await service.status.report(VERSION, grant)

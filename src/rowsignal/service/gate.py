@@ -32,7 +32,7 @@ class Gate:
             return await grant_everything()
         return grant_of(self._authenticator.claims(self._token(request)))
 
-    async def admit_to_status(self, request: Request) -> Grant:
+    async def authorize_status(self, request: Request) -> Grant:
         """Return the grant of a request that may see the service's status."""
         grant = await self.authorize(request)
         if not grant.status:

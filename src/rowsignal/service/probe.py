@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from rowsignal.change_log.positions import Position, decode
 from rowsignal.exceptions import RowSignalError
 from rowsignal.listener import OUTAGES
-from rowsignal.postgres.connections import OwnConnection, beside
+from rowsignal.postgres.connections import SideConnection, beside
 from rowsignal.postgres.statements import query
 from rowsignal.sse import Outlet
 from rowsignal.sse.http.problems import described
@@ -41,8 +41,8 @@ class Probe:
     ) -> None:
         self._outlet = outlet
         self._find_tables = find_tables
-        self._checks = OwnConnection(beside(engine))
-        self._looks = OwnConnection(beside(engine))
+        self._checks = SideConnection(beside(engine))
+        self._reads = SideConnection(beside(engine))
         self._error: str | None = "The database has not been asked yet."
         self._answered_at = 0.0
         self._facts_at = 0.0
@@ -72,7 +72,7 @@ class Probe:
             self._refreshing.cancel()
             await asyncio.gather(self._refreshing, return_exceptions=True)
         await self._checks.close()
-        await self._looks.close()
+        await self._reads.close()
 
     @property
     def problem(self) -> str | None:
@@ -92,12 +92,12 @@ class Probe:
         if await self._tried(self._checks.run(ask, timeout=QUERY_TIMEOUT)):
             self._answered_at = time.monotonic()
 
-    async def refreshed(self, patience: float = FACTS_TIMEOUT) -> Mapping[str, Any]:
-        """Return facts of the last moments; after `patience` seconds what was known before."""
+    async def refreshed(self, timeout: float = FACTS_TIMEOUT) -> Mapping[str, Any]:
+        """Return facts of the last moments; after `timeout` seconds what was known before."""
         if time.monotonic() - self._facts_at > FRESH:
             if self._refreshing is None or self._refreshing.done():
                 self._refreshing = asyncio.create_task(self._refresh(), name="rowsignal facts")
-            await asyncio.wait([self._refreshing], timeout=patience)
+            await asyncio.wait([self._refreshing], timeout=timeout)
         return self.facts
 
     async def _tried(self, asking: Awaitable[int]) -> bool:
@@ -115,8 +115,8 @@ class Probe:
     async def _refresh(self) -> None:
         try:
             await self._find_tables()
-            await self._outlet.sources.look()
-            self.facts = await self._looks.run(self._read, timeout=FACTS_TIMEOUT)
+            await self._outlet.sources.refresh()
+            self.facts = await self._reads.run(self._read, timeout=FACTS_TIMEOUT)
         except (*OUTAGES, RowSignalError) as error:
             logger.warning("the state of the tables is not known just now: %s", described(error))
         self._facts_at = time.monotonic()

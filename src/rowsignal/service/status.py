@@ -24,7 +24,7 @@ from rowsignal.triggers import TableStatus
 WINDOW = 30.0
 SAMPLES = 5000
 SAMPLES_A_FLUSH = 50
-PATIENCE = 2.0
+STATUS_TIMEOUT = 2.0
 INTERNAL = re.compile(r"sqlalchemy|asyncpg|<class|Traceback|0x[0-9a-f]{6}")
 
 
@@ -72,7 +72,7 @@ class StatusReport:
 
     async def report(self, version: str, grant: Grant) -> dict[str, Any]:
         """Return the status as a JSON object, with the tables that a grant names."""
-        facts = await self._probe.refreshed(PATIENCE)
+        facts = await self._probe.refreshed(STATUS_TIMEOUT)
         reason = self.readiness()
         fanout = self._outlet.fanout
         counts = fanout.counts
@@ -171,16 +171,16 @@ def _trigger(
 ) -> dict[str, str | None]:
     """Return how the triggers are; what could not be looked up is unknown, not missing."""
     if triggers is None or kind == "unknown":
-        return {"trigger": "unknown", "problem": None, "mend": None}
+        return {"trigger": "unknown", "problem": None, "fix": None, "mend": None}
     found = triggers.get(name)
     if found is not None and kind != "none":
         state, problem = str(found.state), found.problem
     else:
         state, problem = "missing", f"{name} has no triggers: no change of it is told."
     if state == "installed":
-        return {"trigger": state, "problem": None, "mend": None}
-    mend = f"rowsignal install {shlex.quote(name)}" + (" --hints" if kind == "hint" else " --log")
-    return {"trigger": state, "problem": problem, "mend": mend}
+        return {"trigger": state, "problem": None, "fix": None, "mend": None}
+    fix = f"rowsignal install {shlex.quote(name)}" + (" --hints" if kind == "hint" else " --log")
+    return {"trigger": state, "problem": problem, "fix": fix, "mend": fix}  # mend: its name in 0.1
 
 
 def plain_reason(reason: str | None) -> str | None:

@@ -121,14 +121,14 @@ class Migrations:
         """Learn from env.py where it keeps the version table."""
         found: dict[str, Any] = {}
 
-        def look(_revision: object, context: MigrationContext) -> Iterable[Any]:
+        def read_options(_revision: object, context: MigrationContext) -> Iterable[Any]:
             found["version_table"] = context.version_table
             found["version_table_schema"] = context.version_table_schema
             return ()
 
         def run() -> None:
             scripts = self._scripts()
-            with EnvironmentContext(self.config, scripts, fn=look, dont_mutate=True):
+            with EnvironmentContext(self.config, scripts, fn=read_options, dont_mutate=True):
                 scripts.run_env()
 
         self.run_on(connection, run)

@@ -134,12 +134,12 @@ class PoolWarning:
     def watch(self, pool: Pool) -> None:
         """Look at the pool with each connection that it lends."""
 
-        def look(*_: object) -> None:
-            self._look(pool_status(pool))
+        def check(*_: object) -> None:
+            self._check(pool_status(pool))
 
-        event.listen(pool, "checkout", look)
+        event.listen(pool, "checkout", check)
 
-    def _look(self, status: Mapping[str, Any]) -> None:
+    def _check(self, status: Mapping[str, Any]) -> None:
         saturation, now = status["saturation"], monotonic()
         if saturation is None or saturation < self._threshold or now < self._next:
             return
