@@ -44,7 +44,7 @@ class Endpoints:
         return await outlet.open(request)
 
     async def wait(self, name: str, pk: str, grant: Grant, options: WaitOptions) -> Response:
-        """Return a row once it has changed, or 304 after the timeout or at the token's end."""
+        """Return a row once it has changed, or 204 after the timeout or at the token's end."""
         asked = self._row_request(name, pk, grant, options.ask)
         timeout = min(options.timeout, _time_left(grant))
         known = None if options.if_none_match is None else KnownTags(options.if_none_match)
