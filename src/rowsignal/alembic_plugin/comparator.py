@@ -1,4 +1,4 @@
-"""What autogenerate finds when it compares the models with the triggers in the database."""
+"""The comparison of declared triggers with the database, for autogenerate."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -28,7 +28,7 @@ Value = TypeVar("Value")
 def hide_own_schema(
     _context: AutogenContext, _upgrade_ops: ops.UpgradeOps, schemas: set[str | None]
 ) -> PriorityDispatchResult:
-    """Keep autogenerate from dropping our tables, which no model declares."""
+    """Exclude the tables of schema rowsignal from autogenerate: no model declares them."""
     schemas.discard(OURS)
     return PriorityDispatchResult.CONTINUE
 
@@ -36,7 +36,7 @@ def hide_own_schema(
 def compare(
     context: AutogenContext, upgrade_ops: ops.UpgradeOps, schemas: set[str | None]
 ) -> PriorityDispatchResult:
-    """Add operations for triggers that are missing, different, or left over."""
+    """Add operations for triggers that are missing, different, or orphaned."""
     comparison = Comparison(context, upgrade_ops, schemas)
     comparison.run()
     return PriorityDispatchResult.CONTINUE
@@ -57,14 +57,14 @@ class Wanted:
 
 @dataclass(frozen=True)
 class InstalledTriggers:
-    """The triggers that a table carries, as far as they can be installed again."""
+    """The triggers that a table has, with the data to install them again."""
 
     settings: TriggerSettings
     version: int
 
     @classmethod
     def of(cls, facts: TableFacts, otherwise: TriggerSettings | None = None) -> Self | None:
-        """Read settings and version from the triggers; hand-edited ones may not say them."""
+        """Read settings and version from the triggers; triggers edited by hand may lack them."""
         if not facts.triggers:
             return None
         trigger = facts.triggers[0]
@@ -77,10 +77,10 @@ class InstalledTriggers:
 
 
 class Comparison:
-    """One run of autogenerate: what the models declare beside what the catalogue holds.
+    """One run of autogenerate: compares the models with the catalogue.
 
-    Installs come after everything else in a revision and what takes away comes before, so that
-    either finds the columns it names; the downgrade, which is the reverse, does so too.
+    In a revision installs come last and uninstalls first, so that the columns that they name exist;
+    the same holds for the downgrade, which is the reverse.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Comparison:
         self.problems: list[str] = []
 
     def run(self) -> None:
-        """Compare every declared table, then every other that carries triggers."""
+        """Compare every declared table, then every other table with triggers."""
         wanted = list(self._wanted())
         names = [each.name for each in wanted]
         connection = _required(self.context.connection)
@@ -166,7 +166,7 @@ class Comparison:
 
 
 def _settings(carried: Mapping[str, Any]) -> TriggerSettings:
-    """Return the settings that a trigger carries as JSON."""
+    """Return the settings from a trigger's JSON."""
     known = {field.name for field in fields(TriggerSettings)}
     names = {"filter": "filter_columns", **{name: name for name in known}}
     given: dict[str, Any] = {
