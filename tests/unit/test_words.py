@@ -70,7 +70,7 @@ def test_docstrings_name_their_subject_by_a_noun() -> None:
     assert found == []
 
 
-def test_the_check_finds_what_it_looks_for() -> None:
+def test_the_check_finds_such_a_word() -> None:
     tree = ast.parse('class A:\n    def f(self):\n        """Wake whoever waits."""\n')
     ((place, text),) = _docstrings_in(tree, "")
     assert place == "A.f"

@@ -56,7 +56,7 @@ async def fill(engine, first: int, last: int) -> None:
     await execute(engine, f"insert into orders {rows}")
 
 
-async def test_a_reader_that_falls_behind_starts_again_and_nobody_else_notices(
+async def test_a_reader_that_falls_behind_is_reset_and_others_are_not_affected(
     site, outlet, engine
 ):
     async with (
@@ -115,7 +115,7 @@ async def test_readers_who_resume_do_not_wait_for_those_who_take_rows_slowly(sit
             await resumed.until(lambda event: (event.name, event.key) == ("delete", 1))
 
 
-async def test_who_waits_for_a_turn_to_take_rows_hears_heartbeats(site, engine):
+async def test_a_reader_that_waits_for_a_snapshot_gets_heartbeats(site, engine):
     await fill(engine, 1, 10_000)
     async with reading_rows_slowly(site.port) as slow, reading(site.port, ROWS) as patient:
         for _ in range(3):  # the first is the greeting
@@ -126,7 +126,7 @@ async def test_who_waits_for_a_turn_to_take_rows_hears_heartbeats(site, engine):
 
 
 @pytest.mark.parametrize("outlet", [{"snapshot": 3.0}], indirect=True)
-async def test_who_takes_rows_too_slowly_makes_room_and_hears_why(site, engine):
+async def test_a_reader_that_takes_rows_too_slowly_gets_a_reset(site, engine):
     await fill(engine, 1, 10_000)
     async with reading_rows_slowly(site.port) as slow:
         await asyncio.sleep(3)
