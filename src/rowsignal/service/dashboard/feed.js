@@ -5,7 +5,7 @@ import { clock, count, keyText, value } from "./format.js";
 
 const SHOWN = 250;
 const AT_ONCE = 12; // rows drawn together; of more, the rest is only counted
-const PACE = 250; // ms between two drawings: faster than people can read
+const PACE = 250; // ms between two drawings: nobody reads faster
 const KINDS = { insert: "+", update: "Δ", delete: "−", truncate: "∅" };
 
 export class Feed {
