@@ -278,7 +278,7 @@ def test_the_command_fails_on_errors_only(
     failed = line.on_database("doctor", "orders", "--json")
 
     assert (warned.code, failed.code) == (0, 1)
-    assert "What mends it:" in warned.out
+    assert "Fixes:" in warned.out
     document = json.loads(failed.out)
     assert document["ok"] is False
     assert {"severity", "subject", "message", "fix"} == set(document["findings"][0])
