@@ -15,6 +15,14 @@ class LockError(RowSignalError):
     """Base of the errors of locks on tables and of advisory locks."""
 
 
+class StreamError(RowSignalError):
+    """Base of the errors of streams and the change log: positions, filters, rights, consumers."""
+
+
+class SchemaError(RowSignalError):
+    """Base of the errors of what is installed in a database: its schema, triggers and rights."""
+
+
 class NotFoundError(RowSignalError, LookupError):
     """The row does not exist, or was deleted while somebody waited for it."""
 
@@ -34,39 +42,39 @@ class PoolerError(RowSignalError, RuntimeError):
     """A connection pooler is in between, and the engine is not made for it."""
 
 
-class PendingChangesError(RowSignalError, ValueError):
+class PendingChangesError(SessionError, ValueError):
     """The caller's own unfinished work would be mistaken for, or lost to, a change."""
 
 
-class TriggerInstallError(RowSignalError, ValueError):
+class TriggerInstallError(SchemaError, ValueError):
     """A table cannot carry triggers, or the server would turn them into failing writes."""
 
 
-class SchemaVersionError(RowSignalError, RuntimeError):
+class SchemaVersionError(SchemaError, RuntimeError):
     """The database's `rowsignal` schema is missing, older or newer than this library."""
 
 
-class SchemaOwnerError(RowSignalError, PermissionError):
+class SchemaOwnerError(SchemaError, PermissionError):
     """The database's `rowsignal` schema belongs to a role that the current one does not trust."""
 
 
-class GrantError(RowSignalError, PermissionError):
+class GrantError(SchemaError, PermissionError):
     """A right could not be given: no such role or table, or no right to grant."""
 
 
-class MissingRightError(RowSignalError, PermissionError):
+class MissingRightError(SchemaError, PermissionError):
     """The current role lacks a right; the message names the command that grants it."""
 
 
-class PositionError(RowSignalError, ValueError):
+class PositionError(StreamError, ValueError):
     """A position is malformed, or belongs to another log."""
 
 
-class ConsumerError(RowSignalError, ValueError):
+class ConsumerError(StreamError, ValueError):
     """A named consumer is not in the database as it was asked for."""
 
 
-class StandbyError(RowSignalError, RuntimeError):
+class StandbyError(StreamError, RuntimeError):
     """Something that needs a primary was asked of a standby."""
 
 
@@ -163,11 +171,11 @@ def missing_extra(module: str, extra: str, error: ModuleNotFoundError) -> Import
     return MissingExtraError(f"{module} needs {error.name}: pip install 'rowsignal[{extra}]'")
 
 
-class FilterError(RowSignalError, ValueError):
+class FilterError(StreamError, ValueError):
     """A filter from outside is not in the grammar, or does not fit its column."""
 
 
-class AccessDeniedError(RowSignalError, PermissionError):
+class AccessDeniedError(StreamError, PermissionError):
     """A token or ticket is missing, spent, expired or not meant for this."""
 
 
@@ -175,7 +183,7 @@ class NotPermittedError(AccessDeniedError):
     """A valid token or ticket does not include this right."""
 
 
-class ReaderLimitError(RowSignalError, RuntimeError):
+class ReaderLimitError(StreamError, RuntimeError):
     """There are as many open streams as there may be; `is_own` says that they are the caller's."""
 
     def __init__(self, message: str, *, is_own: bool = False) -> None:
@@ -183,7 +191,7 @@ class ReaderLimitError(RowSignalError, RuntimeError):
         self.is_own = is_own
 
 
-class NotWatchedError(RowSignalError, RuntimeError):
+class NotWatchedError(StreamError, RuntimeError):
     """A table has no triggers, so changes of it are not told."""
 
 
