@@ -118,6 +118,7 @@ from rowsignal.postgres.schema import SchemaStatus, schema_status
 from rowsignal.streams import ChangeStream, watch
 from rowsignal.triggers import (
     TableAction,
+    TriggerOptions,
     grant,
     install_on_create,
     install_script,
@@ -206,6 +207,7 @@ __all__ = [
     "TableStatus",
     "Timings",
     "TriggerInstallError",
+    "TriggerOptions",
     "TriggerState",
     "UnavailableError",
     "UnreadableRowError",

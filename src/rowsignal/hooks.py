@@ -4,12 +4,13 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from rowsignal.changes import Change
 
 logger = logging.getLogger("rowsignal.hooks")
 
+Mode = Literal["starting", "settling", "armed", "busy", "polling", "stopped"]
 Failed = Callable[[BaseException], None]
 
 
@@ -35,7 +36,7 @@ class Hooks:
     def looked(self, *, table: str, rows: int, seconds: float) -> None:
         """Report one batched read of waited-for rows."""
 
-    def mode_changed(self, *, table: str, mode: str) -> None:
+    def mode_changed(self, *, table: str, mode: Mode) -> None:
         """Report how a table is watched from now on."""
 
     def delivered(self, *, table: str, count: int) -> None:

@@ -1,7 +1,7 @@
 """Prometheus metrics of waits, streams and the listener; never labelled by key."""
 
 from rowsignal.exceptions import missing_extra
-from rowsignal.hooks import Hooks
+from rowsignal.hooks import Hooks, Mode
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
@@ -128,7 +128,7 @@ class PrometheusHooks(Hooks):
         self.reads.labels(table=table).observe(seconds)
         self.rows.labels(table=table).inc(rows)
 
-    def mode_changed(self, *, table: str, mode: str) -> None:
+    def mode_changed(self, *, table: str, mode: Mode) -> None:
         """Count a change of mode."""
         self.modes.labels(table=table, mode=mode).inc()
 

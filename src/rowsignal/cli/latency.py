@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import registry
 from sqlalchemy.schema import CreateSchema, DropSchema
 
-from rowsignal.hooks import Hooks
+from rowsignal.hooks import Hooks, Mode
 from rowsignal.listener import Listener
 from rowsignal.postgres import schema
 from rowsignal.triggers import install_triggers, trigger_status
@@ -48,7 +48,7 @@ class LatencyReport:
     rounds: int
     polled_rounds: int
     interval: float
-    mode: str
+    mode: Mode
     notified: Latency
     polled: Latency
 
@@ -61,11 +61,11 @@ class Modes(Hooks):
     """Hears how one table is watched."""
 
     def __init__(self, table: str) -> None:
-        self.mode = "starting"
+        self.mode: Mode = "starting"
         self.is_armed = asyncio.Event()
         self._table = table
 
-    def mode_changed(self, *, table: str, mode: str) -> None:
+    def mode_changed(self, *, table: str, mode: Mode) -> None:
         """Take note."""
         if table == self._table:
             self.mode = mode

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 import asyncpg
 from sqlalchemy.exc import SQLAlchemyError
@@ -80,15 +80,18 @@ class Timings:
     delays: Callable[[], Iterator[float]] = reconnect_delays
 
 
+ListenerMode = Literal["stopped", "connecting", "listening", "polling"]
+
+
 @dataclass(slots=True)
 class ListenerState:
-    """What a listener does: `mode` is `stopped`, `connecting`, `listening` or `polling`.
+    """What a listener does.
 
     `polling` means that notifications do not arrive, for the given `reason`. `epoch` counts the
     connections that worked, `notifications` what arrived on them.
     """
 
-    mode: str = "stopped"
+    mode: ListenerMode = "stopped"
     reason: str | None = None
     epoch: int = 0
     notifications: int = 0
