@@ -11,6 +11,7 @@ from rowsignal.changes import Change
 logger = logging.getLogger("rowsignal.hooks")
 
 Mode = Literal["starting", "settling", "armed", "busy", "polling", "stopped"]
+ListenerMode = Literal["stopped", "connecting", "listening", "polling"]
 Failed = Callable[[BaseException], None]
 
 

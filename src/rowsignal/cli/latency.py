@@ -94,14 +94,18 @@ async def measure_latency(
         async with Listener(engine, hooks=modes), _armed(engine, armed, modes):
             for number in range(rounds):
                 notified.append(await _round(engine, armed, interval, PACE))
-                if number * polled_rounds // rounds == len(polled):
-                    pause = random.uniform(0, interval)  # noqa: S311 -- anywhere between two looks
-                    polled.append(await _round(engine, plain, interval, pause))
+                is_due = number * polled_rounds // rounds == len(polled)
+                polled += [await _polled_round(engine, plain, interval)] if is_due else []
                 note(number + 1)
             mode = modes.mode
     return LatencyReport(
         rounds, polled_rounds, interval, mode, Latency.of(notified), Latency.of(polled)
     )
+
+
+async def _polled_round(engine: AsyncEngine, model: type[Any], interval: float) -> float:
+    pause = random.uniform(0, interval)  # noqa: S311 -- anywhere between two looks
+    return await _round(engine, model, interval, pause)
 
 
 async def _round(engine: AsyncEngine, model: type[Any], interval: float, pause: float) -> float:

@@ -7,13 +7,13 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import asyncpg
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from rowsignal.hooks import Hooks, guarded
+from rowsignal.hooks import Hooks, ListenerMode, guarded
 from rowsignal.listener.connection import CanaryError, Wire
 from rowsignal.payload import LOCK_CLASS
 from rowsignal.postgres.connections import SideConnection, beside
@@ -78,9 +78,6 @@ class Timings:
     linger: float = 5.0
     full_queue: float = 0.4
     delays: Callable[[], Iterator[float]] = reconnect_delays
-
-
-ListenerMode = Literal["stopped", "connecting", "listening", "polling"]
 
 
 @dataclass(slots=True)
@@ -282,26 +279,30 @@ class Listener:
             self._closing = loop.create_task(self.close(), name="rowsignal listener closing")
 
     async def _run(self, first: asyncio.Future[None] | None) -> None:
-        delays = self.timings.delays()
-        loop = asyncio.get_running_loop()
         try:
-            while True:
-                began = loop.time()
-                try:
-                    await self._serve(first)
-                except Exception as error:  # noqa: BLE001 -- no task ends unseen: it is told
-                    if self._is_first(error, first):
-                        return
-                    self._tell(error)
-                if loop.time() - began > STEADY:  # it worked for a while: start over, soon
-                    delays = self.timings.delays()
-                await asyncio.sleep(next(delays))
+            await self._keep_serving(first)
         finally:
             self._degrade("the listener was stopped", level=logging.INFO)
             self.state.mode = "stopped"
             _registry.drop(self)
             await asyncio.gather(self.own.close(), self.reads.close())
             await self._wire_engine.dispose()
+
+    async def _keep_serving(self, first: asyncio.Future[None] | None) -> None:
+        """Connect again and again; return when the first connection fails for good."""
+        delays = self.timings.delays()
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            try:
+                await self._serve(first)
+            except Exception as error:  # noqa: BLE001 -- no task ends unseen: it is told
+                if self._is_first(error, first):
+                    return
+                self._tell(error)
+            if loop.time() - began > STEADY:  # it worked for a while: start over, soon
+                delays = self.timings.delays()
+            await asyncio.sleep(next(delays))
 
     def _is_first(self, error: Exception, first: asyncio.Future[None] | None) -> bool:
         """Degrade; or tell whether it is the first connection, whose errors are the caller's."""
