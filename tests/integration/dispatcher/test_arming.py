@@ -62,7 +62,7 @@ async def test_nobody_notifies_while_nobody_waits(
     await pay(writer)
     assert await writer.fetchval("select 1") == 1
     assert received == []
-    Dispatcher.of(shop, Pace(safety=NEVER, linger=0.1))
+    Dispatcher.of(shop, Pace(safety=NEVER, idle_timeout=0.1))
     wait = begin_wait(shop)
     await until_mode(shop, "armed")
     await pay(writer)
@@ -131,7 +131,7 @@ async def test_a_prepared_transaction_is_settled_over() -> None:
 async def test_a_busy_table_is_looked_at_and_armed_again_when_quiet(
     shop: AsyncEngine, writer: asyncpg.Connection
 ) -> None:
-    Dispatcher.of(shop, Pace(safety=NEVER, busy_rate=20, quiet=0.5))
+    Dispatcher.of(shop, Pace(safety=NEVER, busy_rate=20, cooldown=0.5))
     wait = begin_wait(shop)
     watch = await until_mode(shop, "armed")
     while watch.mode == "armed":
@@ -235,7 +235,7 @@ async def test_no_wait_outlives_its_commit(
     shop: AsyncEngine, server: EmbeddedPostgres, writer: asyncpg.Connection
 ) -> None:
     """Writers sleep inside transactions, waits come and go, arming starts over all the time."""
-    Dispatcher.of(shop, Pace(safety=NEVER, linger=0.0, busy_rate=1e9))
+    Dispatcher.of(shop, Pace(safety=NEVER, idle_timeout=0.0, busy_rate=1e9))
     loop = asyncio.get_running_loop()
     end = loop.time() + SECONDS
     resolved = 0

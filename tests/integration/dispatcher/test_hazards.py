@@ -31,7 +31,7 @@ from support.waits import (
     until_mode,
 )
 
-QUICK = Timings(canary=0.1, answer=2.0, linger=0.2, delays=lambda: repeat(0.05))
+QUICK = Timings(canary=0.1, query_timeout=2.0, idle_timeout=0.2, delays=lambda: repeat(0.05))
 MANY = 300
 numbers = count()
 

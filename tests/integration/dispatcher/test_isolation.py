@@ -266,7 +266,7 @@ async def test_a_hook_that_raises_harms_nothing(
         def connected(self, *, epoch: int) -> None:
             raise RuntimeError("no")
 
-        looked = delivered = notified = mode_changed = connected  # type: ignore[assignment] -- broken
+        rows_read = delivered = notified = mode_changed = connected  # type: ignore[assignment] -- broken
 
     async with Listener(engine, hooks=Broken()) as listener:
         Dispatcher.of(engine, NOTIFIED_ONLY)

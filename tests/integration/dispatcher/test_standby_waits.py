@@ -27,7 +27,7 @@ from support.waits import (
     until_mode,
 )
 
-QUICK = Timings(canary=0.3, answer=2.0, linger=0.2, delays=lambda: repeat(0.05))
+QUICK = Timings(canary=0.3, query_timeout=2.0, idle_timeout=0.2, delays=lambda: repeat(0.05))
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from rowsignal.change_log import ChangeLog
-from rowsignal.change_log.reader import look_statement
+from rowsignal.change_log.reader import window_statement
 from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.postgres.connections import is_direct
 from support.change_log import Shop, ids, open_shop
@@ -29,7 +29,7 @@ async def test_an_ordinary_look_is_one_statement_in_a_transaction_of_its_own(sho
         await shop.insert(1)
         assert ids(await shop.read(position, tables=[("public", "item")])) == [1]
         await asyncio.sleep(0)  # the driver calls its loggers from the event loop
-    assert sent == [look_statement(is_narrowed=False)]
+    assert sent == [window_statement(is_narrowed=False)]
 
 
 @pytest.mark.parametrize("is_quick", [True, False])
