@@ -24,12 +24,12 @@ from rowsignal.change_log.positions import (
     stored_prefix,
     window_prefix,
 )
+from rowsignal.change_log.quick_reader import QuickReader
 from rowsignal.change_log.reader import (
     ANSWER,
     Head,
     IncarnationMissing,
     PositionLost,
-    QuickReader,
     Window,
     WindowRead,
     driver_of,

@@ -4,11 +4,10 @@ import asyncio
 import logging
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from types import MappingProxyType
-from typing import Any, Protocol, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Protocol, Self, TypeVar
 
 import asyncpg
 from sqlalchemy.exc import SQLAlchemyError
@@ -16,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.hooks import Hooks, ListenerMode, guarded
 from rowsignal.listener.connection import CanaryError, Wire
-from rowsignal.options import RenamedOptions
+from rowsignal.listener.timings import Timings
 from rowsignal.payload import LOCK_CLASS
 from rowsignal.postgres.connections import SideConnection, beside
 from rowsignal.postgres.errors import describe, is_hopeless, sqlstate
@@ -55,53 +54,6 @@ class Receiver(Protocol):
 
     async def stopped(self) -> None:
         """Handle the end of the listener."""
-
-
-def reconnect_delays() -> Iterator[float]:
-    """Yield the seconds before each attempt to reconnect: doubling to 30, with jitter."""
-    ceiling = 0.05
-    while True:
-        yield random.uniform(ceiling / 2, ceiling)  # noqa: S311 -- spreads clients, guards nothing
-        ceiling = min(ceiling * 2, 30.0)
-
-
-class TimingOptions(TypedDict, total=False):
-    """The keywords of `Timings`; `answer` and `linger` are the names of 0.1."""
-
-    canary: float
-    query_timeout: float
-    idle_timeout: float
-    full_queue: float
-    delays: Callable[[], Iterator[float]]
-    answer: float
-    linger: float
-
-
-@dataclass(frozen=True, init=False)
-class Timings(RenamedOptions):
-    """How a listener times its work, in seconds.
-
-    `canary` is how often an idle connection proves that notifications still come through,
-    `query_timeout` how long a query may take before the connection counts as dead, `idle_timeout`
-    how long the connection stays after its last user has gone, `full_queue` the share of
-    PostgreSQL's notification queue above which the listener polls, `delays` yields the seconds
-    before each attempt to reconnect.
-
-    >>> Timings(idle_timeout=1.0).query_timeout
-    5.0
-    """
-
-    canary: float = 20.0
-    query_timeout: float = 5.0
-    idle_timeout: float = 5.0
-    full_queue: float = 0.4
-    delays: Callable[[], Iterator[float]] = reconnect_delays
-
-    RENAMED = MappingProxyType({"answer": "query_timeout", "linger": "idle_timeout"})
-    KIND = "timing"
-
-    def __init__(self, **given: Unpack[TimingOptions]) -> None:
-        super().__init__(**given)
 
 
 @dataclass(slots=True)
