@@ -65,7 +65,7 @@ class Hooks:
     def consumer_lagged(
         self, *, consumer: str, partition: int, changes: int, seconds: float, retention_used: float
     ) -> None:
-        """Report the lag of a consumer in intervals; from `retention_used` 1 on changes are lost."""
+        """Report the lag of a consumer in intervals; from `retention_used` 1 on some are lost."""
 
     def span(
         self,
