@@ -18,7 +18,7 @@ class OldHooks(Hooks):
         self.reads.append((table, rows))
 
 
-def test_hooks_that_override_looked_are_told_of_reads() -> None:
+def test_hooks_that_override_looked_receive_reads() -> None:
     old = OldHooks()
     HookGroup(old, Hooks()).rows_read(table="public.orders", rows=3, seconds=0.1)
     assert old.reads == [("public.orders", 3)]

@@ -75,7 +75,7 @@ def _show(findings: list[Finding]) -> None:
     fixes = [one for one in findings if one.fix]
     out = console()
     if fixes:
-        write("What mends it:")
+        write("Fixes:")
     for one in fixes:
         label = Text(f"  {one.subject}: ", style="dim") if out.is_terminal else f"  {one.subject}: "
         write(Text.assemble(label, one.fix or ""))

@@ -44,7 +44,7 @@ def version(connection: Connection) -> int:
     if not may_read:
         raise MissingRightError(
             "The current role may not read rowsignal.migration, as every role should; the owner"
-            " of schema rowsignal mends that by installing triggers again."
+            " of schema rowsignal fixes that by installing triggers again."
         )
     return connection.scalar(text(query("schema_version"))) or 0
 

@@ -45,8 +45,8 @@ def watch(
 
     Logged tables (`install_triggers(..., log=True)`) are exact: every committed change once, those
     of a row in order. `after`, the `position` of a change or of the stream, resumes after it, as
-    long as the log is kept. Tables without a log are live only: what happened while nobody
-    listened is not told, a `Reset` says so, and there are no positions.
+    long as the log is kept. Tables without a log are live only: changes while no
+    process listens are lost, a `Reset` reports that, and there are no positions.
 
     `snapshot` yields the current rows first, as inserts, then every change since, without gap;
     `rows` (and `snapshot`) fills `Change.row` with the row as it is now: a row that is gone by then

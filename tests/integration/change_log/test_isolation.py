@@ -63,7 +63,7 @@ async def test_what_is_pushed_before_a_flood_comes_first(shop: Shop) -> None:
         assert await taken(busy, MANY + 1) == list(range(MANY + 1))
 
 
-async def test_a_table_that_nobody_reads_makes_no_reader_lag(shop: Shop) -> None:
+async def test_a_table_without_readers_makes_no_reader_lag(shop: Shop) -> None:
     tail = LogTail.of(shop.engine)
     async with tail.subscribe([QUIET]) as quiet:
         await shop.sql.execute(f"insert into item select g, 0 from generate_series(1, {MANY}) g")

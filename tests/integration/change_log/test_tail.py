@@ -73,7 +73,7 @@ async def test_a_writer_from_before_the_arming_is_settled(shop: Shop, tail: LogT
         await until(lambda: tail.mode == "armed")
 
 
-async def test_a_log_that_is_busy_is_looked_at_instead(shop: Shop, tail: LogTail) -> None:
+async def test_a_busy_log_is_polled_instead(shop: Shop, tail: LogTail) -> None:
     async with tail.subscribe([ITEM]) as changes:
         await until(lambda: tail.mode == "armed")
         count = 0
@@ -112,7 +112,7 @@ async def test_a_slow_subscriber_catches_up_by_itself(shop: Shop, tail: LogTail)
             await shop.insert(number)
             assert await take(quick, 1) == [number]
         assert slow.is_behind
-        assert tail.subscribers == 1, "what nobody takes is not kept"
+        assert tail.subscribers == 1, "a subscription without reader is not kept"
         assert await take(slow, 20) == list(range(20))
         await shop.insert(20)
         assert await take(slow, 1) == [20]
@@ -148,7 +148,7 @@ async def test_the_position_advances_though_nothing_changes(shop: Shop, tail: Lo
         assert changes.position == batch.position != before
 
 
-async def test_a_look_has_seen_everything_from_before_it(shop: Shop, tail: LogTail) -> None:
+async def test_catch_up_includes_everything_from_before_it(shop: Shop, tail: LogTail) -> None:
     async with tail.subscribe([ITEM]) as changes:
         await shop.insert(1)
         position = await tail.catch_up()
@@ -219,7 +219,7 @@ async def test_a_subscription_never_waits_for_a_tail_that_lives_on(shop: Shop) -
     await tail.aclose()
 
 
-async def test_whoever_reads_hears_of_the_end(shop: Shop, tail: LogTail) -> None:
+async def test_readers_get_an_error_at_the_end(shop: Shop, tail: LogTail) -> None:
     async with tail.subscribe([ITEM]) as changes:
         await tail.aclose()
         with pytest.raises(RuntimeError, match="no longer followed"):
@@ -264,7 +264,7 @@ async def impatient(
 async def test_connections_that_died_without_a_word_are_replaced(
     server: EmbeddedPostgres, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Say, the server's machine is gone: nobody resets a connection, and TCP waits 15 minutes."""
+    """Say, the server's machine is gone: no packet resets the connection; TCP waits 15 min."""
     timings = Timings(canary=0.3, query_timeout=0.5)
     async with (
         impatient(server, shop, monkeypatch) as (proxy, engine),

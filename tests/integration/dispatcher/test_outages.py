@@ -21,7 +21,7 @@ from rowsignal.waiting import wait_for_row_change
 from support.hint_listener import connected
 from support.pgbouncer import pgbouncer, settings_in_pool
 from support.proxy import proxied
-from support.waits import LOOKED_AT_OFTEN, begin_wait, close_listener, until_mode
+from support.waits import READ_OFTEN, begin_wait, close_listener, until_mode
 
 QUICK = Timings(canary=0.3, query_timeout=1.0, idle_timeout=0.2, delays=lambda: repeat(0.05))
 MANY = 60
@@ -77,7 +77,7 @@ async def furnish(engine: AsyncEngine) -> None:
 @pytest.fixture
 async def writer(engine: AsyncEngine) -> AsyncIterator[asyncpg.Connection]:
     await furnish(engine)
-    Dispatcher.of(engine, LOOKED_AT_OFTEN)
+    Dispatcher.of(engine, READ_OFTEN)
     async with connected(engine) as writer:
         yield writer
     await close_listener(engine)

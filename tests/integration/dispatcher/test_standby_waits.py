@@ -67,7 +67,7 @@ async def writer(primary: EmbeddedPostgres) -> AsyncIterator[asyncpg.Connection]
     await connection.close()
 
 
-async def test_a_standby_is_looked_at_and_the_listener_says_why(
+async def test_a_standby_is_polled_and_the_listener_says_why(
     replica: AsyncEngine, writer: asyncpg.Connection
 ) -> None:
     wait = begin_wait(replica, Order, 1, interval=0.05)

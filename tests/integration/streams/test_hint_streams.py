@@ -39,7 +39,7 @@ class SameOrder(OtherBase):
 
 @pytest.fixture
 async def shop(engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
-    """Two tables with hints, and nobody who listens."""
+    """Two tables with hints, without a listener."""
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
         await connection.execute(insert(Order), [{"id": n} for n in (1, 2)])
