@@ -14,7 +14,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from rowsignal.listener import Listener
 from rowsignal.service.probe import Probe
 from rowsignal.service.recent import Recent
-from rowsignal.service.settings import Settings
 from rowsignal.sse import Grant, Outlet, TableGrant
 from rowsignal.sse.access.exposures import Exposure
 from rowsignal.sse.access.grants import EVERY_TABLE
@@ -55,9 +54,9 @@ class StatusReport:
     """Puts the status together from what the probe, the listener and the fan-out know."""
 
     def __init__(
-        self, settings: Settings, engine: AsyncEngine, outlet: Outlet, probe: Probe
+        self, engine: AsyncEngine, outlet: Outlet, probe: Probe, *, has_tokens: bool
     ) -> None:
-        self._settings = settings
+        self._has_tokens = has_tokens
         self._engine = engine
         self._outlet = outlet
         self._probe = probe
@@ -85,8 +84,8 @@ class StatusReport:
             "started_at": self._started_at.isoformat(),
             "ready": reason is None,
             "reason": reason,
-            "state": "stopping" if fanout.is_closing else "ready" if reason is None else "degraded",
-            "auth": bool(self._settings.keys),
+            "state": self._service_state(reason),
+            "auth": self._has_tokens,
             "database": facts.get("database"),
             "listener": self._listener(facts),
             "log": self._log(facts),
@@ -107,6 +106,13 @@ class StatusReport:
             },
             "candidates": facts.get("candidates", []) if EVERY_TABLE in grant.tables else [],
         }
+
+    def _service_state(self, reason: str | None) -> str:
+        if self._outlet.fanout.is_closing:
+            return "stopping"
+        if not self._probe.has_asked:
+            return "starting"
+        return "ready" if reason is None else "degraded"
 
     def _listener(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         state = Listener.of(self._engine).state
@@ -185,7 +191,10 @@ def _trigger(
 
 def plain_reason(reason: str | None) -> str | None:
     """Return a reason as a sentence; texts of drivers say nothing to people."""
-    if reason is None:
-        return None
-    text = re.sub(r"^\w+(Error|Exception)(: |$)", "", reason)
-    return text if text and not INTERNAL.search(text) else "PostgreSQL cannot be reached"
+    return None if reason is None else plain_text(reason)
+
+
+def plain_text(text: str) -> str:
+    """Return a text without what a driver says in it, as far as anything is left."""
+    plain = re.sub(r"\b\w+(Error|Exception)(: |$)", "", text)
+    return plain if plain and not INTERNAL.search(plain) else "PostgreSQL cannot be reached"

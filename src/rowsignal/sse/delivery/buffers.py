@@ -17,7 +17,8 @@ class Reader:
 
     `push` never waits. A buffer over `limit` bytes is a reader who does not keep up: what it holds
     is thrown away, it is told to start again, and its stream ends. Others do not notice.
-    `writing_since` is when a write began that has not ended; `abort` stops the task that writes,
+    `writing_since` is when a write began that has not ended; `resets` counts how often it was told
+    that changes may be missing; `abort` stops the task that writes,
     `on_close` stops what precedes the buffer's content.
     """
 
@@ -31,12 +32,14 @@ class Reader:
         "limit",
         "on_close",
         "overflowed",
+        "resets",
         "writing_since",
     )
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.overflowed = False
+        self.resets = 0
         self.is_gone = False
         self.writing_since: float | None = None
         self.abort: Callable[[], object] | None = None
@@ -45,6 +48,11 @@ class Reader:
         self._size = 0
         self.is_closed = False
         self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def size(self) -> int:
+        """How many bytes wait to be written."""
+        return self._size
 
     def push(self, chunk: bytes, rows: Rows | None = None) -> None:  # noqa: ARG002 -- for those who conflate
         """Add bytes; `rows` is the same in pieces, each with the row that it is about."""
@@ -105,6 +113,7 @@ class Reader:
     def _overflow(self) -> None:
         self._discard()
         self.overflowed = True
+        self.resets += 1
         self._chunks = [frames.reset(f"This reader fell more than {self.limit} bytes behind.")]
         self._size = len(self._chunks[0])
         self._end()
