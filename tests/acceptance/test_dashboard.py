@@ -90,7 +90,7 @@ async def test_a_glance_tells_how_things_are(page: Page, shop: AsyncEngine, shop
         await is_live(page)
         await expect(page.locator("#headline")).to_have_text("Listening to 3 tables.")
         await expect(page.locator("body")).to_have_attribute("data-tone", "good")
-        await expect(page.locator(".card h3")).to_have_text(
+        await expect(page.locator(".card h4")).to_have_text(
             ["shop.customers", "shop.items", "shop.orders"]
         )
         await expect(page.locator("#vital-listener")).to_have_text("listening")
@@ -360,7 +360,7 @@ async def test_two_hundred_tables_fit_and_can_be_searched(page: Page, database_u
     await install_triggers(engine, names, log=True)
     async with running(app_of(database_url)) as url, shown(page, url):
         await expect(page.locator("#headline")).to_have_text("Listening to 200 tables.")
-        await expect(page.locator(".card")).to_have_count(24)
+        await expect(page.locator(".card")).to_have_count(40)
         assert await page.evaluate("document.documentElement.scrollHeight") < 5000
         await expect(page.locator("#note-rate")).to_have_text("on 200 tables, 150 shown live")
         await run(engine, "update part_100 set n = 2", "insert into part_100 values (7, 1)")

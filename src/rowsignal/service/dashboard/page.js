@@ -1,12 +1,17 @@
 // Puts the page together: one watch on the service, one subscription, and what shows them.
 
+import { ask } from "./api.js";
 import { Builder } from "./builder.js";
 import { drawCards, onChoice } from "./cards.js";
 import { Chart } from "./charts.js";
 import { command, id, text } from "./elements.js";
 import { Feed } from "./feed.js";
+import { Findings } from "./findings.js";
 import { Following } from "./following.js";
 import { bytes, count, duration, rate, several, since } from "./format.js";
+import { Inspector } from "./inspector.js";
+import { past } from "./past.js";
+import { drawReaders, withoutReaders } from "./readers.js";
 import { StatusWatch } from "./status.js";
 import { Timeline } from "./timeline.js";
 import { sentence } from "./status_text.js";
@@ -14,7 +19,12 @@ import { sentence } from "./status_text.js";
 const TOKEN = "rowsignal-token";
 const REACH = { live: "live", connecting: "connecting", waiting: "reconnecting", refused: "refused", closed: "closed" };
 
-const feed = new Feed();
+const READERS_PERIOD = 5000;
+
+const tokenOf = () => watch.token;
+const inspector = new Inspector(tokenOf);
+const findings = new Findings(tokenOf);
+const feed = new Feed((change) => inspector.open(change));
 const timeline = new Timeline(id("timeline"));
 const builder = new Builder(id("builder"));
 const latencyChart = new Chart(id("latency-chart"), {
@@ -34,29 +44,62 @@ const following = new Following({
     feed.add(change);
   },
   onReset: (reason) => feed.note(`Began anew: ${reason}`),
-  onState: showReach,
+  onState: (state) => {
+    showReach(state);
+    recall();
+  },
 });
 const watch = new StatusWatch(show);
-onChoice(() => watch.status && drawCards(id("tables"), watch));
+let [hasBegun, hasRecalled] = [false, false];
+let readersAt = 0;
+onChoice(() => watch.status && drawCards(id("tables"), watch), (name) => feed.filter(name));
 
 function show() {
   showSentence();
   if (!watch.status) return;
   showVitals();
-  id("vitals").hidden = false;
-  drawCards(id("tables"), watch);
   const isEmpty = watch.status.tables.length === 0;
+  id("vitals").hidden = isEmpty && !watch.status.ready;
+  drawCards(id("tables"), watch);
   document.body.toggleAttribute("data-empty", isEmpty);
-  id("begin").hidden = !isEmpty;
+  id("begin").hidden = !isEmpty || !watch.status.ready;
   if (isEmpty) showBeginning(watch.status.candidates ?? []);
   timeline.name(watch.status.tables.map((table) => table.name));
   latencyChart.show(watch.samples);
   logChart.show(watch.samples);
   if (watch.failure || !watch.status.ready) return showReach(following.state);
-  timeline.fill(watch.status.recent, watch.skew);
   following.update(watch.status, watch.token);
   builder.offer(watch.status.tables, watch.token);
   showReach(following.state);
+  showReaders();
+  if (!isEmpty && !hasBegun) begin();
+  recall();
+}
+
+function begin() {
+  hasBegun = true;
+  findings.examine();
+  inspector.begin();
+}
+
+// The past is asked for once the stream has begun: so nothing falls between the two.
+async function recall() {
+  const isFollowed = following.state && following.state.status !== "connecting";
+  if (hasRecalled || !isFollowed || !watch.status?.ready) return;
+  hasRecalled = true;
+  const { changes, marks } = await past(watch.status, watch.token);
+  timeline.fill(marks, watch.skew);
+  feed.fill(changes);
+}
+
+async function showReaders() {
+  if (document.hidden || Date.now() - readersAt < READERS_PERIOD) return;
+  readersAt = Date.now();
+  try {
+    drawReaders(await ask("v1/readers", { token: watch.token }), watch.now);
+  } catch (refusal) {
+    withoutReaders(refusal.message);
+  }
 }
 
 function showSentence() {
