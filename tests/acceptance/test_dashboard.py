@@ -3,29 +3,23 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import httpx
 import jwt
 import pytest
-from fastapi import FastAPI
 from playwright.async_api import BrowserContext, Page, expect
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from acceptance.dashboard_pages import SECRET, app_of, is_live, run, shown
 from acceptance.live_service import free_port, running
 from rowsignal.demo.shop_tables import Item
 from rowsignal.embedded import EmbeddedPostgres
-from rowsignal.service.app import create_app
-from rowsignal.service.settings import Settings
 from rowsignal.triggers import install_triggers, uninstall_triggers
 
 pytest_plugins = ["acceptance.browser", "acceptance.shops"]
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-SECRET = "a secret of more than thirty-two bytes"
 CONTRAST = """() => {
   const light = (colour) => {
     const pen = document.createElement("canvas").getContext("2d");
@@ -56,33 +50,6 @@ UNNAMED = """() => [...document.querySelectorAll("button, input, select")]
   .filter((it) => !(it.textContent.trim() && it.tagName === "BUTTON") && !it.ariaLabel
     && !it.labels?.length)
   .map((it) => it.outerHTML)"""
-
-
-def app_of(url: str, **settings: object) -> FastAPI:
-    return create_app(Settings(database_url=url, log_level="error", heartbeat=1, **settings))  # type: ignore[arg-type]  # as from the environment
-
-
-@asynccontextmanager
-async def shown(page: Page, url: str) -> AsyncIterator[None]:
-    """Have the page open, and let nothing be wrong on it when it is closed."""
-    wrong: list[str] = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
-    elsewhere: list[str] = []
-    page.on("request", lambda it: None if it.url.startswith(url) else elsewhere.append(it.url))
-    await page.goto(url)
-    yield
-    assert (wrong, elsewhere) == ([], [])
-
-
-async def run(shop: AsyncEngine, *statements: str) -> None:
-    async with shop.begin() as connection:
-        for statement in statements:
-            await connection.execute(text(statement))
-
-
-async def is_live(page: Page) -> None:
-    await expect(page.locator("#reach")).to_have_attribute("data-status", "live")
 
 
 async def test_a_glance_tells_how_things_are(page: Page, shop: AsyncEngine, shop_url: str) -> None:

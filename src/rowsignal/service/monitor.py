@@ -38,7 +38,7 @@ class Monitor:
         self.status = StatusReport(engine, outlet, self.probe, has_tokens=has_tokens)
         self.history = LogHistory(engine, outlet.exposures)
         self.readers = ReadersReport(engine, outlet)
-        self.doctor = DoctorReport(engine, listen_url)
+        self.doctor = DoctorReport(engine, self.status, listen_url)
         outlet.fanout.flushed = self.delivered
 
     def delivered(self, events: Sequence[Event]) -> None:

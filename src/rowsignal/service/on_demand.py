@@ -48,6 +48,11 @@ class OnDemand:
             self._users -= 1
             self._touched.set()
 
+    async def ended(self) -> None:
+        """Wait until it is closed, for want of use."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
     async def close(self) -> None:
         """Close it now."""
         task, self._task = self._task, None

@@ -24,7 +24,9 @@ WINDOW = 30.0
 SAMPLES = 5000
 SAMPLES_A_FLUSH = 50
 PATIENCE = 2.0
-INTERNAL = re.compile(r"sqlalchemy|asyncpg|<class|Traceback|0x[0-9a-f]{6}")
+INTERNAL = re.compile(
+    r"sqlalchemy|asyncpg|<class|Traceback|0x[0-9a-f]{6}|\[Errno|Connect call failed"
+)
 
 
 class Latency:
@@ -106,6 +108,11 @@ class StatusReport:
             },
             "candidates": facts.get("candidates", []) if EVERY_TABLE in grant.tables else [],
         }
+
+    def tables(self) -> list[dict[str, Any]]:
+        """Return how all offered tables are, as far as is known."""
+        facts, whole = self._probe.facts, TableGrant()
+        return [self._table(it, whole, facts) for it in self._outlet.exposures.values()]
 
     def _service_state(self, reason: str | None) -> str:
         if self._outlet.fanout.is_closing:

@@ -104,8 +104,8 @@ function newCard({ schema, table, name }) {
       h("span", { class: "hidden" }, `${schema}.`), ...breakable(table))),
     sparkline(),
     h("p", { class: "rate" }, h("b", {}, "–"), " /s"),
-    h("p", { class: "facts" }),
-    h("p", { class: "kinds-count" }, kind("insert"), kind("update"), kind("delete"), kind("truncate")),
+    h("div", { class: "sums" }, h("p", { class: "facts" }),
+      h("p", { class: "kinds-count" }, kind("insert"), kind("update"), kind("delete"), kind("truncate"))),
     h("div", { class: "trouble" }),
   );
 }

@@ -52,6 +52,7 @@ const following = new Following({
 const watch = new StatusWatch(show);
 let [hasBegun, hasRecalled] = [false, false];
 let readersAt = 0;
+let readersShown = null;
 onChoice(() => watch.status && drawCards(id("tables"), watch), (name) => feed.filter(name));
 
 function show() {
@@ -92,9 +93,13 @@ async function recall() {
   feed.fill(changes);
 }
 
+// Asked for now and then, and at once when their number is another: the figures have it, too.
 async function showReaders() {
-  if (document.hidden || Date.now() - readersAt < READERS_PERIOD) return;
+  const { now } = watch.status.readers ?? {};
+  const isDue = Date.now() - readersAt > READERS_PERIOD || now !== readersShown;
+  if (document.hidden || !isDue) return;
   readersAt = Date.now();
+  readersShown = now;
   try {
     drawReaders(await ask("v1/readers", { token: watch.token }), watch.now);
   } catch (refusal) {
@@ -139,13 +144,17 @@ function showVitals() {
   const { latency, log, tables } = status;
   const [listener, readers, database] = [status.listener ?? {}, status.readers ?? {}, status.database ?? {}];
   text(id("database"), [database.name, database.server_version && `PostgreSQL ${database.server_version}`].filter(Boolean).join(" · "));
-  vital("rate", `${rate(watch.total)} /s`, followed(tables));
+  const isCut = !status.ready || watch.failure;
+  if (isCut) vital("rate", "–", "not known just now");
+  else vital("rate", `${rate(watch.total)} /s`, followed(tables));
   if (latency?.count) vital("latency", duration(latency.p50), `99 % within ${duration(latency.p99)}`);
   else vital("latency", "–", "nothing to measure");
-  vital("listener", listener.state ?? "–", listenerNote(listener, now));
+  // A listener notices later than the service that nothing answers.
+  const heard = isCut && listener.state === "listening" ? { state: "no answer" } : listener;
+  vital("listener", heard.state ?? "–", listenerNote(heard, now));
   vital("readers", count(readers.now), readersNote(readers));
   vital("log", ...logVital(status, now));
-  id("vitals").querySelector("#vital-listener").parentElement.dataset.state = listener.state ?? "";
+  id("vitals").querySelector("#vital-listener").parentElement.dataset.state = heard.state ?? "";
   text(id("about"), `rowsignal ${status.version ?? ""} · running for ${since(Date.parse(status.started_at), now)}`);
   document.title = document.body.dataset.tone === "good" ? `${rate(watch.total)}/s · ${database.name ?? "rowsignal"}` : id("headline").textContent;
   id("timeline").setAttribute("aria-label", `${rate(watch.total)} changes a second on ${several(tables.length, "table")}`);

@@ -32,6 +32,7 @@ function ofService({ state, reason }) {
 function ofListener({ state, reason }) {
   if (!["polling", "reconnecting", "connecting"].includes(state)) return null;
   const detail = `Notifications do not arrive: ${firstLine(reason) || "the connection is being made"}.`;
+  if (state === "reconnecting") return { tone: "wait", headline: "Reconnecting to PostgreSQL.", aside: "Changes may arrive late.", detail };
   return { tone: "wait", headline: "Polling.", aside: "Changes arrive a little later.", detail };
 }
 
