@@ -1,8 +1,11 @@
 """What tests of the page share: a service set up as from the environment, and its open page."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
+import httpx
 from fastapi import FastAPI
 from playwright.async_api import Page, expect
 from sqlalchemy import text
@@ -25,10 +28,11 @@ async def shown(page: Page, url: str) -> AsyncIterator[None]:
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
     elsewhere: list[str] = []
-    page.on("request", lambda it: None if it.url.startswith(url) else elsewhere.append(it.url))
+    own = url.partition("#")[0]
+    page.on("request", lambda it: None if it.url.startswith(own) else elsewhere.append(it.url))
     await page.goto(url)
     yield
-    assert (wrong, elsewhere) == ([], [])
+    assert not wrong + elsewhere, (wrong, elsewhere)
 
 
 async def run(shop: AsyncEngine, *statements: str) -> None:
@@ -39,3 +43,15 @@ async def run(shop: AsyncEngine, *statements: str) -> None:
 
 async def is_live(page: Page) -> None:
     await expect(page.locator("#reach")).to_have_attribute("data-status", "live")
+
+
+async def first_rows(address: str, number: int) -> list[dict[str, Any]]:
+    """Return the first rows that an address brings to any client."""
+    rows: list[dict[str, Any]] = []
+    async with httpx.AsyncClient() as client, client.stream("GET", address) as answer:
+        async for line in answer.aiter_lines():
+            data = json.loads(line[5:]) if line.startswith("data:") else {}
+            rows += [data["row"]] if "row" in data else []
+            if len(rows) == number:
+                break
+    return rows

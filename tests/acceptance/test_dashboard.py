@@ -1,17 +1,15 @@
 """The page of the service, in Chromium, over PostgreSQL: what a person sees and can do."""
 
 import asyncio
-import json
 import re
 from datetime import UTC, datetime, timedelta
 
-import httpx
 import jwt
 import pytest
 from playwright.async_api import BrowserContext, Page, expect
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from acceptance.dashboard_pages import SECRET, app_of, is_live, run, shown
+from acceptance.dashboard_pages import SECRET, app_of, first_rows, is_live, run, shown
 from acceptance.live_service import free_port, running
 from rowsignal.demo.shop_tables import Item
 from rowsignal.embedded import EmbeddedPostgres
@@ -192,7 +190,8 @@ async def test_a_subscription_is_built_shown_and_run(
         code = await form.locator("pre").text_content() or ""
         address = re.search(r"'(http[^']+)'", code)
         assert address
-        assert await first_keys(address[1], 2) == [1, 2]
+        rows = await first_rows(address[1], 2)
+        assert sorted(row["id"] for row in rows) == [1, 2]
         await form.get_by_role("button", name="JavaScript").click()
         await expect(form.locator("pre")).to_contain_text('where: "status.eq.paid"')
         await form.get_by_role("button", name="Run").click()
@@ -201,18 +200,6 @@ async def test_a_subscription_is_built_shown_and_run(
         await expect(form.locator(".output li").first).to_contain_text("delete")
         await form.get_by_role("button", name="Stop").click()
         await expect(form.get_by_role("button", name="Run")).to_be_visible()
-
-
-async def first_keys(address: str, number: int) -> list[int]:
-    """Keys of the first rows that an address brings to any client."""
-    keys: list[int] = []
-    async with httpx.AsyncClient() as client, client.stream("GET", address) as answer:
-        async for line in answer.aiter_lines():
-            data = json.loads(line[5:]) if line.startswith("data:") else {}
-            keys += [data["key"]["id"]] if "row" in data else []
-            if len(keys) == number:
-                break
-    return sorted(keys)
 
 
 async def test_a_service_with_tokens_asks_and_then_shows(

@@ -121,7 +121,7 @@ async def test_what_authorize_refuses_is_refused_everywhere(shop: AsyncEngine) -
         client.cookies.set("session", "ada")
         assert (await client.get("history/shop.orders/1")).status_code == 404
         assert (await client.get("doctor")).status_code == 403
-        moved = await client.get("/rowsignal", follow_redirects=False)
+        moved = await client.get(f"{url}/rowsignal", follow_redirects=False)
         assert moved.status_code == 307
         assert moved.headers["location"].endswith("/rowsignal/")
         await service.on_demand.close()

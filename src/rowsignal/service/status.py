@@ -88,6 +88,7 @@ class StatusReport:
             "reason": reason,
             "state": self._service_state(reason),
             "auth": self._has_tokens,
+            "every_table": EVERY_TABLE in grant.tables,
             "database": facts.get("database"),
             "listener": self._listener(facts),
             "log": self._log(facts),

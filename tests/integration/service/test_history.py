@@ -8,6 +8,7 @@ from sqlalchemy.engine import make_url
 from rowsignal import grant
 from rowsignal.service.app import create_app
 from rowsignal.service.settings import Settings
+from support import handlers
 from support.event_streams import execute, make_tables, reading
 from support.tokens import SECRET, bearer
 from support.web_server import serving
@@ -227,3 +228,17 @@ async def test_the_doctor_is_asked_once_for_all(site, engine):
     assert {"server", "schema", "listening"} <= subjects
     partly = await site.client.get("/v1/doctor", headers=bearer({"public.orders": {}}, status=True))
     assert partly.status_code == 403
+
+
+async def test_consumers_are_told_with_lag_and_worker(engine, database_url, tmp_path):
+    await handlers.make_tables(engine)
+    await handlers.write(engine, 1, 2)
+    async with handlers.recording(engine):
+        await handlers.until_handled(engine, 2)
+        async with serving(app_of(database_url, tmp_path)) as site:
+            (consumer,) = (await ask(site, "/v1/readers"))["consumers"]
+            assert (consumer["name"], consumer["lag_changes"]) == ("recorder", 0)
+            assert consumer["tables"] == ["public.tasks"]
+            assert consumer["worker"]
+            narrow = await ask(site, "/v1/readers", {"public.tasks": {}})
+            assert narrow["consumers"] == []

@@ -15,6 +15,12 @@ export class Findings {
     id("examine").addEventListener("click", () => this.examine(true));
   }
 
+  /** Say that the doctor is not for this token. */
+  refuse() {
+    id("examine").hidden = true;
+    text(id("doctor-note"), "The doctor examines the whole database: it is for tokens of every table.");
+  }
+
   /** Ask the doctor; `again` for what is so just now. */
   async examine(again = false) {
     if (this.#isAsking) return;

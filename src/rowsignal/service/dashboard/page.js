@@ -79,7 +79,8 @@ function show() {
 
 function begin() {
   hasBegun = true;
-  findings.examine();
+  if (watch.status.every_table) findings.examine();
+  else findings.refuse();
   inspector.begin();
 }
 

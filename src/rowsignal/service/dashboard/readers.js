@@ -6,7 +6,7 @@ import { ago, bytes, count, duration, since } from "./format.js";
 /** Show an answer of `v1/readers`; `now` is the service's time. */
 export function drawReaders({ readers, total, consumers }, now) {
   const rest = total > readers.length ? ` The ${readers.length} that lag most are shown.` : "";
-  text(id("streams-note"), total ? `${count(total)} open in this process.${rest}` : "No stream is open.");
+  text(id("streams-note"), total ? `${count(total)} ${total === 1 ? "stream is" : "streams are"} open in this process.${rest}` : "No stream is open.");
   id("streams").hidden = !total;
   id("streams").querySelector("tbody").replaceChildren(...readers.map((reader) => streamRow(reader, now)));
   id("consumers-part").hidden = !consumers.length;

@@ -37,6 +37,10 @@ function ofListener({ state, reason }) {
 }
 
 function ofStream(stream) {
+  if (stream?.status === "waiting" && stream.reason) {
+    const detail = `Its stream is to begin again: ${firstLine(stream.reason)}.`;
+    return { tone: "wait", headline: "This page receives no changes just now.", detail };
+  }
   if (!["refused", "closed"].includes(stream?.status)) return null;
   const detail = `The stream was refused: ${stream.reason ?? "no reason was given"}`;
   return { tone: "bad", headline: "This page receives no changes.", detail };

@@ -15,7 +15,10 @@ export class Timeline {
 
   constructor(canvas) {
     this.#canvas = canvas;
-    const recolour = () => (this.#ink = {});
+    const recolour = () => {
+      this.#ink = {};
+      this.#draw();
+    };
     addEventListener("rowsignal-theme", recolour);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
     new ResizeObserver(() => this.#draw()).observe(canvas);
