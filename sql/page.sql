@@ -14,6 +14,9 @@ cross join lateral (
     select p.relid::oid from pg_catalog.pg_partition_tree(c.oid) as p
 ) as t
 
+-- :: page_has_log
+select pg_catalog.to_regclass('rowsignal.change') is not null
+
 -- :: page_is_within
 -- Whether the log has no more changes than a number ($1).
 select not exists (select from rowsignal.change as c order by c.xid desc offset $1 limit 1)

@@ -1,5 +1,6 @@
 """`create_dashboard`: the page with all that it asks for, for any application to mount."""
 
+import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -63,6 +64,7 @@ def create_dashboard(
         title="rowsignal",
         version=VERSION,
         lifespan=mounted.lifespan,
+        openapi_url=None,
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
         middleware=[Middleware(NoSniff), Middleware(WhileUsed, service=mounted.on_demand)],
@@ -111,7 +113,11 @@ class MountedService:
             stack.enter_context(on_stop_signal(self.outlet.close_streams))
             await probe.begin()
             await stack.enter_async_context(running_task("probe", probe.run, self._hooks))
-            yield
+            try:
+                yield
+            except asyncio.CancelledError:  # for good, not for want of use
+                await end_in_time(self.outlet.aclose)
+                raise
 
     async def _find_tables(self) -> None:
         """Find what to offer, as long as that is nothing."""

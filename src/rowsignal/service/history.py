@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from rowsignal.change_log.reader import explained
 from rowsignal.changes import Operation
-from rowsignal.exceptions import FilterError, UnavailableError
+from rowsignal.exceptions import FilterError, RowSignalError, UnavailableError
 from rowsignal.identifiers import QualifiedName
 from rowsignal.postgres.errors import cause_of, is_locked
 from rowsignal.postgres.json_rows import one_view, pin_settings, table_shapes
@@ -129,6 +129,8 @@ class LogHistory:
 
         async def ask(connection: AsyncConnection) -> dict[str, list[Mark]]:
             relations = await _relations_of(connection, await _open(connection, exposures))
+            if not await _has_log(connection):
+                return {}
             arguments = (relations.oids, SEARCHED, BIN, SPAN)
             found = await connection.exec_driver_sql(query("page_timeline"), arguments)
             return _marks(found.all(), relations)
@@ -142,7 +144,7 @@ class LogHistory:
 
     async def _run(self, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
         try:
-            async with self._turns, asyncio.timeout(TIMEOUT), one_view(self._engine) as connection:
+            async with asyncio.timeout(TIMEOUT), self._turns, one_view(self._engine) as connection:
                 await pin_settings(connection, is_local=True, more=SETTINGS)
                 return await work(connection)
         except DBAPIError as error:
@@ -150,7 +152,9 @@ class LogHistory:
                 raise UnavailableError(TOO_SLOW) from error
             cause = cause_of(error)
             better = explained(cause) if isinstance(cause, Exception) else error
-            raise error if better is cause else better from error
+            if isinstance(better, RowSignalError):
+                raise better from error
+            raise
 
 
 def _is_whole(grant: Grant, exposure: Exposure) -> bool:
@@ -164,6 +168,11 @@ async def _open(connection: AsyncConnection, exposures: Iterable[Exposure]) -> l
     by_name = {it.full_name: it for it in exposures}
     shapes = await table_shapes(connection, by_name)
     return [by_name[name] for name, shape in shapes.items() if not shape.has_row_security]
+
+
+async def _has_log(connection: AsyncConnection) -> bool:
+    """Tell whether there is a log: without one nothing is known of the past."""
+    return bool((await connection.exec_driver_sql(query("page_has_log"))).scalar_one())
 
 
 async def _relations_of(connection: AsyncConnection, exposures: Sequence[Exposure]) -> Relations:
@@ -183,6 +192,8 @@ async def _events(
     limit: int,
     *arguments: object,
 ) -> list[Event]:
+    if not await _has_log(connection):
+        return []
     asked = (relations.oids, SEARCHED, limit, *arguments)
     found = (await connection.exec_driver_sql(query(name), asked)).all()
     events = [_event(record, relations) for record in found]
@@ -217,11 +228,18 @@ async def _answer(
     seen = await _open(connection, touched.values())
     views = {it.name: PastView(views_of([it], grant, Ask())[0], it) for it in seen}
     shown = [views[it.exposure.name].show(it) for it in events if it.exposure.name in views]
-    is_within = await connection.exec_driver_sql(query("page_is_within"), (SEARCHED,))
     return {
         "changes": [change for change in shown if change is not None],
-        "is_complete": bool(is_within.scalar_one()),
+        "is_complete": await _is_within(connection),
     }
+
+
+async def _is_within(connection: AsyncConnection) -> bool:
+    """Tell whether the whole log was searched."""
+    if not await _has_log(connection):
+        return True
+    found = await connection.exec_driver_sql(query("page_is_within"), (SEARCHED,))
+    return bool(found.scalar_one())
 
 
 def _marks(found: Iterable[Any], relations: Relations) -> dict[str, list[Mark]]:

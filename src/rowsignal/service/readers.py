@@ -1,6 +1,7 @@
-"""Who reads: the open streams of this process, and the named consumers of the log."""
+"""Readers: the open streams of this process, and the named consumers of the log."""
 
 import asyncio
+import logging
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -10,10 +11,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.exceptions import MissingRightError, SchemaVersionError
 from rowsignal.handlers import ConsumerLag, consumer_lag
+from rowsignal.listener import OUTAGES
 from rowsignal.service.shared import SharedAnswer
 from rowsignal.sse import Grant, Outlet
 from rowsignal.sse.access.grants import EVERY_TABLE
 from rowsignal.sse.delivery.outlet import OpenStream
+
+logger = logging.getLogger("rowsignal.service")
 
 MOST = 200  # streams in one answer: those that lag most
 KEPT = 5.0
@@ -37,8 +41,16 @@ class ReadersReport:
             "pid": os.getpid(),
             "total": len(rows),
             "readers": rows[:MOST],
-            "consumers": list(map(_consumer, await self._consumers.get())) if sees_all else [],
+            "consumers": await self._known_consumers() if sees_all else [],
         }
+
+    async def _known_consumers(self) -> list[Mapping[str, Any]] | None:
+        """Return the consumers; None while the database does not answer, as the streams do."""
+        try:
+            return list(map(_consumer, await self._consumers.get()))
+        except OUTAGES as error:
+            logger.info("the consumers are not known just now: %s", type(error).__name__)
+            return None
 
     def _stream(self, stream: OpenStream) -> dict[str, Any]:
         began, now = stream.reader.writing_since, asyncio.get_running_loop().time()
@@ -64,7 +76,7 @@ def _consumer(lag: ConsumerLag) -> Mapping[str, Any]:
         "name": lag.consumer,
         "partition": lag.partition,
         "partitions": lag.partitions,
-        "tables": list(lag.tables),
+        "tables": list(map(_plain, lag.tables)),
         "worker": lag.holder,
         "lag_changes": lag.lag_changes,
         "lag_seconds": lag.lag_seconds,
@@ -75,3 +87,9 @@ def _consumer(lag: ConsumerLag) -> Mapping[str, Any]:
         "reset_at": lag.reset_at and lag.reset_at.isoformat(),
         "problem": lag.problem,
     }
+
+
+def _plain(name: str) -> str:
+    """Return a quoted and qualified name as tables are called here."""
+    schema, _, table = name.strip('"').partition('"."')
+    return f"{schema}.{table}".replace('""', '"')

@@ -3,13 +3,16 @@
 import asyncio
 
 import pytest
+from pydantic import BaseModel
 from sqlalchemy.engine import make_url
 
 from rowsignal import grant
+from rowsignal.service import create_dashboard, grant_everything
 from rowsignal.service.app import create_app
+from rowsignal.service.history import SETTINGS
 from rowsignal.service.settings import Settings
 from support import handlers
-from support.event_streams import execute, make_tables, reading
+from support.event_streams import Order, execute, make_tables, reading
 from support.tokens import SECRET, bearer
 from support.web_server import serving
 
@@ -242,3 +245,66 @@ async def test_consumers_are_told_with_lag_and_worker(engine, database_url, tmp_
             assert consumer["worker"]
             narrow = await ask(site, "/v1/readers", {"public.tasks": {}})
             assert narrow["consumers"] == []
+
+
+async def test_without_a_log_the_row_is_there_and_its_past_is_empty(engine, database_url, tmp_path):
+    await make_tables(engine, log=False)
+    await execute(engine, ROWS)
+    async with serving(app_of(database_url, tmp_path)) as site:
+        found = await ask(site, "/v1/history/orders/1")
+        assert (found["row"]["status"], found["changes"]) == ("open", [])
+        assert found["is_complete"] is True
+        assert (await ask(site, "/v1/history"))["changes"] == []
+        assert (await ask(site, "/v1/timeline"))["tables"] == {}
+
+
+async def test_a_question_that_takes_too_long_is_given_up_in_a_sentence(site, engine, monkeypatch):
+    monkeypatch.setitem(SETTINGS, "statement_timeout", "1ms")
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql("lock table rowsignal.change in access exclusive mode")
+        answer = await site.client.get("/v1/history", headers=bearer(ALL, status=True))
+    assert answer.status_code == 503
+    assert "to look this up in time" in answer.json()["detail"]
+
+
+async def test_a_role_that_may_not_read_the_log_is_told_the_way_out(engine, database_url, tmp_path):
+    await make_tables(engine)
+    await execute(
+        engine,
+        f"create role {READER}_2 login",
+        f"grant select on orders, items to {READER}_2",
+        f"grant usage on schema rowsignal to {READER}_2",
+    )
+    url = make_url(database_url).set(username=f"{READER}_2")
+    app = app_of(url.render_as_string(hide_password=False), tmp_path)
+    async with serving(app) as site:
+        answer = await site.client.get("/v1/history", headers=bearer(ALL, status=True))
+        assert answer.status_code == 503
+        assert "rowsignal grant" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "pk", ["x", "1.5", "99999999999999999999999999", "%00", "[1,2]", "[]", "null", "1'--"]
+)
+async def test_keys_that_no_row_can_have_are_refused_or_absent(site, pk):
+    answer = await site.client.get(f"/v1/history/orders/{pk}", headers=bearer(ALL, status=True))
+    assert answer.status_code == 422, answer.text
+
+
+async def test_a_schema_of_the_application_shapes_the_past(engine):
+    class Shown(BaseModel):
+        id: int
+        status: str
+
+    await make_tables(engine, row_values=True)
+    await execute(engine, ROWS)
+    await execute(engine, "update orders set status = null where id = 1")
+    dashboard = create_dashboard(engine, {Order: Shown}, authorize=grant_everything)
+    async with serving(dashboard) as site:
+        changes = (await site.client.get("/v1/history")).json()["changes"]
+        assert [it.get("row") for it in changes] == [
+            None,
+            {"id": 2, "status": "open"},
+            {"id": 1, "status": "open"},
+        ]
+        assert changes[0]["old"] == {"id": 1, "status": "open"}

@@ -29,6 +29,7 @@ export function drawCards(place, watch) {
   const wanted = tables.length > FEW ? chosen(tables, watch) : tables;
   const shown = isAll ? wanted : wanted.slice(0, AT_ONCE);
   const bySchema = Map.groupBy(shown, ({ schema }) => schema);
+  place.classList.toggle("many", shown.length > AT_ONCE);
   arrange(place, [...bySchema].map(([schema, its]) => drawGroup(schema, its, tables, watch)));
   id("no-tables").hidden = wanted.length > 0 || !tables.length;
   id("all-tables").hidden = wanted.length <= AT_ONCE;

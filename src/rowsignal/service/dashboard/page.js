@@ -68,11 +68,11 @@ function show() {
   timeline.name(watch.status.tables.map((table) => table.name));
   latencyChart.show(watch.samples);
   logChart.show(watch.samples);
+  if (!watch.failure) showReaders();
   if (watch.failure || !watch.status.ready) return showReach(following.state);
   following.update(watch.status, watch.token);
   builder.offer(watch.status.tables, watch.token);
   showReach(following.state);
-  showReaders();
   if (!isEmpty && !hasBegun) begin();
   recall();
 }

@@ -9,6 +9,7 @@ export function drawReaders({ readers, total, consumers }, now) {
   text(id("streams-note"), total ? `${count(total)} ${total === 1 ? "stream is" : "streams are"} open in this process.${rest}` : "No stream is open.");
   id("streams").hidden = !total;
   id("streams").querySelector("tbody").replaceChildren(...readers.map((reader) => streamRow(reader, now)));
+  if (!consumers) return; // not known just now
   id("consumers-part").hidden = !consumers.length;
   id("consumers").querySelector("tbody").replaceChildren(...consumers.map(consumerRow));
 }

@@ -87,6 +87,6 @@ class PastView:
             return None
         try:
             return self._exposure.shape(known)(row)
-        except ValueError as error:  # the schema refuses a row of the past
+        except Exception as error:  # noqa: BLE001 -- an application's schema may refuse a row
             logger.info("a row of %s is not shown: %s", self._exposure.name, type(error).__name__)
             return None
