@@ -1,4 +1,4 @@
-// The tables, by schema: how much happens in each, who reads, whether its triggers are sound.
+// The tables, by schema: how much happens in each, how many readers, whether its triggers are sound.
 
 import { command, h, id, s, text } from "./elements.js";
 import { ago, count, rate, several } from "./format.js";

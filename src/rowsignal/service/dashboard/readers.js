@@ -1,4 +1,4 @@
-// The streams of this process and the named consumers of the log: who, since when, how far behind.
+// The streams of this process and the named consumers of the log: since when, and how far behind.
 
 import { h, id, text } from "./elements.js";
 import { ago, bytes, count, duration, since } from "./format.js";
