@@ -14,8 +14,8 @@ export class Refusal extends Error {
 export async function ask(path, { token = null, timeout = TIMEOUT } = {}) {
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
   const signal = AbortSignal.timeout(timeout);
-  const answer = await fetch(addressOf(path), { headers, signal }).catch(() => {
-    throw new Refusal(0, "The connection failed.");
+  const answer = await fetch(addressOf(path), { headers, signal }).catch(({ name }) => {
+    throw new Refusal(0, name === "TimeoutError" ? "No answer came in time." : "The connection failed.");
   });
   if (answer.ok) return answer.json();
   const problem = await answer.json().catch(() => ({}));
@@ -33,9 +33,10 @@ export function keyPath(key) {
   return encodeURIComponent(parts.length === 1 ? plain(parts[0]) : JSON.stringify(parts));
 }
 
-/** Tell whether a row can be asked for: a hidden key column leaves a digest under an empty name. */
+/** Tell whether a row can be asked for: a hidden key column leaves a digest under an empty name, and
+    a dot as the end of an address means another place. */
 export function isNamed(key) {
-  return Boolean(key) && !Object.hasOwn(key, "");
+  return Boolean(key) && !Object.hasOwn(key, "") && !["", ".", ".."].includes(keyPath(key));
 }
 
 function plain(part) {

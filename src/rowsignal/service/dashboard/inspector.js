@@ -48,7 +48,7 @@ export class Inspector {
       ...(isNamed(key) ? [part("Elsewhere", this.#code(change))] : []),
     );
     if (isNamed(key)) {
-      link("row", `${table}/${keyPath(key)}`);
+      link("row", `${encodeURIComponent(table)}/${keyPath(key)}`);
       this.#fill([row, past], turn, `v1/history/${encodeURIComponent(table)}/${keyPath(key)}`, (answer) => [
         this.#rowNow(answer.row), this.#list(answer, "Nothing of this row is in the log.", isOther(change))]);
     }
@@ -56,24 +56,26 @@ export class Inspector {
       this.#fill([together], turn, `v1/transactions/${encodeURIComponent(change.transactionId)}`, (answer) => [
         this.#list(answer, "Its changes are not in the log.", isOther(change), "This change is the only one that is shown to you.")]);
     }
-    if (!this.#dialog.open) this.#dialog.showModal();
+    if (this.#dialog.open) this.#body.focus();
+    else this.#dialog.showModal();
     this.#body.scrollTop = 0;
   }
 
   async #openLinked(place) {
-    const slash = place.indexOf("/");
-    const [table, pk] = [place.slice(0, slash), place.slice(slash + 1)];
+    const parts = rowParts(place);
+    if (!parts) return this.#say("A row", "This link names no row.");
+    const title = parts.join(" ");
     try {
-      const { changes } = await ask(`v1/history/${encodeURIComponent(table)}/${pk}`, { token: this.#tokenOf() });
+      const { changes } = await ask(`v1/history/${parts.map(encodeURIComponent).join("/")}`, { token: this.#tokenOf() });
       if (changes.length) return this.open(fromLog(changes[0]));
-      this.#say(place, "Nothing of this row is in the log.");
+      this.#say(title, "Nothing of this row is in the log.");
     } catch (refusal) {
-      this.#say(place, refusal.message);
+      this.#say(title, refusal.message);
     }
   }
 
-  #say(place, sentence) {
-    id("inspector-title").textContent = decodeURIComponent(place).replace("/", " ");
+  #say(title, sentence) {
+    id("inspector-title").textContent = title;
     this.#body.replaceChildren(h("p", { class: "empty" }, sentence));
     if (!this.#dialog.open) this.#dialog.showModal();
   }
@@ -123,6 +125,17 @@ export class Inspector {
     choose(this.#language);
     const button = h("button", { class: "quiet copy", type: "button", onclick: () => copy(code.textContent, button) }, "Copy");
     return h("div", { class: "code" }, h("div", { class: "tabs", role: "group", "aria-label": "Language" }, ...tabs, button), code);
+  }
+}
+
+// Table and key of a link; null where it would lead to anything but one row.
+function rowParts(place) {
+  try {
+    const parts = place.split("/").map(decodeURIComponent);
+    const isRow = parts.length === 2 && parts.every((part) => part && ![".", ".."].includes(part));
+    return isRow ? parts : null;
+  } catch {
+    return null; // half an escape
   }
 }
 
