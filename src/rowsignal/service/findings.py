@@ -51,7 +51,7 @@ class DoctorReport:
     def _without_triggers(self, known: Container[str]) -> list[Finding]:
         """Return the offered tables without triggers: the catalogue knows of no table to be so."""
         return [
-            Finding(Severity.ERROR, it["name"], f"Triggers missing. {it['problem']}", it["mend"])
+            Finding(Severity.ERROR, it["name"], f"Triggers missing. {it['problem']}", it["fix"])
             for it in self._status.tables()
             if it["trigger"] == "missing" and it["name"] not in known
         ]

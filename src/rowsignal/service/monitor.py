@@ -85,7 +85,7 @@ def _add_state(router: APIRouter, monitor: Monitor, admit: Authorize) -> None:
         grant: Annotated[Grant, granted],
         again: Annotated[bool, Query(description="Not those of the last minute.")] = False,
     ) -> dict[str, Any]:
-        """Tell what the doctor finds, and what mends it."""
+        """Tell what the doctor finds, and how to fix it."""
         return await monitor.doctor.report(grant, again=again)
 
 

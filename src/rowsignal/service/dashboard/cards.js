@@ -154,14 +154,14 @@ function facts({ estimated_rows: rows, readers, last_change_at: last, changes, c
     .join(" · ");
 }
 
-function drawTrouble(place, { trigger, problem, mend }) {
-  const shown = isBroken({ trigger }) ? `${trigger} ${mend}` : "";
+function drawTrouble(place, { trigger, problem, fix }) {
+  const shown = isBroken({ trigger }) ? `${trigger} ${fix}` : "";
   if (place.dataset.shown === shown) return;
   place.dataset.shown = shown;
   place.replaceChildren();
   if (!shown) return;
   place.append(h("p", {}, h("strong", {}, `Triggers ${trigger}. `), problem ?? ""));
-  if (mend) place.append(command(mend));
+  if (fix) place.append(command(fix));
 }
 
 function drawSpark(svg, rates) {

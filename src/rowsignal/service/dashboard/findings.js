@@ -1,4 +1,4 @@
-// What the doctor finds, the worst first, each with what mends it.
+// What the doctor finds, the worst first, each with how to fix it.
 
 import { ask } from "./api.js";
 import { command, h, id, text } from "./elements.js";

@@ -109,16 +109,16 @@ async function showReaders() {
 }
 
 function showSentence() {
-  const { tone, headline, aside = "", detail = "", mend } = sentence({ ...facts(), stream: following.state });
+  const { tone, headline, aside = "", detail = "", fix } = sentence({ ...facts(), stream: following.state });
   document.body.dataset.tone = tone;
   text(id("headline"), headline);
   text(id("aside"), aside);
   text(id("announce"), headline); // figures that move all the time are not read out
   text(id("detail"), detail);
-  if (id("mend").dataset.line !== (mend ?? "")) {
-    id("mend").dataset.line = mend ?? "";
-    id("mend").replaceChildren(...(mend ? [command(mend)] : []));
-    id("mend").hidden = !mend;
+  if (id("fix").dataset.line !== (fix ?? "")) {
+    id("fix").dataset.line = fix ?? "";
+    id("fix").replaceChildren(...(fix ? [command(fix)] : []));
+    id("fix").hidden = !fix;
   }
   id("sign-in").hidden = ![401, 403].includes(watch.failure?.status);
 }

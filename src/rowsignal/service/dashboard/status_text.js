@@ -70,7 +70,7 @@ function ofBroken(broken, tables) {
   const who = broken.length === 1 ? first.name : `${broken.length} of ${tables.length} tables`;
   const verb = broken.length === 1 ? "needs" : "need";
   const headline = `Listening, but ${who} ${verb} mending.`;
-  return { tone: "wait", headline, detail: first.problem ?? "", mend: first.mend };
+  return { tone: "wait", headline, detail: first.problem ?? "", fix: first.fix };
 }
 
 // What a database says may go on for lines; the first one is the news.
