@@ -24,7 +24,7 @@ class WaitTimeoutError(RowSignalError, TimeoutError):
 
 
 class UnreadableRowError(RowSignalError, ValueError):
-    """A waited-for row holds a value, or has a key, that this process cannot read or send.
+    """A row holds a value, or has a key, that this process cannot read or send.
 
     `__cause__` is what the driver, the column's type or PostgreSQL says.
     """

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.dialects.postgresql import JSONB, asyncpg
+from sqlalchemy.dialects.postgresql import JSONB
 
 from rowsignal.change_log.positions import Position, Snapshot
 from rowsignal.changes import Change, Operation
@@ -20,7 +20,7 @@ from rowsignal.handlers import Retry
 from rowsignal.handlers.consumer import partition_of
 from rowsignal.handlers.letters import change_from_json, change_to_json, write
 from rowsignal.handlers.places import place_of, position_of
-from rowsignal.handlers.rows import reader_of
+from rowsignal.mapping.column_readers import reader_of, reading_dialect
 
 NUMBERS = st.integers() | st.decimals(allow_nan=False, allow_infinity=False)
 SCALARS = st.none() | st.booleans() | NUMBERS | st.text()
@@ -165,6 +165,6 @@ class Cents(sa.types.TypeDecorator[Decimal]):
 def test_logged_values_become_what_the_orm_loads(
     kind: sa.types.TypeEngine[Any], logged: Any, loaded: Any
 ) -> None:
-    found = reader_of(kind, asyncpg.dialect())(logged)
+    found = reader_of(kind, reading_dialect())(logged)
     assert found == loaded
     assert type(found) is type(loaded)

@@ -15,7 +15,7 @@ from rowsignal.cli.errors import reason_of
 from rowsignal.cli.narrowing import Narrowing
 from rowsignal.cli.options import Json, Models, MoreTables, Tables, Url
 from rowsignal.cli.output import console, errors
-from rowsignal.cli.reflection import models_of
+from rowsignal.cli.reflection import tables_of
 from rowsignal.cli.table_arguments import find_subjects
 from rowsignal.listener import OUTAGES, Listener
 from rowsignal.streams import watch as watch_changes
@@ -97,7 +97,7 @@ async def _follow(
 ) -> None:
     seen, memory = 0, Memory()
     async with connected(url) as engine:
-        found = await models_of(engine, subjects)
+        found = await tables_of(engine, subjects)
         options |= narrow.options(found)
         wanted = narrow.conditions(found)
         async with _listening(engine), watch_changes(engine, *found, **options) as changes:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rowsignal.changes import Operation
 from rowsignal.sse import frames
-from rowsignal.sse.access.exposures import Exposure, Row, Shape
+from rowsignal.sse.access.exposures import Exposure, Kept, Row, Shape
 from rowsignal.sse.access.filters import Condition, all_hold
 
 RowKey = tuple[Any, ...]
@@ -23,7 +23,8 @@ class Event:
     """One change with the values that views decide on.
 
     `new` is the row as it is shown, None when it is not there; `old` its values before, None when
-    the log does not have them. `frames` keeps what was encoded, for all readers of the same.
+    the log does not have them. `frames` keeps what was encoded, for all readers of the same, the
+    `kept` ones what was made of values. `is_refused` once types or schema could not take the row.
     """
 
     operation: Operation
@@ -36,6 +37,9 @@ class Event:
     transaction_id: int | None = None
     captured_at: datetime | None = None
     frames: dict[object, bytes] = field(default_factory=dict)
+    kept_new: Kept = field(default_factory=dict)
+    kept_old: Kept = field(default_factory=dict)
+    is_refused: bool = False
 
     @property
     def row_key(self) -> RowKey:
@@ -120,6 +124,7 @@ class Lens:
         self.shape: Shape = exposure.shape(view.columns)
         columns = exposure.columns
         self.shown = columns if view.columns is None else columns & view.columns
+        self.needed = exposure.needed(self.shown)
         self.names = {"schema": exposure.table.schema or "public", "table": exposure.table.name}
         self.key = exposure.key_writer(self.shown)
         self._style = (exposure.name, self.shown)
@@ -233,9 +238,9 @@ class Lens:
             "captured_at": event.captured_at and event.captured_at.isoformat(),
         }
         if operation in {Operation.INSERT, Operation.UPDATE} and event.new is not None:
-            data["row"] = self.shape(event.new)
-        if old is not None and self.shown <= old.keys():
-            data["old"] = self.shape(old)
+            data["row"] = self.shape(event.new, event.kept_new)
+        if old is not None and self.needed <= old.keys():
+            data["old"] = self.shape(old, event.kept_old)
         return data
 
     def _changed(self, event: Event, operation: Operation) -> list[str] | None:
@@ -243,15 +248,12 @@ class Lens:
             return None
         return [column for column in event.changed if column in self.shown]
 
-    def snapshot(self, rows: Iterable[Row]) -> list[bytes]:
-        """Return the frames of current rows, which come into sight with that."""
-        made = []
-        for row in rows:
-            key = self.exposure.key_of(row)
-            self.seen.add([tuple(key.values())])
-            data = {**self.names, "key": self.key(key), "row": self.shape(row)}
-            made.append(frames.frame("snapshot", data))
-        return made
+    def snapshot(self, row: Row) -> bytes:
+        """Return the frame of a current row, which comes into sight with that."""
+        key = self.exposure.key_of(row)
+        data = {**self.names, "key": self.key(key), "row": self.shape(row, {})}
+        self.seen.add([tuple(key.values())])
+        return frames.frame("snapshot", data)
 
 
 def _as_found(operation: Operation, *, is_present: bool) -> Operation:
