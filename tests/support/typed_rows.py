@@ -115,6 +115,12 @@ class Item(Base):
     search: Mapped[Any] = mapped_column(pg.TSVECTOR, nullable=True)
 
 
+class Other(Base):
+    __tablename__ = "others"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
 VALUES: Mapping[str, Any] = {
     "status": Status.PAID,
     "past": [Status.NEW, None, Status.PAID],
