@@ -69,6 +69,9 @@ class Reversed(sa.types.UserDefinedType[str]):
     def get_col_spec(self, **_: Any) -> str:
         return "varchar"
 
+    def bind_processor(self, dialect: sa.Dialect) -> Any:
+        return lambda value: None if value is None else value[::-1]
+
     def result_processor(self, dialect: sa.Dialect, coltype: object) -> Any:
         return lambda value: None if value is None else value[::-1]
 
@@ -159,3 +162,4 @@ VALUES: Mapping[str, Any] = {
     "spans": [pg.Range(Decimal("1.5"), Decimal(2)), pg.Range(Decimal(7), None)],
 }
 HOST = IPv4Address("10.0.0.1")
+ATTRIBUTES = [attribute.key for attribute in sa.inspect(Item).column_attrs]

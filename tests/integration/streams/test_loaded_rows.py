@@ -5,7 +5,7 @@ import logging
 import pickle
 from collections.abc import AsyncIterator, Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 import pytest
@@ -17,7 +17,7 @@ from rowsignal.changes import Change, Reset
 from rowsignal.listener import Listener
 from rowsignal.streams import ChangeStream, watch
 from rowsignal.triggers import install_triggers
-from support.typed_rows import HOST, VALUES, Base, Item, Money, Status
+from support.typed_rows import ATTRIBUTES, HOST, VALUES, Base, Item, Money, Status
 from support.waits import close_listener
 
 CAPTURES: dict[str, dict[str, Any]] = {
@@ -53,7 +53,7 @@ async def execute(engine: AsyncEngine, statement: str) -> None:
 
 
 def attributes(instance: object) -> dict[str, Any]:
-    return {name: getattr(instance, name) for name in sa.inspect(Item).column_attrs.keys()}
+    return {name: getattr(instance, name) for name in ATTRIBUTES}
 
 
 def types_of(values: Mapping[str, Any]) -> dict[str, type[Any]]:
@@ -83,7 +83,7 @@ async def test_nulls_and_single_hosts_are_those_that_a_session_loads(
         await write(engine, Item(id=1, status=Status.NEW, host=HOST))
         change = await following(changes)
     given = {"id": 1, "status": Status.NEW, "host": HOST}
-    nothing = dict.fromkeys(sa.inspect(Item).column_attrs.keys())
+    nothing = dict.fromkeys(ATTRIBUTES)
     assert change.row == nothing | given
 
 
@@ -206,26 +206,32 @@ class Person(Staff):
     id: Mapped[int] = mapped_column(primary_key=True)
     kind: Mapped[Status]
     name: Mapped[str | None]
-    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": Status.NEW}
+    __mapper_args__: ClassVar[dict[str, Any]] = {
+        "polymorphic_on": "kind",
+        "polymorphic_identity": Status.NEW,
+    }
 
 
 class Customer(Person):
     discount: Mapped[int | None]
-    __mapper_args__ = {"polymorphic_identity": Status.PAID}
+    __mapper_args__: ClassVar[dict[str, Any]] = {"polymorphic_identity": Status.PAID}
 
 
 class Company(Staff):
     __tablename__ = "companies"
     id: Mapped[int] = mapped_column(primary_key=True)
     kind: Mapped[str]
-    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "company"}
+    __mapper_args__: ClassVar[dict[str, Any]] = {
+        "polymorphic_on": "kind",
+        "polymorphic_identity": "company",
+    }
 
 
 class Shop(Company):
     __tablename__ = "shops"
     id: Mapped[int] = mapped_column("shop_id", sa.ForeignKey("companies.id"), primary_key=True)
     street: Mapped[str | None] = mapped_column("address")
-    __mapper_args__ = {"polymorphic_identity": "shop"}
+    __mapper_args__: ClassVar[dict[str, Any]] = {"polymorphic_identity": "shop"}
 
 
 async def test_instances_are_of_the_class_that_the_row_says(engine: AsyncEngine) -> None:
