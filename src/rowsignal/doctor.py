@@ -19,6 +19,7 @@ from rowsignal.payload import LOCK_CLASS, LOG_BUCKET
 from rowsignal.postgres.connections import OwnConnection, beside
 from rowsignal.postgres.errors import message
 from rowsignal.postgres.ownership import check_owner
+from rowsignal.postgres.parameters import run_query
 from rowsignal.postgres.schema import schema_status
 from rowsignal.postgres.statements import query
 from rowsignal.triggers import TriggerState, missing_rights, trigger_status
@@ -84,7 +85,7 @@ class CheckContext:
 
     async def ask(self, name: str, *arguments: object) -> Sequence[RowMapping]:
         """Return the rows that a query of the catalogue gives."""
-        result = await self.connection.exec_driver_sql(query(name), arguments)
+        result = await run_query(self.connection, query(name), arguments)
         return result.mappings().all()
 
 

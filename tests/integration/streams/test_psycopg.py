@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
+from rowsignal.doctor import diagnose
 from rowsignal.handlers import ChangeHandlers
 from rowsignal.listener import Listener
 from rowsignal.live_queries import live_query
@@ -69,6 +70,9 @@ async def test_waits_and_live_queries_resolve(psycopg: AsyncEngine) -> None:
             await execute(psycopg, "update items set small = 8")
             assert await within(anext(results)) == [8]
         assert await wait_for_row_change(session, Item, 1, timeout=30) is item
+        await session.get_one(Item, 1, populate_existing=True)  # in a transaction from here on
+        await execute(psycopg, "update items set small = 9")
+        assert (await wait_for_row_change(session, Item, 1, timeout=30)).small == 9
         await session.commit()
         waiting = asyncio.ensure_future(wait_for_any_row_change(psycopg, Item, [1], timeout=30))
         while not waiting.done():  # what it compares with is read after the call
@@ -113,6 +117,8 @@ async def test_handlers_write_in_sessions_of_the_engine(psycopg: AsyncEngine) ->
 
 
 async def test_triggers_are_installed_seen_and_removed(psycopg: AsyncEngine) -> None:
+    findings = await diagnose(psycopg)
+    assert [it for it in findings if "could not be examined" in it.message] == []
     assert {it.state for it in await trigger_status(psycopg)} == {"installed"}
     await uninstall_triggers(psycopg, Base)
     assert {it.state for it in await trigger_status(psycopg, Base)} == {"missing"}
