@@ -194,6 +194,7 @@ PARSERS: tuple[tuple[type[TypeEngine[Any]], Parser], ...] = (
     (types.Float, _float),
     (types.Numeric, _decimal),
     (types.Integer, int),
+    (postgresql.OID, int),
     (types.DateTime, _moment),
     (types.Date, _day),
     (types.Time, time.fromisoformat),
