@@ -156,6 +156,8 @@ async def test_a_row_that_cannot_be_taken_resets_the_readers_of_its_table(
                 reset = await reader.until("reset")
                 assert reset.data["continues"] is True
                 assert "public.items" in reset.data["reason"]
+                assert (reset.data["table"], reset.data["key"]) == ("items", {"item_id": 2})
+                assert reset.id != start.id, "a browser would not resume after the row"
                 assert (await reader.until("update")).data["row"]["small"] == 7
             await other.until("insert")
             assert "reset" not in {event.name for event in other.events}
@@ -163,6 +165,9 @@ async def test_a_row_that_cannot_be_taken_resets_the_readers_of_its_table(
         assert [line for line in lines if "{'item_id': 2} of public.items" in line] == lines
         assert len(lines) == 1  # not once for each reader
         await resumed_and_shown(site, start.id)
+        async with reading(site.port, f"/v1/changes/items?after={reset.id}") as stream:
+            assert (await stream.until("update")).key == 3
+        assert "reset" not in {event.name for event in stream.events}
         answer = await site.client.get("/v1/wait/items/2?timeout=0.1", headers=OTHER_STATE)
         assert answer.status_code == 500
         assert "public.items" in answer.json()["detail"]

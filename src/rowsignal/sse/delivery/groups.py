@@ -81,7 +81,8 @@ class SubscriberGroup:
             raise
         except Exception as error:  # noqa: BLE001 -- types and schemas raise what they like
             is_known, event.is_refused = event.is_refused, True
-            return self._refuse(lens, event.key, None if is_known else error)
+            position = event.position if self.key.with_id else None
+            return self._refuse(lens, event.key, None if is_known else error, position)
 
     def _current(self, lens: Lens, row: Row) -> bytes:
         try:
@@ -89,13 +90,16 @@ class SubscriberGroup:
         except Exception as error:  # noqa: BLE001 -- as above
             return self._refuse(lens, lens.exposure.key_of(row), error)
 
-    def _refuse(self, lens: Lens, key: Row | None, error: Exception | None) -> bytes:
+    def _refuse(
+        self, lens: Lens, key: Row | None, error: Exception | None, position: str | None = None
+    ) -> bytes:
         """Return the reset for a refused row; log the first time that it is."""
         table = lens.exposure.name
         if error is not None:
             logger.error("the row %s of %s cannot be shown", key, table, exc_info=error)
         self._refused(self, table)
-        return frames.reset(UNSHOWABLE.format(table), continues=True)
+        row = {**lens.names, "key": None if key is None else lens.key(key)}
+        return frames.passed_by(UNSHOWABLE.format(table), row, position)
 
     def remember(self, other: "SubscriberGroup") -> None:
         """Take over what a reader that joins has been shown on its own so far."""
