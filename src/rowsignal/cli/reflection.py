@@ -1,4 +1,4 @@
-"""Tables that are known by name only."""
+"""Tables, made from their definition in the database."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from rowsignal.triggers.settings import TableName, targets_of
 
 
 async def tables_of(engine: AsyncEngine, subjects: Any) -> list[Table]:
-    """Return each table meant, or for all that carry triggers when none is."""
+    """Return each named table; without names, all tables with triggers."""
     if subjects is None:
         found = await trigger_status(engine)
         names: list[TableName] = [(one.schema, one.table) for one in found]

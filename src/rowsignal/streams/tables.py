@@ -1,4 +1,4 @@
-"""What a stream is about: its tables, how each is captured, and which of their changes count."""
+"""The tables of a stream: how each is captured, and which of its changes are wanted."""
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -36,10 +36,10 @@ UNLOADABLE = "A changed row of {} cannot be loaded: {}"
 
 @dataclass(frozen=True, slots=True)
 class WatchedTables:
-    """Tables under the names that their changes carry, and which of the changes count.
+    """Tables by the names that their changes carry, and the filters of their changes.
 
-    `logged` are those with a change log, `types` those of mapped classes. The predicate is apart
-    from the filter: it is asked about rows as the ORM has them.
+    `logged` are the tables with a change log, `types` the column types of mapped classes. The
+    predicate is separate from the filter: it gets rows as the ORM has them.
     """
 
     names: tuple[QualifiedName, ...]
@@ -50,7 +50,7 @@ class WatchedTables:
     types: dict[QualifiedName, RowTypes]
 
     def wants(self, change: Change) -> bool:
-        """Tell whether a change counts, as far as its row does not decide on that."""
+        """Tell whether a change is wanted, apart from the predicate."""
         return self.filter.matches(change)
 
     def typed(self, change: Change) -> Change:
@@ -59,9 +59,9 @@ class WatchedTables:
         return change if types is None else types.typed(change)
 
     def shown(self, change: Change) -> Change | TableReset | None:
-        """Return a change that counts as readers get it, else None.
+        """Return a wanted change with its row as the ORM has it, else None.
 
-        A row that its types cannot take costs the readers of this table a reset.
+        A row that its types cannot take is a reset of its table.
         """
         if not self.wants(change):
             return None
@@ -74,9 +74,9 @@ class WatchedTables:
 
 @dataclass(frozen=True, slots=True)
 class WatchRequest:
-    """What `watch` was asked for: models, and the filters that the database has a say in.
+    """The arguments of `watch`: models, and filters that need the database to be checked.
 
-    Rows of a `Table` have no class whose values they could be: they are as PostgreSQL's JSON.
+    Rows of a `Table` keep the form of PostgreSQL's JSON.
     """
 
     models: Sequence[Watched]
@@ -85,7 +85,7 @@ class WatchRequest:
     pk: object
 
     async def find_tables(self, engine: AsyncEngine) -> WatchedTables:
-        """Ask the catalogue about the tables of models; raise for what cannot be watched."""
+        """Find the tables of models in the catalogue; raise if one cannot be watched."""
         if not self.models:
             raise ValueError("watch() needs at least one model: whose changes are wanted?")
         shapes = [_shape(engine, model) for model in self.models]
@@ -152,7 +152,7 @@ def _check(capture: Capture) -> None:
 
 
 def _column_names(shapes: Sequence[RowShape], columns: Columns | None) -> frozenset[str] | None:
-    """Return the database's names of columns that any of the models must have."""
+    """Return the database's names of columns; one of the models must have each."""
     if columns is None:
         return None
     if isinstance(columns, str) or not columns:
@@ -178,7 +178,7 @@ def _primary_keys(shapes: Sequence[RowShape], pk: object) -> list[PrimaryKey] | 
 async def _key_images(
     connection: AsyncConnection, tables: Collection[Table], keys: Sequence[PrimaryKey] | None
 ) -> tuple[Mapping[str, Any], ...] | None:
-    """Return keys as changes carry them: only the server knows how it writes a value."""
+    """Return keys as changes carry them, written by the server."""
     if keys is None:
         return None
     images = []

@@ -1,4 +1,4 @@
-"""Exposures: which tables are offered, and what of a row may leave the process."""
+"""Exposures: the offered tables, and the columns of their rows that clients may get."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,10 +30,10 @@ MADE = ""  # in what is kept of a row: the schema's object; no column has the em
 class Exposure:
     """One offered table. Rows are JSON values by column name, as PostgreSQL writes them.
 
-    `fields` maps the columns that may leave to the names that they leave under; `types` make of
-    their values what the ORM loads, where a mapped class is offered; `schema` is the pydantic model
-    that makes the row of those, if there is one; `key_secret` disguises key columns that a reader
-    may not see.
+    `fields` maps the exposed columns to their names in the stream; `types` convert their values to
+    those that the ORM loads, for a mapped class; `schema` is the pydantic model that makes the row,
+    if there is one; `key_secret` is the secret of the digests that replace key columns that a
+    reader may not see.
     """
 
     table: sa.Table
@@ -49,7 +49,7 @@ class Exposure:
 
     @property
     def full_name(self) -> tuple[str, str]:
-        """The table's schema and name; without a schema it is taken for `public`."""
+        """The table's schema and name; the default schema is `public`."""
         return self.table.schema or "public", self.table.name
 
     @cached_property
@@ -59,18 +59,18 @@ class Exposure:
 
     @cached_property
     def columns(self) -> frozenset[str]:
-        """The names of the columns that may leave."""
+        """The names of the exposed columns."""
         return frozenset(self.fields)
 
     def key_of(self, row: Row) -> dict[str, Any]:
-        """Return a row's key as changes carry it: numbers with a point are text."""
+        """Return a row's key in the form of changes: numbers with a point are text."""
         values = {name: row[name] for name in self.key}
         return {
             n: str(value) if isinstance(value, Decimal) else value for n, value in values.items()
         }
 
     def key_writer(self, shown: frozenset[str]) -> KeyWriter:
-        """Return what makes the key that readers of these columns get."""
+        """Return the function that makes the key for readers of these columns."""
         return key_writer(self.name, self.key, shown, self.key_secret)
 
     def needed(self, shown: frozenset[str]) -> frozenset[str]:
@@ -78,10 +78,10 @@ class Exposure:
         return shown if self.schema is None else self.columns
 
     def shape(self, allowed: frozenset[str] | None) -> Shape:
-        """Return the function that makes what a reader with these columns gets of a row.
+        """Return the function that makes the row for a reader of these columns.
 
-        Its second argument keeps what was made of the row for readers with other columns: a value
-        is read once, however many readers there are.
+        Its second argument caches the row's values for readers of other columns: a value is
+        converted once, for any number of readers.
         """
         shown = {
             column: name
@@ -101,7 +101,7 @@ class Exposure:
         return shape
 
     def _writer(self, column: str) -> Writer:
-        """Return what makes of a JSON value of a column the one that leaves."""
+        """Return the function that converts a column's JSON value to the one that is sent."""
         if self.types is None:
             return writer(_column(self.table, column).type)
         read = self.types.columns[column].read
@@ -120,7 +120,7 @@ class Exposure:
         return shape
 
     def _values(self, row: Row) -> dict[str, Any]:
-        """Return what a schema gets of a row, by the names of its fields."""
+        """Return the input of the schema, by the names of its fields."""
         if self.types is None:
             return {name: row.get(column) for column, name in self.fields.items()}
         readers = self.types.columns
@@ -133,7 +133,7 @@ def _column(table: sa.Table, name: str) -> sa.Column[Any]:
 
 
 def writer(type_: sa.types.TypeEngine[Any]) -> Writer:
-    """Return what turns a column's JSON value into the one that leaves: no digit is lost."""
+    """Return the function that converts a column's JSON value without loss of digits."""
     stored = plain_type(type_)
     if isinstance(stored, sa.ARRAY):
         item = writer(stored.item_type)
@@ -154,7 +154,7 @@ def _write_exact(value: Any) -> Any:
 
 
 def _write_float(value: Any) -> Any:
-    """NaN and infinities stay text: JSON has no word for them (RFC 8259, 6)."""
+    """Write NaN and infinities as text: JSON has no form for them (RFC 8259, 6)."""
     if value is None or value in {"NaN", "Infinity", "-Infinity"}:
         return value
     return float(value)

@@ -1,4 +1,4 @@
-"""Groups of readers that are shown the same, and readers that are about to join one."""
+"""Groups of readers that get the same frames, and readers that are about to join one."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -6,7 +6,13 @@ from dataclasses import dataclass, field
 
 from rowsignal.sse import frames
 from rowsignal.sse.access.exposures import Exposure, Row
-from rowsignal.sse.access.views import Event, Lens, RowKey, TableView, UnknownHistoryError
+from rowsignal.sse.access.views import (
+    Event,
+    RowFilter,
+    RowKey,
+    TableView,
+    UnknownHistoryError,
+)
 from rowsignal.sse.delivery.buffers import Reader
 
 Shown = list[tuple[tuple[str, RowKey], bytes]]
@@ -19,10 +25,10 @@ UNSHOWABLE = "A row of {} could not be shown as the application wants it."
 
 @dataclass(frozen=True, slots=True)
 class GroupKey:
-    """What readers must have in common to be shown the same frames.
+    """The properties that readers must share to get the same frames.
 
-    `with_id` says that the stream can be resumed, `known` that it is known which rows its readers
-    have seen, `guarded` names the tables of which policies decide who sees a row.
+    `with_id` says that the stream can be resumed, `known` that the rows shown so far are known,
+    `guarded` names the tables with row-level security.
     """
 
     views: tuple[TableView, ...]
@@ -32,9 +38,9 @@ class GroupKey:
 
 
 class SubscriberGroup:
-    """Readers that are shown the same.
+    """Readers that get the same frames.
 
-    A row that the types of a mapped class or its schema cannot take is passed by: they get a
+    A row that the types of a mapped class or its schema cannot take is skipped: they get a
     reset that does not end the stream, and `refused` is called with the table.
     """
 
@@ -48,8 +54,8 @@ class SubscriberGroup:
         self.key = key
         self._refused = refused
         self.readers: set[Reader] = set()
-        self.lenses = {
-            view.name: Lens(
+        self.row_filters = {
+            view.name: RowFilter(
                 view,
                 exposures[view.name],
                 known=key.known,
@@ -60,51 +66,55 @@ class SubscriberGroup:
         }
 
     def show(self, events: Iterable[Event]) -> Shown:
-        """Return the frames of some events, each with the row that it is about."""
+        """Return the frames of some events, each with its row."""
         shown: Shown = []
         for event in events:
-            lens = self.lenses.get(event.exposure.name)
-            chunk = lens and self._frame(lens, event)
+            row_filter = self.row_filters.get(event.exposure.name)
+            chunk = row_filter and self._frame(row_filter, event)
             if chunk:
                 shown.append(((event.exposure.name, event.row_key), chunk))
         return shown
 
     def snapshot(self, table: str, rows: Iterable[Row]) -> bytes:
-        """Return the frames of current rows, which come into sight with that."""
-        lens = self.lenses[table]
-        return b"".join(self._current(lens, row) for row in rows)
+        """Return the frames of current rows, and add their keys."""
+        row_filter = self.row_filters[table]
+        return b"".join(self._current(row_filter, row) for row in rows)
 
-    def _frame(self, lens: Lens, event: Event) -> bytes | None:
+    def _frame(self, row_filter: RowFilter, event: Event) -> bytes | None:
         try:
-            return lens.show(event, with_id=self.key.with_id)
+            return row_filter.show(event, with_id=self.key.with_id)
         except UnknownHistoryError:
             raise
         except Exception as error:  # noqa: BLE001 -- types and schemas raise what they like
             is_known, event.is_refused = event.is_refused, True
             position = event.position if self.key.with_id else None
-            return self._refuse(lens, event.key, None if is_known else error, position)
+            return self._refuse(row_filter, event.key, None if is_known else error, position)
 
-    def _current(self, lens: Lens, row: Row) -> bytes:
+    def _current(self, row_filter: RowFilter, row: Row) -> bytes:
         try:
-            return lens.snapshot(row)
+            return row_filter.snapshot(row)
         except Exception as error:  # noqa: BLE001 -- as above
-            return self._refuse(lens, lens.exposure.key_of(row), error)
+            return self._refuse(row_filter, row_filter.exposure.key_of(row), error)
 
     def _refuse(
-        self, lens: Lens, key: Row | None, error: Exception | None, position: str | None = None
+        self,
+        row_filter: RowFilter,
+        key: Row | None,
+        error: Exception | None,
+        position: str | None = None,
     ) -> bytes:
         """Return the reset for a refused row; log the first time that it is."""
-        table = lens.exposure.name
+        table = row_filter.exposure.name
         if error is not None:
             logger.error("the row %s of %s cannot be shown", key, table, exc_info=error)
         self._refused(self, table)
-        row = {**lens.names, "key": None if key is None else lens.key(key)}
+        row = {**row_filter.names, "key": None if key is None else row_filter.key(key)}
         return frames.passed_by(UNSHOWABLE.format(table), row, position)
 
     def remember(self, other: "SubscriberGroup") -> None:
-        """Take over what a reader that joins has been shown on its own so far."""
-        for name, lens in other.lenses.items():
-            mine, theirs = self.lenses[name].seen, lens.seen
+        """Add the rows that a joining reader was shown so far."""
+        for name, row_filter in other.row_filters.items():
+            mine, theirs = self.row_filters[name].seen, row_filter.seen
             if theirs.keys is None:
                 mine.keys = None
             else:
@@ -113,7 +123,7 @@ class SubscriberGroup:
 
 @dataclass(slots=True, eq=False)
 class JoiningReader:
-    """A reader on its way from the log to the live changes, which are held until it is there."""
+    """A reader that still reads the log; live changes are held back until it has caught up."""
 
     reader: Reader
     group: SubscriberGroup
