@@ -79,7 +79,8 @@ def create_sse_router(
     """
     if engine.dialect.name != "postgresql":
         raise ValueError(f"Streams need PostgreSQL: the engine is one of {engine.dialect.name}.")
-    outlet = Outlet(engine, exposures_of(tables, key_secret=key_secret), limits, hooks)
+    exposures = exposures_of(tables, key_secret=key_secret, dialect=engine.dialect)
+    outlet = Outlet(engine, exposures, limits, hooks)
     return router_of(outlet, authorize, tickets)
 
 
