@@ -61,6 +61,12 @@ class Hooks:
     ) -> None:
         """Report, now and then, how far behind a consumer is; at 1 `retention_used` is too far."""
 
+    def relayed(self, *, database: str, count: int, lag: float) -> None:
+        """Report messages that NATS has stored, and how many seconds the last one took."""
+
+    def relay_active(self, *, database: str, active: bool) -> None:
+        """Report that a relay is at work, or stands by."""
+
     def span(
         self,
         name: str,  # noqa: ARG002 -- for those that override it

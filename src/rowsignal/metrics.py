@@ -76,6 +76,7 @@ class PrometheusHooks(Hooks):
         )
 
         self._count_handlers(registry)
+        self._count_relays(registry)
 
     def _count_handlers(self, registry: CollectorRegistry) -> None:
         name = ["consumer"]
@@ -107,6 +108,21 @@ class PrometheusHooks(Hooks):
             "Share of the retention behind the consumer; at 1 changes are lost to it.",
             place,
             registry=registry,
+        )
+
+    def _count_relays(self, registry: CollectorRegistry) -> None:
+        name = ["database"]
+        self.relayed_messages = Counter(
+            "rowsignal_relayed_messages", "Messages that NATS has stored.", name, registry=registry
+        )
+        self.relay_lag = Gauge(
+            "rowsignal_relay_lag_seconds",
+            "From the capture of the last relayed change to its being stored.",
+            name,
+            registry=registry,
+        )
+        self.active_relay = Gauge(
+            "rowsignal_relay_active", "1 at work, 0 standing by.", name, registry=registry
         )
 
     def connected(self, *, epoch: int) -> None:  # noqa: ARG002 -- counted, not shown
@@ -166,3 +182,12 @@ class PrometheusHooks(Hooks):
         self.lag_changes.labels(**place).set(changes)
         self.lag_seconds.labels(**place).set(seconds)
         self.retention_used.labels(**place).set(retention_used)
+
+    def relayed(self, *, database: str, count: int, lag: float) -> None:
+        """Count stored messages, and show the lag of the last one."""
+        self.relayed_messages.labels(database=database).inc(count)
+        self.relay_lag.labels(database=database).set(lag)
+
+    def relay_active(self, *, database: str, active: bool) -> None:
+        """Show whether this relay is at work."""
+        self.active_relay.labels(database=database).set(active)
