@@ -18,6 +18,7 @@ from rowsignal.cli.grant import grant, revoke
 from rowsignal.cli.migrations import init
 from rowsignal.cli.output import write
 from rowsignal.cli.prune import prune
+from rowsignal.cli.relay import relay
 from rowsignal.cli.serve import serve
 from rowsignal.cli.terminal import printable
 from rowsignal.cli.triggers import install, status, uninstall
@@ -47,6 +48,7 @@ COMMANDS = (
     watch,
     work,
     serve,
+    relay,
     prune,
     demo,
     bench,
