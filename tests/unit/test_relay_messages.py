@@ -100,9 +100,7 @@ def test_resets_and_checkpoints_come_back() -> None:
     message = writer.reset(of_table, POSITION, 7)
     assert message.subject == "rowsignal.d.s.t"
     found = decode(message.payload, message.headers, "p")
-    assert found == TableReset(
-        reason="Gone.", position="p", table=("s", "t"), is_of_capture=True
-    )
+    assert found == TableReset(reason="Gone.", position="p", table=("s", "t"), is_of_capture=True)
     checkpoint = writer.checkpoint(POSITION, 7)
     assert decode(checkpoint.payload, checkpoint.headers, "p") == Checkpoint()
     assert len({reset.id, checkpoint.id, writer.checkpoint(POSITION, 8).id}) == 3

@@ -35,11 +35,11 @@ def relay(
     ] = 1,
     max_age: Annotated[
         float,
-        typer.Option(metavar="SECONDS", min=1, help="How long the stream keeps messages, as above."),
+        typer.Option(metavar="SECONDS", min=1, help="How long it keeps messages, as above."),
     ] = 3 * 24 * 3600.0,
     max_bytes: Annotated[
         int | None,
-        typer.Option(min=1, help="How large the stream may be, as above.", show_default=False),
+        typer.Option(min=1, help="How large it may be, as above.", show_default=False),
     ] = None,
     url: Url = None,
 ) -> None:

@@ -22,7 +22,13 @@ class Pipeline:
     """
 
     def __init__(
-        self, publisher: Publisher, head: Head, *, timeout: float, report: Report, limit: int = LIMIT
+        self,
+        publisher: Publisher,
+        head: Head,
+        *,
+        timeout: float,
+        report: Report,
+        limit: int = LIMIT,
     ) -> None:
         """Go on after the end of a stream; `report` is told how many messages are stored."""
         self.sequence = self._stored = head.sequence

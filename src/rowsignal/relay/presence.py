@@ -47,8 +47,10 @@ class Presence:
 
     async def silence(self) -> None:
         """Wait until no other relay has said for a while that it is at work."""
-        while (left := self._heard_at + self._timings.takeover - self._now()) > 0:
+        left = self._left()
+        while left > 0:
             await asyncio.sleep(left)
+            left = self._left()
 
     async def announce(self) -> NoReturn:
         """Say that this relay is at work; raise `StandbyRequiredError` once another is meant to be.
@@ -67,6 +69,9 @@ class Presence:
             await self._client.publish(self._subject, self.id.encode())
             said_at = now
             await asyncio.sleep(self._timings.presence)
+
+    def _left(self) -> float:
+        return self._heard_at + self._timings.takeover - self._now()
 
     def _hears_other(self, now: float) -> bool:
         return bool(self._other) and now - self._heard_at < self._timings.takeover

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from nats.aio.client import Client
 from sqlalchemy.ext.asyncio import AsyncEngine
+
 from support.change_log import Shop, open_shop
 from support.nats_server import NatsServer, client_of, nats_server
 from support.relays import StreamReader

@@ -6,9 +6,6 @@ from typing import Any
 
 import pytest
 from nats.aio.client import Client
-from support.change_log import Shop
-from support.nats_server import NatsServer
-from support.relays import QUICK, StreamReader, relaying
 
 from rowsignal.exceptions import NotWatchedError, TriggerInstallError
 from rowsignal.hooks import Hooks
@@ -16,6 +13,9 @@ from rowsignal.relay import Relay, RelayTimings, StreamSettings, subject_of
 from rowsignal.relay.messages import POSITION, decode
 from rowsignal.streams.loader import RowChange
 from rowsignal.triggers import install_triggers
+from support.change_log import Shop
+from support.nats_server import NatsServer
+from support.relays import QUICK, StreamReader, relaying
 
 
 async def test_a_change_is_one_message_with_its_row_and_its_place(
