@@ -189,3 +189,7 @@ class NotWatchedError(RowSignalError, RuntimeError):
 
 class UnavailableError(RowSignalError, ConnectionError):
     """The database does not answer just now."""
+
+
+class UnsupportedError(RowSignalError, NotImplementedError):
+    """Something was asked for that needs a database, of a process that has none."""

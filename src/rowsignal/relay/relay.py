@@ -178,9 +178,8 @@ class Term:
 
     def _check(self, feed: ChangeFeed) -> None:
         """Refuse to begin where changes would be missing: that is for an operator to mend."""
+        feed.check()
         for state in feed.states.values():
-            if state.fault is not None:
-                raise NotWatchedError(f"{state.fault} Run `rowsignal install {state.label}`.")
             if state.capture.kind != "log":
                 raise NotWatchedError(
                     f"{state.label} has no change log, which a relay reads:"

@@ -29,12 +29,14 @@ OVERFLOWN = "Changes are missing: they were not read in time."
 class Portion:
     """Some changes, whose rows are still to be loaded, and the position after the last of them.
 
-    `is_hearsay`: they come from notifications, which any role can send.
+    `is_hearsay`: they come from notifications, which any role can send. `is_complete` is false when
+    more is waiting where it was asked for.
     """
 
     items: Sequence[RowChange | Reset]
     position: str | None = None
     is_hearsay: bool = False
+    is_complete: bool = True
 
 
 class Source(Protocol):

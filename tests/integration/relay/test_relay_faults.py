@@ -3,11 +3,12 @@
 import asyncio
 import os
 import signal
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.hooks import Hooks
@@ -24,13 +25,22 @@ from support.relays import QUICK, Load, Stored, StreamReader, relay_process, rel
 ROUNDS = 100 if "ROWSIGNAL_STRESS" not in os.environ else 10_000  # of 100 changes each
 
 
+@asynccontextmanager
+async def aclosing_engine(engine: AsyncEngine) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        await engine.dispose()
+
+
 async def _never_standing_by(engine: AsyncEngine, url: str, label: str) -> NoReturn:
     """Relay without hearing other relays: only the stream decides between them."""
     database = engine.url.database or ""
-    async with connected(url, label) as client:
+    own = create_async_engine(engine.url)  # and so a reader of the log of its own
+    async with aclosing_engine(own), connected(url, label) as client:
         publisher = JetStreamPublisher(client, database)
         tables = {("public", "item"): None}
-        term = Term(engine, publisher, database, tables, QUICK, Hooks())
+        term = Term(own, publisher, database, tables, QUICK, Hooks())
         deaf = Presence(client, f"{database} {label}", QUICK)
         while True:
             try:

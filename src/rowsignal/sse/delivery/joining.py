@@ -2,19 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from rowsignal.change_log import Batch
-from rowsignal.change_log.tail import LogTail
 from rowsignal.changes import Reset
 from rowsignal.exceptions import PositionError
-from rowsignal.listener import Listener
-from rowsignal.postgres.json_rows import one_view, pin_settings
+from rowsignal.postgres.json_rows import pin_settings
 from rowsignal.sse import frames
 from rowsignal.sse.access.exposures import Row
 from rowsignal.sse.access.views import Event, Lens, UnknownHistoryError
@@ -25,7 +22,7 @@ from rowsignal.sse.delivery.groups import JoiningReader, SubscriberGroup
 from rowsignal.sse.delivery.rows import all_rows
 from rowsignal.sse.delivery.turns import FairTurns, Turn
 from rowsignal.sse.limits import Limits
-from rowsignal.streams.sources import portion_of
+from rowsignal.streams.sources import Portion
 
 logger = logging.getLogger("rowsignal.sse")
 
@@ -170,10 +167,10 @@ async def _step(
     place = await start.feed.settle()
     joining = distribution.hold(reader, group)
     try:
-        batch = await _read(start, group, after, place)
-        if not batch.is_complete:
+        portion = await _read(start, group, after, place)
+        if not portion.is_complete:
             distribution.let_go(joining)
-        chunk = await _show(start, group, batch)
+        chunk = await _show(start, group, portion)
     except _AheadError:
         distribution.let_go(joining)
         await start.feed.moved()
@@ -181,38 +178,40 @@ async def _step(
     except BaseException:
         distribution.let_go(joining)
         raise
-    return chunk, batch.position, joining if batch.is_complete else None
+    return chunk, portion.position or after, joining if portion.is_complete else None
 
 
 class _AheadError(Exception):
     """The reader's position lies after that of a feed that catches up itself."""
 
 
-async def _read(start: StartContext, group: SubscriberGroup, after: str, until: str) -> Batch:
+async def _read(start: StartContext, group: SubscriberGroup, after: str, until: str) -> Portion:
     if after == until:
-        return Batch(changes=[], position=after)
+        return Portion((), after)
     tables = [lens.exposure.full_name for lens in group.lenses.values()]
-    log = LogTail.of(start.feed.engine).log
     async with start.turns.request(start.principal):
         try:
-            batch = await log.read(after, until=until, tables=tables)
+            portion = await start.feed.source.read(after, until, tables)
         except PositionError:
             raise
         except ValueError as error:
             raise _AheadError from error
-    if isinstance(batch, Reset):
-        raise GapError(batch.reason)
-    return batch
+    _refuse_gaps(portion.items)
+    return portion
 
 
-async def _show(start: StartContext, group: SubscriberGroup, batch: Batch) -> bytes:
-    exposures = [lens.exposure for lens in group.lenses.values()]
-    wanted = {it.full_name: it.columns | group.lenses[it.name].filter_columns for it in exposures}
-    async with start.turns.request(start.principal):
-        items = await start.feed.events(portion_of(batch), wanted)
+def _refuse_gaps(items: Iterable[object]) -> None:
     for item in items:
         if isinstance(item, Reset):
             raise GapError(item.reason)
+
+
+async def _show(start: StartContext, group: SubscriberGroup, portion: Portion) -> bytes:
+    exposures = [lens.exposure for lens in group.lenses.values()]
+    wanted = {it.full_name: it.columns | group.lenses[it.name].filter_columns for it in exposures}
+    async with start.turns.request(start.principal):
+        items = await start.feed.events(portion, wanted)
+    _refuse_gaps(items)
     events = [item for item in items if isinstance(item, Event)]
     try:
         return b"".join(piece for _, piece in group.show(events))
@@ -283,15 +282,11 @@ async def _open(
     start: StartContext, stack: AsyncExitStack, group: SubscriberGroup, reading: Reading
 ) -> AsyncConnection:
     """Open a connection that sees one moment; where the changes are logged, name its position."""
-    engine = start.feed.engine
-    if group.key.with_id:
-        seen = await stack.enter_async_context(LogTail.of(engine).log.snapshot())
-        connection, reading.position = seen.connection, seen.position
-    else:
-        view = one_view(engine, Listener.of(engine).listen_url)
-        connection = await stack.enter_async_context(view)
-    await pin_settings(connection, is_local=True)
-    return connection
+    rows = start.feed.source.rows(is_logged=group.key.with_id)
+    view = await stack.enter_async_context(rows)
+    reading.position = view.position
+    await pin_settings(view.connection, is_local=True)
+    return view.connection
 
 
 async def _next_page(pages: AsyncGenerator[list[Row], None], ends_at: float) -> list[Row] | None:
