@@ -1,21 +1,36 @@
 """The publisher on NATS JetStream."""
 
 import asyncio
+import itertools
+import json
 from dataclasses import dataclass
 from typing import Any
 
 from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.js import api
-from nats.js.errors import APIError, NotFoundError
+from nats.js.errors import NotFoundError
 
 from rowsignal.relay.messages import POSITION, Message
-from rowsignal.relay.publisher import Acknowledgement, FencedError, Head, Receipt
+from rowsignal.relay.publisher import FencedError, Head
 from rowsignal.relay.subjects import all_subjects, stream_name
 
 EXPECTED_SEQUENCE = "Nats-Expected-Last-Sequence"
 EXPECTED_ID = "Nats-Expected-Last-Msg-Id"
 WRONG_PLACE = frozenset({10070, 10071, 10164})  # wrong last message id, wrong last sequence (two)
-IN_FLIGHT = 4000
+STATUS = "Status"  # of an answer that nothing gave: no stream takes the subject just now
+
+
+class RefusedError(ConnectionError):
+    """JetStream did not store a message: it is full, electing a leader or not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What JetStream says of a message that it has stored, now or before."""
+
+    seq: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +56,11 @@ class JetStreamPublisher:
         self._client = client
         self._database = database
         self._settings = settings or StreamSettings()
-        self._js = client.jetstream(publish_async_max_pending=IN_FLIGHT)
+        self._js = client.jetstream()
+        self._inbox = ""
+        self._subscription: Subscription | None = None
+        self._numbers = itertools.count()
+        self._waiting: dict[str, asyncio.Future[Stored]] = {}
 
     @property
     def max_bytes(self) -> int:
@@ -50,6 +69,7 @@ class JetStreamPublisher:
 
     async def head(self) -> Head:
         """Return the end of the stream, which is made where there is none."""
+        self._waiting = {it: future for it, future in self._waiting.items() if not future.done()}
         sequence = (await self._info()).state.last_seq
         if not sequence:
             return Head()
@@ -59,34 +79,45 @@ class JetStreamPublisher:
             return Head(sequence)
         return Head(sequence, (last.headers or {}).get(POSITION))
 
-    async def publish(self, message: Message, after: int, follows: str | None) -> Acknowledgement:
+    async def publish(
+        self, message: Message, after: int, follows: str | None
+    ) -> asyncio.Future[Stored]:
         """Send a message that is stored only right after a sequence, and the id that it has."""
         headers = message.headers
         headers[EXPECTED_SEQUENCE] = str(after)
         if follows is not None:
             headers[EXPECTED_ID] = follows
-        return await self._js.publish_async(message.subject, message.payload, headers=headers)
+        if not self._inbox:
+            await self._listen()
+        number = str(next(self._numbers))
+        future = self._waiting[number] = asyncio.get_running_loop().create_future()
+        reply = f"{self._inbox}.{number}"
+        await self._client.publish(message.subject, message.payload, reply, headers)
+        return future
 
-    async def wait(self, acknowledgement: Acknowledgement, timeout: float) -> Receipt:
-        """Return the receipt; raise `TimeoutError` after some seconds without one."""
-        assert isinstance(acknowledgement, asyncio.Future)  # noqa: S101 -- of `publish`
-        if not acknowledgement.done():
-            await asyncio.wait([acknowledgement], timeout=timeout)
-        if not acknowledgement.done():
-            raise TimeoutError(f"JetStream did not acknowledge a message within {timeout:g} s.")
-        try:
-            receipt: Receipt = acknowledgement.result()
-        except APIError as error:
-            if error.err_code in WRONG_PLACE:
-                raise FencedError from error
-            raise
-        return receipt
-
-    def forget(self, acknowledgement: Acknowledgement) -> None:
-        """Wait for a receipt no longer; one that never came would keep its place among few."""
-        assert isinstance(acknowledgement, asyncio.Future)  # noqa: S101 -- of `publish`
+    def forget(self, acknowledgement: asyncio.Future[Stored]) -> None:
+        """Wait for a receipt no longer."""
         if not acknowledgement.cancel() and not acknowledgement.cancelled():
             acknowledgement.exception()  # has been seen
+
+    async def close(self) -> None:
+        """Hear of no receipt any more."""
+        if self._subscription is not None and self._client.is_connected:
+            await self._subscription.unsubscribe()
+
+    async def _listen(self) -> None:
+        # nats-py's own `publish_async` never tells of a message that was refused.
+        self._inbox = self._client.new_inbox()
+        self._subscription = await self._client.subscribe(f"{self._inbox}.*", cb=self._answered)
+
+    async def _answered(self, answer: Msg) -> None:
+        future = self._waiting.pop(answer.subject.rpartition(".")[2], None)
+        if future is None or future.done():
+            return
+        try:
+            future.set_result(_receipt(answer))
+        except (FencedError, RefusedError) as error:
+            future.set_exception(error)
 
     async def _info(self) -> api.StreamInfo:
         try:
@@ -109,3 +140,16 @@ class JetStreamPublisher:
             num_replicas=settings.replicas,
             **limits,
         )
+
+
+def _receipt(answer: Msg) -> Stored:
+    """Read an acknowledgement (NATS, "JetStream wire API"); raise for what was not stored."""
+    if answer.headers and STATUS in answer.headers:
+        raise RefusedError("No JetStream takes the subject just now.")
+    said = json.loads(answer.data)
+    error = said.get("error")
+    if error is None:
+        return Stored(said["seq"])
+    if error.get("err_code") in WRONG_PLACE:
+        raise FencedError
+    raise RefusedError(f"JetStream has refused a message: {error.get('description')}.")

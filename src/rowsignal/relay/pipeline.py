@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import NoReturn
 
 from rowsignal.relay.messages import Message
-from rowsignal.relay.publisher import Acknowledgement, FencedError, Head, Publisher
+from rowsignal.relay.publisher import Acknowledgement, FencedError, Head, Publisher, Receipt
 
 LIMIT = 2000
 REPORT = 500  # acknowledgements between two reports, where there are as many at once
@@ -66,7 +66,7 @@ class Pipeline:
                 self._sent.clear()
                 await self._sent.wait()
             acknowledgement, message = self._flying[0]
-            receipt = await self._publisher.wait(acknowledgement, self._timeout)
+            receipt = await self._receipt(acknowledgement)
             stored += 1
             if receipt.seq != stored:
                 raise FencedError
@@ -76,6 +76,14 @@ class Pipeline:
             if not self._flying or count >= REPORT:
                 self._report(count, message.captured_at)
                 count = 0
+
+    async def _receipt(self, acknowledgement: Acknowledgement) -> Receipt:
+        if not acknowledgement.done():
+            await asyncio.wait([acknowledgement], timeout=self._timeout)
+        if not acknowledgement.done():
+            raise TimeoutError(f"A message was not acknowledged within {self._timeout:g} s.")
+        receipt: Receipt = acknowledgement.result()
+        return receipt
 
     def close(self) -> None:
         """Wait for nothing any more."""

@@ -1,7 +1,8 @@
 """What a relay needs of the engine that carries its messages."""
 
+import asyncio
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from rowsignal.relay.messages import Message
 
@@ -29,14 +30,7 @@ class Receipt(Protocol):
         """The sequence."""
 
 
-class Acknowledgement(Protocol):
-    """The receipt of a message, once it is there."""
-
-    def done(self) -> bool:
-        """Tell whether there is a receipt or an error."""
-
-    def result(self) -> Receipt:
-        """Return the receipt, or raise `FencedError` or what kept the message from being stored."""
+Acknowledgement = asyncio.Future[Any]  # of a `Receipt`; of `FencedError`, or of what went wrong
 
 
 class Publisher(Protocol):
@@ -55,9 +49,6 @@ class Publisher(Protocol):
         `follows`, the id of the message of that sequence, is given while it is not known to be
         stored: a number alone would also fit behind a message of another relay.
         """
-
-    async def wait(self, acknowledgement: Acknowledgement, timeout: float) -> Receipt:
-        """Return the receipt; raise `TimeoutError` after some seconds without one."""
 
     def forget(self, acknowledgement: Acknowledgement) -> None:
         """Wait for a receipt no longer."""

@@ -79,6 +79,7 @@ class Relay:
             stack.push_async_callback(presence.close)
             await presence.open()
             publisher = JetStreamPublisher(client, database, self._stream)
+            stack.push_async_callback(publisher.close)
             term = Term(self._engine, publisher, database, tables, self._timings, self._hooks)
             await self._keep_going(term, presence)
 
