@@ -14,6 +14,7 @@ from rowsignal.cli.consumers import consumers
 from rowsignal.cli.demo import demo
 from rowsignal.cli.doctor import doctor
 from rowsignal.cli.errors import explain
+from rowsignal.cli.gateway import gateway
 from rowsignal.cli.grant import grant, revoke
 from rowsignal.cli.migrations import init
 from rowsignal.cli.output import write
@@ -49,6 +50,7 @@ COMMANDS = (
     work,
     serve,
     relay,
+    gateway,
     prune,
     demo,
     bench,

@@ -4,6 +4,7 @@ import rowsignal.exceptions
 
 try:
     from rowsignal.relay.jetstream import JetStreamPublisher, StreamSettings
+    from rowsignal.relay.offered import relayed_tables
     from rowsignal.relay.publisher import Publisher
     from rowsignal.relay.relay import Relay
     from rowsignal.relay.source import JetStreamSource
@@ -19,6 +20,7 @@ __all__ = [
     "Relay",
     "RelayTimings",
     "StreamSettings",
+    "relayed_tables",
     "stream_name",
     "subject_of",
 ]

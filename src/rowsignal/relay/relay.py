@@ -3,13 +3,15 @@
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from datetime import datetime
+from functools import partial
 from typing import Any, NoReturn
 
 from nats.aio.client import Client
 from sqlalchemy import text
+from sqlalchemy.exc import NoSuchTableError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.changes import Reset
@@ -19,6 +21,7 @@ from rowsignal.identifiers import QualifiedName
 from rowsignal.listener import reconnect_delays
 from rowsignal.postgres.errors import describe, is_outage
 from rowsignal.relay.connection import OUTAGES, connected
+from rowsignal.relay.descriptions import Descriptions, describe_tables
 from rowsignal.relay.jetstream import JetStreamPublisher, StreamSettings
 from rowsignal.relay.messages import TOO_LARGE, UNPLACED, Message, MessageWriter
 from rowsignal.relay.pipeline import Pipeline
@@ -31,6 +34,8 @@ from rowsignal.streams.loader import Loaded, RowChange, TableReset
 from rowsignal.streams.sources import Portion
 
 logger = logging.getLogger("rowsignal.relay")
+
+Describe = Callable[[Mapping[QualifiedName, tuple[str, ...]]], Awaitable[None]]
 
 LONGEST_DELAY = 1.0  # between attempts: NATS and PostgreSQL are asked for one message each
 EMPTIED = (
@@ -81,7 +86,23 @@ class Relay:
             publisher = JetStreamPublisher(client, database, self._stream)
             stack.push_async_callback(publisher.close)
             term = Term(self._engine, publisher, database, tables, self._timings, self._hooks)
+            replicas = (self._stream or StreamSettings()).replicas
+            term.describe = partial(self._describe, Descriptions(client, database), replicas)
             await self._keep_going(term, presence)
+
+    async def _describe(
+        self,
+        descriptions: Descriptions,
+        replicas: int,
+        columns: Mapping[QualifiedName, tuple[str, ...]],
+    ) -> None:
+        """Tell gateways what the tables are like."""
+        try:
+            found = await describe_tables(self._engine, columns)
+        except NoSuchTableError as error:  # dropped just now, which the catalogue will tell
+            logger.warning("a table cannot be described: %s", describe(error))
+            return
+        await descriptions.store(found.values(), replicas)
 
     async def _name(self) -> str:
         async with self._engine.connect() as connection:
@@ -132,6 +153,8 @@ class Term:
         self._reached = ""
         self._stored_at = 0.0
         self._is_first = True
+        self._described: Mapping[QualifiedName, tuple[str, ...]] = {}
+        self.describe: Describe | None = None
 
     async def run(self, presence: Presence) -> NoReturn:
         """Publish what comes after the stream's last message; raise what ends the term."""
@@ -149,6 +172,7 @@ class Term:
             if is_lost:
                 await self._begin(feed, pipeline, head)
             await self._tell_faults(feed, pipeline)
+            await self._follow_columns(feed)
             self._hooks.relay_active(database=self.database, active=True)
             logger.info("relaying %s after message %d", self.database, head.sequence)
             await run_together(
@@ -204,14 +228,22 @@ class Term:
     async def _publish(self, feed: ChangeFeed, pipeline: Pipeline) -> NoReturn:
         while True:
             portion = await feed.next()
-            columns = {
-                name: columns_of(shape, self._tables[name]) for name, shape in feed.shapes.items()
-            }
+            columns = await self._follow_columns(feed)
             wanted = {name: frozenset(names) for name, names in columns.items()}
             loaded = await feed.load(portion, wanted)
             for it in loaded:
                 await self._send(feed, pipeline, it, columns)
             await self._finish(portion, pipeline, is_empty=not loaded)
+
+    async def _follow_columns(self, feed: ChangeFeed) -> dict[QualifiedName, tuple[str, ...]]:
+        """Return the columns that are carried now; where they have changed, tell gateways."""
+        columns = {
+            name: columns_of(shape, self._tables[name]) for name, shape in feed.shapes.items()
+        }
+        if columns != self._described and self.describe is not None:
+            await self.describe(columns)
+        self._described = columns
+        return columns
 
     async def _finish(self, portion: Portion, pipeline: Pipeline, *, is_empty: bool) -> None:
         now = time.monotonic()
