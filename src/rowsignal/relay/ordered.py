@@ -1,6 +1,7 @@
 """The messages of a stream from a sequence on, none of them twice and none out of order."""
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -23,7 +24,6 @@ PAGE = 1000
 FETCH_TIMEOUT = 5.0
 
 Handle = Callable[[int, Msg], Awaitable[None]]
-Fetch = Callable[[int], Awaitable[list[Msg]]]
 
 
 class BrokenOrderError(ConnectionError):
@@ -112,9 +112,46 @@ async def _end(client: Client, subscription: Subscription) -> None:
         await subscription.unsubscribe()
 
 
+class PageReader:
+    """Fetches messages that are there, a number at a time, with one request each.
+
+    nats-py's own `fetch` may give one more than was asked for, and makes a task for each message.
+    """
+
+    def __init__(self, client: Client, next_subject: str) -> None:
+        self._client = client
+        self._next = next_subject
+        self._inbox = client.new_inbox()
+        self._wanted = 0
+        self._messages: list[Msg] = []
+        self._is_over = asyncio.Event()
+
+    async def open(self) -> Subscription:
+        """Begin to hear."""
+        return await self._client.subscribe(self._inbox, cb=self._take)
+
+    async def fetch(self, count: int) -> list[Msg]:
+        """Return the next messages: fewer where the server says that there are no more."""
+        self._wanted, self._messages = count, []
+        self._is_over.clear()
+        request = {"batch": count, "no_wait": True}
+        await self._client.publish(self._next, json.dumps(request).encode(), self._inbox)
+        async with asyncio.timeout(FETCH_TIMEOUT):
+            await self._is_over.wait()
+        return self._messages
+
+    async def _take(self, message: Msg) -> None:
+        if message.headers is not None and STATUS in message.headers:
+            self._is_over.set()
+            return
+        self._messages.append(message)
+        if len(self._messages) >= self._wanted:
+            self._is_over.set()
+
+
 @asynccontextmanager
-async def pages(client: Client, stream: str, start: int) -> AsyncIterator[Fetch]:
-    """Yield what fetches the next messages from a sequence on, up to a number at a time."""
+async def pages(client: Client, stream: str, start: int) -> AsyncIterator[PageReader]:
+    """Yield what fetches the messages from a sequence on, in order."""
     js = client.jetstream()
     config = api.ConsumerConfig(
         deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE,
@@ -125,15 +162,12 @@ async def pages(client: Client, stream: str, start: int) -> AsyncIterator[Fetch]
         num_replicas=1,
     )
     name = (await js.add_consumer(stream, config)).name
-    reading = await js.pull_subscribe_bind(consumer=name, stream=stream)
-
-    async def fetch(count: int) -> list[Msg]:
-        return await reading.fetch(count, timeout=FETCH_TIMEOUT)
-
+    reader = PageReader(client, f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}")
+    subscription = await reader.open()
     try:
-        yield fetch
+        yield reader
     finally:
+        await _end(client, subscription)
         if client.is_connected:
-            await reading.unsubscribe()
             with suppress(JetStreamError, TimeoutError):  # the server forgets it by itself
                 await js.delete_consumer(stream, name)

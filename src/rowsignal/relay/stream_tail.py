@@ -26,6 +26,7 @@ logger = logging.getLogger("rowsignal.relay")
 
 PATIENCE = 5.0  # seconds for NATS to answer a reader that waits
 LONGEST_DELAY = 1.0
+LATE = 0.05
 MAX_RECENT = 10_000
 MAX_RECENT_BYTES = 16 * 2**20
 
@@ -127,7 +128,8 @@ class StreamTail:
         if self._recent and self._recent[0].sequence <= after + 1:
             return [entry for entry in self._recent if after < entry.sequence <= last]
         try:
-            entries = await self._fetch(after, last)
+            async with asyncio.timeout(PATIENCE):
+                entries = await self._fetch(after, last)
         except OUTAGES as error:
             raise UnavailableError("NATS does not answer just now.") from error
         expected = range(after + 1, last + 1)
@@ -137,16 +139,26 @@ class StreamTail:
 
     async def _fetch(self, after: int, last: int) -> list[Entry]:
         entries: list[Entry] = []
-        async with pages(self._connection(), self.stream, after + 1) as fetch:
-            while not entries or entries[-1].sequence < last:
-                done = entries[-1].sequence if entries else after
-                for message in await fetch(last - done):
+        async with pages(self._connection(), self.stream, after + 1) as reader:
+            done = after
+            while done < last:
+                messages = await reader.fetch(last - done)
+                if not messages and await self._has_discarded(done):
+                    return entries
+                for message in messages:
                     sequence = message.metadata.sequence.stream
                     if sequence != done + 1:
                         return entries
                     done = sequence
                     entries.append(self._entry(sequence, message))
         return entries
+
+    async def _has_discarded(self, sequence: int) -> bool:
+        """Tell whether what comes after a sequence is gone; else a replica may be a little late."""
+        if (await self._info()).state.first_seq > sequence + 1:
+            return True
+        await asyncio.sleep(LATE)
+        return False
 
     async def _open(self) -> None:
         async with AsyncExitStack() as stack:
