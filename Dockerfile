@@ -8,12 +8,12 @@ WORKDIR /source
 COPY pyproject.toml README.md LICENSE constraints.txt ./
 COPY src src
 COPY sql sql
-RUN pip wheel --no-cache-dir --constraint constraints.txt --wheel-dir /wheels ".[service]"
+RUN pip wheel --no-cache-dir --constraint constraints.txt --wheel-dir /wheels ".[nats,service]"
 
 FROM ${PYTHON_IMAGE}
 RUN useradd --system --create-home --uid 10001 rowsignal
 COPY --from=build /wheels /wheels
-RUN pip install --no-cache-dir --no-index --find-links /wheels "rowsignal[service]" && rm -r /wheels
+RUN pip install --no-cache-dir --no-index --find-links /wheels "rowsignal[nats,service]" && rm -r /wheels
 USER 10001
 ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -52,6 +52,7 @@ from rowsignal.exceptions import (
     TriggerInstallError,
     UnavailableError,
     UnreadableRowError,
+    UnsupportedError,
     WaitTimeoutError,
 )
 from rowsignal.handlers import (
@@ -203,6 +204,7 @@ __all__ = [
     "TriggerState",
     "UnavailableError",
     "UnreadableRowError",
+    "UnsupportedError",
     "WaitTimeoutError",
     "add_exception_handlers",
     "advisory_lock",
