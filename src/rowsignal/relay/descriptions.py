@@ -4,6 +4,7 @@ Descriptions are in one key-value bucket, under the tokens of database, schema a
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,12 +14,15 @@ from nats.js.api import KeyValueConfig
 from nats.js.errors import BucketNotFoundError, NoKeysError
 from nats.js.kv import KeyValue
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+from sqlalchemy.exc import UnsupportedCompilationError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.identifiers import QualifiedName
 from rowsignal.relay.subjects import token
 
 BUCKET = "rowsignal-tables"
+DIALECT = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
 KEPT = ("timezone", "precision")  # of a type, beside its name: filters depend on them
 
 Description = Mapping[str, Any]
@@ -83,17 +87,19 @@ def _type(type_: sa.types.TypeEngine[Any]) -> dict[str, Any]:
         return {"type": "ARRAY", "of": _type(type_.item_type)}
     if isinstance(type_, sa.Enum):
         return {"type": "ENUM", "labels": list(type_.enums)}
-    stored = type_.dialect_impl(postgresql.dialect())  # type: ignore[no-untyped-call]
-    name = next(
-        (it.__name__ for it in (*type(type_).__mro__, *type(stored).__mro__) if _is_known(it)), ""
-    )
     kept = {it: getattr(type_, it, None) for it in KEPT}
-    return {"type": name, **{it: value for it, value in kept.items() if value}}
+    return {"type": _name(type_), **{it: value for it, value in kept.items() if value}}
 
 
-def _is_known(kind: type[Any]) -> bool:
-    name = kind.__name__
-    return name.isupper() and isinstance(getattr(postgresql, name, None), type)
+def _name(type_: sa.types.TypeEngine[Any]) -> str:
+    """Return the name of SQLAlchemy's type; nothing for a type that it does not know."""
+    try:
+        written = type_.compile(DIALECT)
+    except UnsupportedCompilationError:
+        return ""
+    plain, *_ = re.split(r"\(| WITH", written, maxsplit=1)
+    name = plain.strip().replace(" ", "_")
+    return name if isinstance(getattr(postgresql, name, None), type) else ""
 
 
 def _made(facts: Mapping[str, Any]) -> sa.types.TypeEngine[Any]:

@@ -61,6 +61,7 @@ async def relayed(
     """Provide the name of a database whose orders and items are relayed."""
     await make_tables(engine, row_values=True)
     async with relaying(engine, nats.url):
+        await stream.next()
         await execute(engine, "insert into orders values (1, 'open', 1.50, 1, 'x')")
         await stream.changes(1)
         yield engine.url.database or ""
