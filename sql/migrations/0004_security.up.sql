@@ -355,7 +355,9 @@ $rowsignal$;
 
 -- :: store_position
 -- Keep a position under the digest of its text, so that one position is one row however often it is
--- handed in; null for a position of transactions that this server has not begun.
+-- handed in; null for one of transactions that this server has not begun, or of more than can run at
+-- once. Some 10,000 are kept:
+-- positions can be made up, and the reader of one that has been dropped is told to begin anew.
 create or replace function rowsignal.store_position_v2(before pg_snapshot, after pg_snapshot)
 returns uuid
 language plpgsql volatile security definer
@@ -363,12 +365,20 @@ set search_path = pg_catalog, pg_temp
 as $rowsignal$
 declare
     digest constant uuid := md5(concat(before, ' ', after))::uuid;
+    most_running constant integer := current_setting('max_connections')::integer
+        + current_setting('max_prepared_transactions')::integer + 100;
 begin
-    if greatest(pg_snapshot_xmax(before), pg_snapshot_xmax(after)) > pg_snapshot_xmax(pg_current_snapshot()) then
+    if greatest(pg_snapshot_xmax(before), pg_snapshot_xmax(after)) > pg_snapshot_xmax(pg_current_snapshot())
+        or greatest(pg_column_size(before), pg_column_size(after)) > 8 * most_running + 64
+    then
         return null;
     end if;
     insert into rowsignal.stored_position (id, before, after) values (digest, before, after)
     on conflict do nothing;
+    if found and random() < 0.01 then
+        delete from rowsignal.stored_position as p
+        where p.id in (select s.id from rowsignal.stored_position as s order by s.stored_at desc offset 10000);
+    end if;
     return digest;
 end
 $rowsignal$;
@@ -1210,6 +1220,11 @@ $rowsignal$;
 -- owner: values of user-defined types are written by their output functions (values.sql), and
 -- operators are applied to built-in types alone. No role but the owner may execute them, so no role
 -- can make a trigger that calls them, or call them otherwise, to forge a change.
+--
+-- Changing and restoring a setting for each call (SET) is a large part of a trigger's cost, so the
+-- generated text names the schema of every function, operator, type and collation: the writer's
+-- search_path decides nothing. IS DISTINCT FROM looks for its operator by that path, so differ_v1 stands
+-- for it. Only functions that write values of a column have settings pinned.
 
 -- :: key value of a logged row
 -- Integers, booleans and strings as such, everything else as the string of its JSON text.
@@ -1234,8 +1249,7 @@ end
 $rowsignal$;
 
 -- :: wake
--- Readers sleep while there is nothing to read. Called after the insert: a reader that is about to
--- sleep checks first for transactions that write to the log. One notification a transaction will do.
+-- Readers sleep while there is nothing to read. One notification a transaction will do.
 create or replace function rowsignal.wake_v2() returns void
 language plpgsql set search_path = pg_catalog, pg_temp
 as $rowsignal$
@@ -1280,11 +1294,32 @@ as $rowsignal$
     select true
 $rowsignal$;
 
+-- :: differ
+-- IS DISTINCT FROM for the types whose equality is equality of what is stored; "C" is the collation
+-- that tells different texts apart. Bodies after RETURN are parsed once, here, and put in place of the
+-- call when a query is planned (PostgreSQL manual, CREATE FUNCTION).
+create or replace function rowsignal.make_differ_v1() returns void
+language plpgsql set search_path = pg_catalog, pg_temp
+as $rowsignal$
+declare
+    kind text;
+begin
+    foreach kind in array '{int2,int4,int8,bool,oid,text,varchar,uuid,date,timestamp,timestamptz,time,bytea}'::text[]
+    loop
+        execute format(
+            'create or replace function rowsignal.differ_v1(pg_catalog.%1$I, pg_catalog.%1$I) returns pg_catalog.bool '
+            'language sql immutable parallel safe return ($1 is distinct from $2%2$s)',
+            kind, case when kind in ('text', 'varchar') then ' collate pg_catalog."C"' end);
+    end loop;
+end
+$rowsignal$;
+
+select rowsignal.make_differ_v1();
+
 -- :: expressions for a column
--- How to compare and write a column, as SQL over the rows o (before) and n (after). For the types
--- listed, equality is equality of what is stored; a collation may call different texts equal, "C"
--- does not. For other types (1.0 and 1.00, citext, json, which has no equality) the stored image is
--- compared, which calls no operator of the type, and a key is joined by its text.
+-- How to compare and write a column, as SQL over the rows o (before) and n (after): exactly, for the
+-- types that differ_v1 takes. For other types (1.0 and 1.00, citext, json, which has no equality) the
+-- stored image is compared, which calls no operator of the type, and a key is joined by its text.
 create or replace function rowsignal.column_expressions_v2(relation oid)
 returns table (
     name text, place integer, old_value text, new_value text, differs text, same text, check_type text,
@@ -1293,20 +1328,24 @@ language sql stable set search_path = pg_catalog, pg_temp
 as $rowsignal$
     select a.attname, a.attnum,
         concat('rowsignal.value_v1(', r.o, ')'), concat('rowsignal.value_v1(', r.n, ')'),
-        case when k.is_exact then concat(r.o, ' is distinct from ', r.n, k.binary_collation)
-             else concat('row(', r.o, ')::record *<> row(', r.n, ')::record') end,
-        case when k.is_exact then concat(r.o, ' = ', r.n, k.binary_collation)
-             else concat('rowsignal.value_v1(', r.o, ')::text = rowsignal.value_v1(', r.n, ')::text') end,
-        case when k.is_exact then concat(', null::', format_type(a.atttypid, null)) end,
+        case when k.is_exact then concat('rowsignal.differ_v1(', r.o, ', ', r.n, ')')
+             else concat('row(', r.o, ')::pg_catalog.record operator(pg_catalog.*<>) row(', r.n, ')::pg_catalog.record') end,
+        case when k.is_exact then k.equal
+             else concat('rowsignal.value_v1(', r.o, ')::pg_catalog.text operator(pg_catalog.=) rowsignal.value_v1(',
+                r.n, ')::pg_catalog.text') end,
+        case when k.is_exact then concat(', null::pg_catalog.', quote_ident(t.typname)) end,
         case when k.is_exact then r.o else concat('rowsignal.log_value_v2(rowsignal.value_v1(', r.o, '))') end,
         case when k.is_exact then r.n else concat('rowsignal.log_value_v2(rowsignal.value_v1(', r.n, '))') end,
         k.is_exact and t.typname not in ('date', 'timestamp', 'timestamptz', 'time', 'bytea')
     from pg_attribute as a join pg_type as t on t.oid = a.atttypid
     cross join lateral (select 'o.' || quote_ident(a.attname) as o, 'n.' || quote_ident(a.attname) as n) as r
     cross join lateral (select
-        t.typnamespace = 'pg_catalog'::regnamespace and t.typname in ('int2', 'int4', 'int8', 'bool', 'oid',
-            'text', 'varchar', 'uuid', 'date', 'timestamp', 'timestamptz', 'time', 'bytea') as is_exact,
-        case when t.typname in ('text', 'varchar') then ' collate "C"' else '' end as binary_collation) as k
+        exists (
+            select from pg_proc as p
+            where p.pronamespace = 'rowsignal'::regnamespace and p.proname = 'differ_v1' and p.proargtypes[0] = t.oid
+        ) as is_exact,
+        concat(r.o, ' operator(pg_catalog.=) ', r.n,
+            case when t.typname in ('text', 'varchar') then ' collate pg_catalog."C"' end) as equal) as k
     where a.attrelid = relation and a.attnum > 0 and not a.attisdropped and a.attgenerated <> 'v'
 $rowsignal$;
 
@@ -1324,24 +1363,24 @@ create or replace function rowsignal.log_parts_v1(
 language sql stable set search_path = pg_catalog, pg_temp
 as $rowsignal$
     select
-        case when keys.are_there then concat('jsonb_build_object(', keys.old, ')') else 'null::jsonb' end,
-        case when keys.are_there then concat('jsonb_build_object(', keys.new, ')') else 'null::jsonb' end,
-        coalesce('(select rowsignal.log_row_v2(r.*) from (select ' || kept.old || ') as r)', 'null::jsonb'),
-        coalesce('(select rowsignal.log_row_v2(r.*) from (select ' || kept.new || ') as r)', 'null::jsonb'),
-        concat('array_remove(array[', columns.changed, ']::text[], null)'),
+        case when keys.are_there then concat('pg_catalog.jsonb_build_object(', keys.old, ')') else 'null::pg_catalog.jsonb' end,
+        case when keys.are_there then concat('pg_catalog.jsonb_build_object(', keys.new, ')') else 'null::pg_catalog.jsonb' end,
+        coalesce('(select rowsignal.log_row_v2(r.*) from (select ' || kept.old || ') as r)', 'null::pg_catalog.jsonb'),
+        coalesce('(select rowsignal.log_row_v2(r.*) from (select ' || kept.new || ') as r)', 'null::pg_catalog.jsonb'),
+        concat('pg_catalog.array_remove(array[', columns.changed, ']::pg_catalog.text[], null)'),
         case when keys.are_there then keys.same else 'false' end,
         concat('o.', quote_ident(key_columns[1])), concat('n.', quote_ident(key_columns[1])),
-        concat('select ', one.row, '.* union all select ', names.all, ' from rowsignal.change where ',
-            coalesce(columns.checks, 'true')),
+        concat('select one.* from ', one.rows, ' as one union all select ', names.all, ' from ', one.rows,
+            ' as one, rowsignal.change where ', coalesce(columns.checks, 'true')),
         keys.needs_pins or kept.old is not null
-    from (select case event when 'delete' then 'o' else 'n' end) as one(row),
+    from (select case event when 'delete' then 'old_rows' else 'new_rows' end) as one(rows),
     lateral (
-        select string_agg(concat(one.row, '.', quote_ident(a.attname)), ', ' order by a.attnum) as all
+        select string_agg(concat('one.', quote_ident(a.attname)), ', ' order by a.attnum) as all
         from pg_attribute as a
         where a.attrelid = relation and a.attnum > 0 and not a.attisdropped
     ) as names,
     lateral (
-        select string_agg(concat('rowsignal.alike_v1(', one.row, '.', quote_ident(c.name), c.check_type, ')'), ' and ')
+        select string_agg(concat('rowsignal.alike_v1(one.', quote_ident(c.name), c.check_type, ')'), ' and ')
                 filter (where c.check_type is not null) as checks,
             string_agg(concat('case when ', c.differs, ' then ', quote_literal(c.name), ' end'), ', ' order by c.place)
                 filter (where coalesce(settings -> 'columns' ? c.name, true)
@@ -1376,22 +1415,24 @@ language plpgsql immutable set search_path = pg_catalog, pg_temp
 as $rowsignal$
 begin
     if event = 'insert' then
-        return concat('select ', table_id, ', ''i''::"char", ', parts.new_key, ', null::text[], null::jsonb, ',
+        return concat('select ', table_id, ', ''i''::pg_catalog."char", ', parts.new_key,
+            ', null::pg_catalog.text[], null::pg_catalog.jsonb, ',
             parts.new_kept, ' from new_rows as n');
     elsif event = 'delete' then
-        return concat('select ', table_id, ', ''d''::"char", ', parts.old_key, ', null::text[], ',
-            parts.old_kept, ', null::jsonb from old_rows as o');
+        return concat('select ', table_id, ', ''d''::pg_catalog."char", ', parts.old_key,
+            ', null::pg_catalog.text[], ', parts.old_kept, ', null::pg_catalog.jsonb from old_rows as o');
     end if;
     return concat('select ', table_id, ', r.operation, r.key, r.changed, r.old_row, r.new_row
         from (select case when ', parts.new_first, ' is null then ''d'' when ', parts.old_first, ' is null then ''i''
-                     else ''u'' end::"char" as operation,
+                     else ''u'' end::pg_catalog."char" as operation,
                 case when ', parts.new_first, ' is null then ', parts.old_key, ' else ', parts.new_key, ' end as key,
                 case when ', parts.new_first, ' is not null and ', parts.old_first, ' is not null then
                     ', parts.changed, ' end as changed,
                 case when ', parts.old_first, ' is not null then ', parts.old_kept, ' end as old_row,
                 case when ', parts.new_first, ' is not null then ', parts.new_kept, ' end as new_row
             from old_rows as o full join new_rows as n on ', parts.same, ' offset 0) as r
-        where r.changed is distinct from ''{}'' order by r.operation = ''d'' desc');
+        where (r.changed operator(pg_catalog.=) ''{}'') is not true
+        order by r.operation operator(pg_catalog.=) ''d'' desc');
 end
 $rowsignal$;
 
@@ -1402,25 +1443,30 @@ returns text
 language sql stable set search_path = pg_catalog, pg_temp
 as $rowsignal$
     select concat('insert into rowsignal.change (relation, operation, key, changed, old_row, new_row) ',
-        rowsignal.log_rows_v1(event, p, concat(relation, '::oid')))
+        rowsignal.log_rows_v1(event, p, concat(relation, '::pg_catalog.oid')))
     from rowsignal.log_parts_v1(relation, event, settings, rowsignal.key_columns_v2(relation)) as p
 $rowsignal$;
 
 -- :: the only row of a statement
 -- Most statements change one row: this query finds it, and no join is needed. STRICT stops at a
--- second row, so the product of the two tables is never formed.
+-- second row, so the product of the two tables is never formed. The columns are checked in a CTE that
+-- nothing refers to: it is parsed and never run, and unlike a sublink costs nothing at each call.
 create or replace function rowsignal.log_one_row_v1(event text, parts record) returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp
 as $rowsignal$
 begin
-    return concat('select ', case event
-        when 'insert' then concat('true, ', parts.new_key, ', null, null, ', parts.new_kept)
-        when 'delete' then concat('true, ', parts.old_key, ', null, ', parts.old_kept, ', null')
-        else concat_ws(', ', parts.same, parts.new_key, parts.changed, parts.old_kept, parts.new_kept) end,
-        ' into strict is_one, one_key, one_changed, one_old, one_new from ', case event
+    return (select concat('with checked as (', parts.checked, ') select ', string_agg(t.value, ', ' order by t.place),
+        ' into strict ', string_agg(t.name, ', ' order by t.place), ' from ', case event
         when 'insert' then 'new_rows as n' when 'delete' then 'old_rows as o'
-        else 'old_rows as o, new_rows as n' end,
-        ' where true or exists (', parts.checked, ')');
+        else 'old_rows as o, new_rows as n' end)
+    from (values
+        (1, 'is_one', case when event = 'update' then parts.same else 'true' end),
+        (2, 'one_key', case when event = 'delete' then parts.old_key else parts.new_key end),
+        (3, 'one_changed', case when event = 'update' then parts.changed end),
+        (4, 'one_old', case when event <> 'insert' then parts.old_kept end),
+        (5, 'one_new', case when event <> 'delete' then parts.new_kept end)
+    ) as t(place, name, value)
+    where t.value <> 'null::pg_catalog.jsonb');
 end
 $rowsignal$;
 
@@ -1428,28 +1474,38 @@ $rowsignal$;
 -- The first query fails when the columns are no longer those of the text. It only reads: a guard
 -- around the insert would cost a transaction id for each statement. Where values are kept, the
 -- inserts after it are guarded, too: a value that cannot be written must not fail the write.
+--
+-- Whether a reader sleeps is asked in the same guard, before the insert, since each guard is a
+-- subtransaction. A reader that is about to sleep therefore first waits for all transactions that
+-- hold a lock on a logged table: they may have asked before it registered.
 create or replace function rowsignal.log_function_text_v1(
     relation regclass, event text, settings jsonb, parts record)
 returns text
 language plpgsql stable set search_path = pg_catalog, pg_temp
 as $rowsignal$
 declare
-    has_values constant boolean := parts.old_kept <> 'null::jsonb' or parts.new_kept <> 'null::jsonb';
+    no_values constant text := 'null::pg_catalog.jsonb';
+    has_values constant boolean := parts.old_kept <> no_values or parts.new_kept <> no_values;
+    has_notice constant boolean := (settings ->> 'notify')::boolean is not false;
     kept constant text := quote_literal(settings);
     bare constant text := quote_literal(settings - '{row_values,filter}'::text[]);
     named constant text := quote_literal(event);
 begin
     return concat('
-#variable_conflict use_variable
+', case when not parts.needs_pins then '-- No setting of the session matters here: all names are qualified.
+' end, '#variable_conflict use_variable
 declare
-    is_stale boolean := false;
-    is_one boolean := false;
-    one_key jsonb;
-    one_changed text[];
-    one_old jsonb;
-    one_new jsonb;
+    is_stale pg_catalog.bool := false;
+    is_one pg_catalog.bool := false;
+    is_read pg_catalog.bool := true;
+    one_key pg_catalog.jsonb;
+    one_changed pg_catalog.text[];
+    one_old pg_catalog.jsonb;
+    one_new pg_catalog.jsonb;
 begin
-    begin
+    begin', case when has_notice then '
+        is_read := not (pg_catalog.pg_try_advisory_lock(1919907699, 1000)
+            and pg_catalog.pg_advisory_unlock(1919907699, 1000));' end, '
         ', rowsignal.log_one_row_v1(event, parts), ';
     exception
     when no_data_found then
@@ -1459,15 +1515,16 @@ begin
     when others then
         is_stale := true;
     end;
-    if is_one then
-        if one_changed = ''{}'' then
+    if is_one then', case when event = 'update' then '
+        if one_changed operator(pg_catalog.=) ''{}'' then
             return null;
-        end if;
-        insert into rowsignal.change (relation, operation, key, changed, old_row, new_row)
-        values (TG_RELID, ', quote_literal(left(event, 1)), ', one_key, one_changed, one_old, one_new);
+        end if;' end, '
+        insert into rowsignal.change (relation, operation, key, changed', case when has_values then ', old_row, new_row' end, ')
+        values (TG_RELID, ', quote_literal(left(event, 1)), ', one_key, one_changed',
+        case when has_values then ', one_old, one_new' end, ');
     elsif is_stale then
-        if to_regclass(''rowsignal.change'') is null then
-            raise warning ''rowsignal.change is missing: changes of % are not logged'', TG_RELID::regclass;
+        if pg_catalog.to_regclass(''rowsignal.change'') is null then
+            raise warning ''rowsignal.change is missing: changes of % are not logged'', TG_RELID::pg_catalog.regclass;
             return null;
         end if;
         ', rowsignal.guarded_v1(has_values,
@@ -1479,14 +1536,14 @@ begin
         ', rowsignal.log_rows_v1(event, parts, 'TG_RELID')),
             concat('execute rowsignal.log_statement_v1(TG_RELID, ', named, ', ', bare, ')')), '
     end if;',
-    case when (settings ->> 'notify')::boolean is not false then '
-    begin
-        if not (pg_try_advisory_lock(1919907699, 1000) and pg_advisory_unlock(1919907699, 1000)) then
+    case when has_notice then '
+    if is_read then
+        begin
             perform rowsignal.wake_v2();
-        end if;
-    exception when others then
-        raise warning ''rowsignal could not wake the readers of the change log: %'', SQLERRM;
-    end;' end, '
+        exception when others then
+            raise warning ''rowsignal could not wake the readers of the change log: %'', SQLERRM;
+        end;
+    end if;' end, '
     return null;
 end
 ');
@@ -1531,8 +1588,8 @@ language plpgsql set search_path = pg_catalog, pg_temp
 as $rowsignal$
 begin
     execute concat('create or replace function rowsignal.', quote_ident(name), '() returns trigger ',
-        'language plpgsql security definer set search_path = pg_catalog, pg_temp ',
-        case when needs_pins then
+        'language plpgsql security definer ',
+        case when needs_pins then 'set search_path = pg_catalog, pg_temp '
             'set "TimeZone" = ''UTC'' set "DateStyle" = ''ISO, YMD'' set "IntervalStyle" = ''postgres'' '
             'set bytea_output = ''hex'' set extra_float_digits = 1 set lc_monetary = ''C'' ' end,
         'as ', quote_literal(body));

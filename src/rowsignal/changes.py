@@ -1,4 +1,4 @@
-"""What happened to a row: `Change`, its `Operation`, and the filter that picks changes."""
+"""Row events: `Change`, its `Operation`, `Reset`, and the filter of changes."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ class Operation(StrEnum):
 
 
 def browser_safe(value: object) -> object:
-    """Return `value` with numbers that JavaScript would round as strings (RFC 8259, 6)."""
+    """Return `value` with numbers as strings if JavaScript would round them (RFC 8259, 6)."""
     if isinstance(value, Decimal):
         return str(value)
     if isinstance(value, bool) or not isinstance(value, int | dict | list | tuple):
@@ -37,12 +37,12 @@ def browser_safe(value: object) -> object:
 class Change:
     """One committed change of one row (of a whole table for `truncate`).
 
-    `key` maps primary-key column names to JSON values: integers and booleans as such, everything
-    else as PostgreSQL's text (`"1.00"`, `"2026-11-21T09:30:00+00:00"`). It is None when the change
-    is not of one known row: a truncate, or a hint for many rows at once.
-    `changed` names the columns that an update gave another value; None says "unknown, maybe all".
-    `position` is an opaque string to resume after (logged tables only), `row` the column values
-    where they were asked for.
+    `key` maps primary-key column names to JSON values: integers and booleans as such, other types
+    as PostgreSQL's text (`"1.00"`, `"2026-11-21T09:30:00+00:00"`). It is None for a change without
+    one known row: a truncate, or a hint for many rows at once.
+    `changed` names the columns that an update changed; None means unknown, perhaps all. `position`
+    is an opaque string to resume after (logged tables only), `row` the column values if they were
+    requested.
     """
 
     operation: Operation
@@ -77,9 +77,9 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reset:
-    """A gap: changes may be missing before this point, so start again from the tables.
+    """A gap: changes before this point may be missing, so read the tables again.
 
-    `reason` is a sentence for people; `position` is where the stream continues, if it has one.
+    `reason` is a sentence for people; `position` is the place where the stream continues, if any.
     """
 
     reason: str
@@ -88,10 +88,10 @@ class Reset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeFilter:
-    """Which changes a reader wants; None means all.
+    """A filter of changes; None means all.
 
-    `keys` holds `Change.key` mappings, `columns` names columns of which an update must have
-    changed at least one, `predicate` decides on the whole change.
+    `keys` holds `Change.key` mappings; an update must have changed at least one of `columns`;
+    `predicate` is a function of the whole change.
     """
 
     keys: tuple[Mapping[str, Any], ...] | None = None
@@ -100,7 +100,7 @@ class ChangeFilter:
     predicate: Callable[[Change], bool] | None = None
 
     def matches(self, change: Change) -> bool:
-        """Tell whether a reader with this filter wants `change`; what is unknown is wanted."""
+        """Tell whether the filter passes `change`; unknown columns and keys pass."""
         return (
             self._wants_operation(change)
             and self._wants_key(change)

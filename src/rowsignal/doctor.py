@@ -16,7 +16,7 @@ from rowsignal.identifiers import quote
 from rowsignal.listener import OUTAGES
 from rowsignal.listener.connection import Wire
 from rowsignal.payload import LOCK_CLASS, LOG_BUCKET
-from rowsignal.postgres.connections import OwnConnection, beside
+from rowsignal.postgres.connections import SideConnection, beside
 from rowsignal.postgres.errors import message
 from rowsignal.postgres.ownership import check_owner
 from rowsignal.postgres.schema import schema_status
@@ -107,7 +107,7 @@ async def diagnose(
     findings: list[Finding] = []
     async with _connection(engine) as connection:
         server = (await connection.exec_driver_sql(query("server"))).mappings().one()
-        tables = await connection.run_sync(lambda sync: read_facts(sync, [], with_strays=True))
+        tables = await connection.run_sync(lambda sync: read_facts(sync, [], with_orphans=True))
         context = CheckContext(
             connection=connection,
             server=server,
@@ -388,13 +388,13 @@ def _age(seconds: Any) -> str:
 
 async def _listening(engine: AsyncEngine, listen_url: str | None) -> Finding:
     """Send a notification to ourselves, the way a wait would."""
-    own = OwnConnection(beside(engine, listen_url))
+    side = SideConnection(beside(engine, listen_url))
     listening = beside(engine, listen_url)
     try:
         # not by a Listener: it would take the place of the one that serves this engine's waits
         wire = await Wire.open(listening, lambda *_: None, timeout=ANSWER)
         try:
-            await wire.prove(own, timeout=ANSWER)
+            await wire.prove(side, timeout=ANSWER)
         finally:
             await wire.close()
     except OUTAGES as error:
@@ -403,7 +403,7 @@ async def _listening(engine: AsyncEngine, listen_url: str | None) -> Finding:
         message = f"Notifications do not arrive, so every wait polls: {reason}."
         return Finding(Severity.ERROR, "listening", message, fix)
     finally:
-        await own.close()
+        await side.close()
         await listening.dispose()
     return Finding(Severity.OK, "listening", "Notifications arrive.")
 

@@ -1,10 +1,10 @@
-"""What can go wrong, each also an instance of the builtin that fits."""
+"""Errors of rowsignal; each inherits the fitting builtin, too."""
 
 from typing import Any
 
 
 class RowSignalError(Exception):
-    """Base of every error that rowsignal raises on its own account."""
+    """Base of every error that rowsignal defines."""
 
 
 class SessionError(RowSignalError):
@@ -16,7 +16,7 @@ class LockError(RowSignalError):
 
 
 class NotFoundError(RowSignalError, LookupError):
-    """The row does not exist, or was deleted while somebody waited for it."""
+    """The row does not exist, or was deleted during the wait."""
 
 
 class WaitTimeoutError(RowSignalError, TimeoutError):
@@ -24,22 +24,22 @@ class WaitTimeoutError(RowSignalError, TimeoutError):
 
 
 class UnreadableRowError(RowSignalError, ValueError):
-    """A waited-for row holds a value, or has a key, that this process cannot read or send.
+    """A waited-for row has a value or a key that this process cannot read or send.
 
-    `__cause__` is what the driver, the column's type or PostgreSQL says.
+    `__cause__` is the error of the driver, the column's type or PostgreSQL.
     """
 
 
 class PoolerError(RowSignalError, RuntimeError):
-    """A connection pooler is in between, and the engine is not made for it."""
+    """The engine connects through a pooler that its settings do not suit."""
 
 
 class PendingChangesError(RowSignalError, ValueError):
-    """The caller's own unfinished work would be mistaken for, or lost to, a change."""
+    """The caller's transaction has uncommitted changes that conflict with the call."""
 
 
 class TriggerInstallError(RowSignalError, ValueError):
-    """A table cannot carry triggers, or the server would turn them into failing writes."""
+    """A table cannot have triggers, or its writes would fail with them."""
 
 
 class SchemaVersionError(RowSignalError, RuntimeError):
@@ -51,7 +51,7 @@ class SchemaOwnerError(RowSignalError, PermissionError):
 
 
 class GrantError(RowSignalError, PermissionError):
-    """A right could not be given: no such role or table, or no right to grant."""
+    """A right could not be granted: no such role or table, or no right to grant."""
 
 
 class MissingRightError(RowSignalError, PermissionError):
@@ -63,11 +63,11 @@ class PositionError(RowSignalError, ValueError):
 
 
 class ConsumerError(RowSignalError, ValueError):
-    """A named consumer is not in the database as it was asked for."""
+    """A named consumer does not exist in the database, or has other settings there."""
 
 
 class StandbyError(RowSignalError, RuntimeError):
-    """Something that needs a primary was asked of a standby."""
+    """An operation that needs the primary was called on a standby."""
 
 
 class PoolExhaustedError(SessionError, TimeoutError):
@@ -79,23 +79,23 @@ class LockTimeoutError(LockError, TimeoutError):
 
 
 class LockLostError(LockError, RuntimeError):
-    """A lock went away with its connection before its block had ended."""
+    """A lock was lost with its connection before the end of its block."""
 
 
 class DeadlockError(LockError, RuntimeError):
-    """Transactions waited for each other's locks, and PostgreSQL ended this one's wait."""
+    """Transactions waited for each other's locks, and PostgreSQL aborted this one."""
 
 
 class AbortedTransactionError(SessionError, RuntimeError):
-    """A commit was asked for after PostgreSQL had already undone the transaction."""
+    """A commit was requested after PostgreSQL had already undone the transaction."""
 
 
 class DatabaseExistsError(RowSignalError, ValueError):
-    """The database to create is there already."""
+    """The database to create exists already."""
 
 
 class DatabaseInUseError(RowSignalError, RuntimeError):
-    """The database to drop, or to copy, has connections."""
+    """The database to drop or to copy has connections."""
 
 
 class MissingSessionError(SessionError, RuntimeError):
@@ -107,11 +107,11 @@ class SessionNotInitialisedError(SessionError, RuntimeError):
 
 
 class PoolTimeoutError(PoolExhaustedError):
-    """No connection in the pool, or place among a block's `max_concurrent`, became free in time.
+    """No connection of the pool, or place of a block's `max_concurrent`, became free in time.
 
-    `timeout`: the seconds that were waited, None where nothing was waited for. `retry_after`:
-    seconds, for the header of a 503. `pool_status`: the pool's numbers as `db.pool_status()`
-    gives them, None where they are not known.
+    `timeout` is the length of the wait in seconds, None without a wait. `retry_after` is the number
+    of seconds for the header of a 503. `pool_status` has the pool's numbers as in
+    `db.pool_status()`, or None.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class ProxyBoundError(SessionError, RuntimeError):
 
 
 class RolledBackError(SessionError, RuntimeError):
-    """A block that stands or falls as a whole fell, because one of its tasks failed."""
+    """A block that commits as a whole was rolled back, because one of its tasks failed."""
 
 
 class SessionInUseError(SessionError, RuntimeError):
@@ -141,7 +141,7 @@ class SessionInUseError(SessionError, RuntimeError):
 
 
 class EmbeddedPostgresError(RowSignalError, RuntimeError):
-    """A PostgreSQL server of our own could not be found, started or used."""
+    """An embedded PostgreSQL server could not be found, started or used."""
 
 
 class MigrationError(RowSignalError, RuntimeError):
@@ -149,26 +149,26 @@ class MigrationError(RowSignalError, RuntimeError):
 
 
 class MissingExtraError(RowSignalError, ImportError):
-    """Something was used that an optional part of the installation provides."""
+    """A feature needs an extra that is not installed."""
 
 
 class AddressError(RowSignalError, OSError):
-    """The service cannot listen at the address that it was given."""
+    """The service cannot listen at its address."""
 
 
 def missing_extra(module: str, extra: str, error: ModuleNotFoundError) -> ImportError:
-    """Return what to raise where a module of an extra cannot be imported: how to install it."""
+    """Return the error for a missing module of an extra, with the command that installs it."""
     if error.name is None or error.name.partition(".")[0] == "rowsignal":
         return error
     return MissingExtraError(f"{module} needs {error.name}: pip install 'rowsignal[{extra}]'")
 
 
 class FilterError(RowSignalError, ValueError):
-    """A filter from outside is not in the grammar, or does not fit its column."""
+    """A filter of a request is malformed, or does not fit its column."""
 
 
 class AccessDeniedError(RowSignalError, PermissionError):
-    """A token or ticket is missing, spent, expired or not meant for this."""
+    """A token or ticket is missing, used, expired or invalid."""
 
 
 class NotPermittedError(AccessDeniedError):
@@ -176,7 +176,7 @@ class NotPermittedError(AccessDeniedError):
 
 
 class ReaderLimitError(RowSignalError, RuntimeError):
-    """There are as many open streams as there may be; `is_own` says that they are the caller's."""
+    """The limit of open streams is reached; `is_own`: the limit of the caller's principal."""
 
     def __init__(self, message: str, *, is_own: bool = False) -> None:
         super().__init__(message)
@@ -184,12 +184,12 @@ class ReaderLimitError(RowSignalError, RuntimeError):
 
 
 class NotWatchedError(RowSignalError, RuntimeError):
-    """A table has no triggers, so changes of it are not told."""
+    """A table has no triggers, so its changes are not captured."""
 
 
 class UnavailableError(RowSignalError, ConnectionError):
-    """The database does not answer just now."""
+    """The database does not answer at present."""
 
 
 class UnsupportedError(RowSignalError, NotImplementedError):
-    """Something was asked for that needs a database, of a process that has none."""
+    """A request needs a database, and this process has none."""

@@ -1,4 +1,4 @@
-"""Hooks: what a listener, a dispatcher, a stream or the service reports as it happens."""
+"""Hooks: callbacks for events of a listener, a dispatcher, a stream or the service."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,38 +14,42 @@ Failed = Callable[[BaseException], None]
 
 
 def _ignore(_error: BaseException) -> None:
-    """Do nothing about an error that is told to a span."""
+    """Ignore an error that is reported to a span."""
 
 
 class Hooks:
-    """Receives events. Methods return at once; what one raises is logged, and the rest goes on.
+    """Receives events. Methods must return at once; an exception in one is only logged.
 
-    `table` is `schema.name`. Inherit from it and override what is of interest.
+    `table` is `schema.name`. Inherit from it and override the events of interest.
     """
 
     def connected(self, *, epoch: int) -> None:
         """Report that the listener is ready; `epoch` counts its connections from 1."""
 
     def degraded(self, *, reason: str) -> None:
-        """Report that notifications no longer arrive and polling has taken over."""
+        """Report that notifications no longer arrive, so that tables are polled."""
 
     def notified(self, *, accepted: bool) -> None:
-        """Report one notification; one that is malformed or forged is not accepted."""
+        """Report one notification; `accepted` is false if it is malformed or forged."""
+
+    def rows_read(self, *, table: str, rows: int, seconds: float) -> None:
+        """Report one query that read the rows of several waits."""
+        self.looked(table=table, rows=rows, seconds=seconds)
 
     def looked(self, *, table: str, rows: int, seconds: float) -> None:
-        """Report one batched read of waited-for rows."""
+        """Do the same under the name of 0.1 (deprecated): override `rows_read` instead."""
 
     def mode_changed(self, *, table: str, mode: str) -> None:
-        """Report how a table is watched from now on."""
+        """Report the new mode of a table."""
 
     def delivered(self, *, table: str, count: int) -> None:
-        """Report changes handed to readers, or waits resolved."""
+        """Report changes delivered to readers, or waits that ended."""
 
     def reset(self, *, table: str, reason: str) -> None:
-        """Report that a reader was told to start again."""
+        """Report that a reader got a reset."""
 
     def task_restarted(self, *, task: str, reason: str) -> None:
-        """Report that a task failed unforeseen, and goes on; `task` names it."""
+        """Report that a task failed unexpectedly and was started again; `task` is its name."""
 
     def handled(self, *, consumer: str, count: int, seconds: float) -> None:
         """Report that a handler's transaction for some changes was committed."""
@@ -54,12 +58,12 @@ class Hooks:
         """Report that a handler failed, for the `attempts`-th time with this change."""
 
     def dead_lettered(self, *, consumer: str) -> None:
-        """Report that a change was handled as often as may be, and became a dead letter."""
+        """Report that a change failed in every attempt and became a dead letter."""
 
     def consumer_lagged(
         self, *, consumer: str, partition: int, changes: int, seconds: float, retention_used: float
     ) -> None:
-        """Report, now and then, how far behind a consumer is; at 1 `retention_used` is too far."""
+        """Report the lag of a consumer in intervals; from `retention_used` 1 on some are lost."""
 
     def relayed(self, *, database: str, count: int, lag: float) -> None:
         """Report messages that NATS has stored, and how many seconds the last one took."""
@@ -69,20 +73,20 @@ class Hooks:
 
     def span(
         self,
-        name: str,  # noqa: ARG002 -- for those that override it
+        name: str,  # noqa: ARG002 -- for overrides
         attributes: Mapping[str, str | int],  # noqa: ARG002 -- as above
         changes: Sequence[Change] = (),  # noqa: ARG002 -- as above
     ) -> AbstractContextManager[Failed]:
-        """Return what is entered around a wait, or around the handling of some changes.
+        """Return the context manager around a wait, or around the handling of some changes.
 
-        An error that is raised in it has been seen; one that is caught inside is told to the
-        function that entering returns. `attributes` are named as OpenTelemetry names them.
+        An error raised in the block reaches the context manager; for an error caught inside, the
+        function that `__enter__` returns is called. `attributes` have OpenTelemetry's names.
         """
         return nullcontext(_ignore)
 
 
 class HookGroup(Hooks):
-    """Several hooks as one: each hears everything, and spans are entered in order.
+    """Several hooks as one: each gets every event, and spans are entered in order.
 
     >>> HookGroup(Hooks(), Hooks()).connected(epoch=1)
     """
@@ -120,14 +124,14 @@ for _name in [name for name in vars(Hooks) if not name.startswith("_") and name 
 
 
 class GuardedHooks(Hooks):
-    """Passes every event on; an exception of a hook ends nothing but itself."""
+    """Passes every event on, and logs the exceptions of hooks."""
 
     def __init__(self, hooks: Hooks) -> None:
         self._hooks = hooks
         self._broken: set[str] = set()
 
     def __getattribute__(self, name: str) -> Any:
-        """Return an event's guarded method: of those, too, that are added to `Hooks`."""
+        """Return the guarded method of an event, also of events added to `Hooks` later."""
         if name.startswith("_") or name == "span":
             return super().__getattribute__(name)
         return partial(self._tell, name)
@@ -135,7 +139,7 @@ class GuardedHooks(Hooks):
     def span(
         self, name: str, attributes: Mapping[str, str | int], changes: Sequence[Change] = ()
     ) -> AbstractContextManager[Failed]:
-        """Return the span of the hooks; none where they fail to make one."""
+        """Return the span of the hooks; an empty one if they fail."""
         try:
             return self._hooks.span(name, attributes, changes)
         except Exception:
@@ -148,11 +152,13 @@ class GuardedHooks(Hooks):
         try:
             getattr(self._hooks, event)(**facts)
         except Exception:
-            if event not in self._broken:  # once: it may be called for every notification
+            if (
+                event not in self._broken
+            ):  # log each hook once: it may be called for every notification
                 logger.exception("the hook %s has failed", event)
             self._broken.add(event)
 
 
 def guarded(hooks: Hooks) -> Hooks:
-    """Return hooks that cannot harm their caller."""
+    """Return hooks whose exceptions do not reach the caller."""
     return hooks if type(hooks) is Hooks or isinstance(hooks, GuardedHooks) else GuardedHooks(hooks)

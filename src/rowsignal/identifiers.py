@@ -13,8 +13,8 @@ def quote(name: str) -> str:
     >>> print(quote('a "b" c'))
     "a ""b"" c"
 
-    Raises `ValueError` for an empty name, one with a NUL, and one over 63 bytes,
-    which PostgreSQL would cut short in silence.
+    Raises `ValueError` for an empty name, one with a NUL, and one over 63 bytes, which PostgreSQL
+    would truncate without an error.
     """
     if not name or "\0" in name:
         raise ValueError(f"{name!r} is not a PostgreSQL identifier: it is empty or has a NUL.")
@@ -24,7 +24,7 @@ def quote(name: str) -> str:
 
 
 def qualify(name: str, schema: str | None = None) -> str:
-    """Quote a name, with its schema in front where there is one.
+    """Quote a name, with its schema if it has one.
 
     >>> qualify("orders", "sales")
     '"sales"."orders"'
@@ -50,7 +50,7 @@ def literal(text: str) -> str:
 
 
 def shorten(name: str) -> str:
-    """Fit a name into 63 bytes; a longer one keeps its head and ends in a digest of the whole.
+    """Shorten a name to 63 bytes; a longer one is cut and ends in a digest of the whole name.
 
     >>> shorten("orders")
     'orders'

@@ -1,4 +1,4 @@
-"""Prometheus metrics of waits, streams and the listener; never labelled by key."""
+"""Prometheus metrics of waits, streams and the listener, labelled by table, not by key."""
 
 from rowsignal.exceptions import missing_extra
 from rowsignal.hooks import Hooks
@@ -12,12 +12,12 @@ LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 
 
 
 class PrometheusHooks(Hooks):
-    """Hooks that count: pass them to a `Listener`, to `create_sse_router` or to both.
+    """Hooks that update metrics: pass them to a `Listener`, to `create_sse_router` or both.
 
         hooks = PrometheusHooks()
         Listener(engine, hooks=hooks)
 
-    Labels are tables and modes, so their number is that of the tables.
+    Labels are tables and modes, so the number of series depends on the number of tables.
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
@@ -131,7 +131,7 @@ class PrometheusHooks(Hooks):
         self.listener_up.set(1)
 
     def degraded(self, *, reason: str) -> None:  # noqa: ARG002 -- a sentence is no label
-        """Count a fall back to polling."""
+        """Count a fallback to polling."""
         self.fallbacks.inc()
         self.listener_up.set(0)
 
@@ -139,8 +139,9 @@ class PrometheusHooks(Hooks):
         """Count a notification."""
         self.notifications.labels(accepted=str(accepted).lower()).inc()
 
-    def looked(self, *, table: str, rows: int, seconds: float) -> None:
-        """Count a read of waited-for rows."""
+    def rows_read(self, *, table: str, rows: int, seconds: float) -> None:
+        """Count a query that read the rows of waits."""
+        super().rows_read(table=table, rows=rows, seconds=seconds)
         self.reads.labels(table=table).observe(seconds)
         self.rows.labels(table=table).inc(rows)
 
@@ -157,7 +158,7 @@ class PrometheusHooks(Hooks):
         self.resets.labels(table=table).inc()
 
     def task_restarted(self, *, task: str, reason: str) -> None:  # noqa: ARG002 -- no label
-        """Count a restart."""
+        """Count a restart of a task."""
         kind = task.partition(" of ")[0]  # the rest names a table, which not every scraper may see
         self.restarts.labels(task=kind).inc()
 
@@ -177,7 +178,7 @@ class PrometheusHooks(Hooks):
     def consumer_lagged(
         self, *, consumer: str, partition: int, changes: int, seconds: float, retention_used: float
     ) -> None:
-        """Show a lag."""
+        """Set the lag of a consumer."""
         place = {"consumer": consumer, "partition": str(partition)}
         self.lag_changes.labels(**place).set(changes)
         self.lag_seconds.labels(**place).set(seconds)

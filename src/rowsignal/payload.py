@@ -1,14 +1,14 @@
-"""The text of a NOTIFY: what a trigger sends and what a listener makes of it.
+"""The payload of a NOTIFY, as a trigger sends it and a listener reads it.
 
 A payload is one JSON object, under 8000 bytes (PostgreSQL manual, NOTIFY):
 
     {"t": "public.orders@16387", "s": "public", "n": "orders", "o": "update",
      "x": "771", "k": [42], "c": ["status"]}
 
-`t` is the token that the installer gave the table; it survives renames, partitions share their
-root's. `s` and `n` name the table that was written, `o` is the operation, `x` the transaction,
-`k` the primary-key values in key order, `c` the columns that an update changed. A payload without
-`k` speaks of any rows of the table, one without `c` of any columns.
+`t` is the token that the installer gave the table; renames keep it, and partitions share the token
+of their root. `s` and `n` name the table that was written, `o` is the operation, `x` the
+transaction, `k` the primary-key values in key order, `c` the columns that an update changed. A
+payload without `k` concerns any rows of the table, one without `c` any columns.
 """
 
 import json
@@ -21,17 +21,17 @@ CHANNEL = "rowsignal"
 LOG_CHANNEL = "rowsignal_log"
 MAX_BYTES = 7999
 
-# Session-level advisory locks are (LOCK_CLASS, bucket): held shared by whoever needs hints.
+# Session-level advisory locks are (LOCK_CLASS, bucket), held shared by listeners that need hints.
 LOCK_CLASS = 1919907699  # "rows" in ASCII
 BUCKETS = 128
-LOG_BUCKET = 1000  # held shared by readers of the change log while they sleep
+LOG_BUCKET = 1000  # held shared by readers of the change log that wait for notifications
 
 KeyValue = int | str | bool
 Key = tuple[KeyValue, ...]
 
 
 class PayloadError(ValueError):
-    """A payload is not one of ours: malformed, forged, or from a newer version."""
+    """A payload is malformed, forged, or from a newer version."""
 
 
 def parse_key(values: object) -> Key:
@@ -44,7 +44,7 @@ def parse_key(values: object) -> Key:
 
 
 def decode_json(text: str) -> Any:
-    """Decode JSON, keeping the text of what is not an integer: 1.00 and 1.0 are two keys."""
+    """Decode JSON with other numbers than integers as text: 1.00 and 1.0 are two keys."""
     try:
         return json.loads(text, parse_float=str, parse_constant=str)
     except (ValueError, RecursionError) as error:
@@ -65,7 +65,7 @@ class Hint:
 
     @classmethod
     def decode(cls, payload: str) -> Self:
-        """Read a payload; raise `PayloadError` for anything a trigger would not have sent."""
+        """Decode a payload; raise `PayloadError` if no trigger would have sent it."""
         fields = decode_json(payload)
         if not isinstance(fields, dict):
             raise PayloadError("not a JSON object")

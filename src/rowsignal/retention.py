@@ -1,4 +1,4 @@
-"""How long the change log keeps its rows; `rowsignal.change_log.retention` holds the code."""
+"""The retention of the change log, re-exported from `rowsignal.change_log.retention`."""
 
 from rowsignal.change_log.retention import (
     PruneReport,

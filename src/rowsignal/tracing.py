@@ -1,4 +1,4 @@
-"""OpenTelemetry spans of waits, handlers and streams; needs the API package alone."""
+"""OpenTelemetry spans of waits, handlers and streams; needs only the API package."""
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,8 +29,8 @@ class TracingHooks(Hooks):
         changes = ChangeHandlers(engine, hooks=TracingHooks())
         Listener(engine, hooks=HookGroup(TracingHooks(), PrometheusHooks()))
 
-    `context_of` returns the `traceparent` that a change carries (W3C Trace Context), say in a
-    column whose values are logged: the span then has a link to the one that wrote it.
+    `context_of` returns the `traceparent` of a change (W3C Trace Context), say from a column whose
+    values are logged: the span then links to the span that wrote the change.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class TracingHooks(Hooks):
     def span(
         self, name: str, attributes: Mapping[str, str | int], changes: Sequence[Change] = ()
     ) -> Iterator[Failed]:
-        """Make a span around what is done inside."""
+        """Make a span around a block."""
         links = links_to(changes, self._context_of)
         kind = KINDS.get(name, SpanKind.CONSUMER)
         found = {**attributes, **_of(changes)}
@@ -59,13 +59,13 @@ def trace_changes(
     *,
     context_of: ContextOf | None = None,
 ) -> "TracedChanges[Item]":
-    """Make a span, `rowsignal.change`, around what is done with each change of a stream.
+    """Make a span `rowsignal.change` around the handling of each change of a stream.
 
         async with watch(engine, Order) as changes:
             async for change in trace_changes(changes):
                 ...  # in the span of this change
 
-    It ends when the next change is asked for, or the stream ends.
+    It ends when the next change is requested, or the stream ends.
     """
     return TracedChanges(stream, tracer or trace.get_tracer("rowsignal"), context_of)
 
@@ -86,7 +86,7 @@ class TracedChanges(Generic[Item]):
         return self
 
     async def __anext__(self) -> Item:
-        """End the span of the item before, and begin that of the next."""
+        """End the span of the last item, and begin the span of the next."""
         self._end()
         item = await anext(self._stream)
         if isinstance(item, Change | Reset):
@@ -111,7 +111,7 @@ class TracedChanges(Generic[Item]):
 
 
 def links_to(changes: Sequence[Change], context_of: ContextOf | None) -> list[Link]:
-    """Return links to the spans in which changes were written, as far as they say."""
+    """Return links to the spans that wrote changes, if the changes carry them."""
     if context_of is None:
         return []
     found = {context_of(change): None for change in changes[:MAX_LINKS]}
@@ -126,7 +126,7 @@ def _span_contexts(text: str) -> Iterator[trace.SpanContext]:
 
 
 def _of(changes: Sequence[Change]) -> dict[str, str | int]:
-    """Return what is said of a change that is alone."""
+    """Return the attributes of a single change."""
     if len(changes) != 1:
         return {}
     (change,) = changes

@@ -65,6 +65,6 @@ def shop_app(engine: AsyncEngine) -> FastAPI:
 
 
 def free_port() -> int:
-    """Port that nobody uses, for a service that is to come back at the same address."""
+    """Unused port, for a service that restarts at the same address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])

@@ -61,7 +61,7 @@ class ScriptedService:
         await self._wake()
 
     async def say(self, event: str, **data: object) -> None:
-        """Send an event that is not in the log, to whoever is connected."""
+        """Send an event that is not in the log to all connected readers."""
         self._farewell = frame(event, data, "" if event == "reset" else None)
         await self.cut()
 

@@ -238,7 +238,7 @@ async def test_without_log_and_snapshot_a_gap_is_admitted(
     assert "no log" in (await page.evaluate("resets"))[0]
 
 
-async def test_many_rows_at_once_are_looked_at_again(page: Page, service: ScriptedService) -> None:
+async def test_many_rows_at_once_are_compared_again(page: Page, service: ScriptedService) -> None:
     service.logged = False
     for number in (1, 2):
         await service.write("insert", number, status="new")

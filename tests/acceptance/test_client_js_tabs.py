@@ -92,7 +92,7 @@ async def test_a_tab_that_missed_something_asks_for_the_rows(
     assert await follower.evaluate(ROWS) == [{"id": 1, "status": "new"}]
 
 
-async def test_a_new_leader_goes_on_from_whoever_heard_most(
+async def test_a_new_leader_goes_on_from_the_newest_position(
     context: BrowserContext, service: ScriptedService
 ) -> None:
     leader, follower, spy = [await context.new_page() for _ in range(3)]

@@ -139,7 +139,7 @@ async def test_a_paused_feed_keeps_what_comes(page: Page, shop: AsyncEngine, sho
         await expect(page.locator("#filter")).to_be_focused()
 
 
-async def test_a_table_without_its_triggers_says_what_mends_it(
+async def test_a_table_without_its_triggers_names_the_fix(
     page: Page, shop: AsyncEngine, shop_url: str
 ) -> None:
     await uninstall_triggers(shop, Item)

@@ -71,7 +71,7 @@ async def served(example: Path, database_url: str) -> AsyncIterator[httpx.AsyncC
         await process.communicate()
 
 
-async def test_the_web_application_answers_a_waiting_client_when_somebody_pays(
+async def test_the_web_application_answers_a_waiting_client_after_a_payment(
     database_url: str,
 ) -> None:
     async with served(EXAMPLES["web_app.py"], database_url) as client:

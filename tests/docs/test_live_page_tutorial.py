@@ -28,7 +28,7 @@ PREPARED = ("python3 -m venv", "pip install", "export DATABASE_URL")
 
 
 class Reader:
-    """Somebody who follows the page in a folder of their own."""
+    """A user who follows the page in an empty folder."""
 
     def __init__(self, folder: Path, url: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:

@@ -71,7 +71,7 @@ async def test_a_database_without_triggers_is_told_how_to_get_some(orders: Async
         ),
     ],
 )
-async def test_broken_triggers_are_mended_by_the_command_that_is_named(
+async def test_broken_triggers_are_fixed_by_the_named_command(
     orders: AsyncEngine, harm: str, database_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await install_triggers(orders, "orders")
@@ -93,7 +93,7 @@ async def test_a_model_without_triggers_is_an_error(orders: AsyncEngine) -> None
     assert (finding.severity, finding.fix) == (Severity.ERROR, "rowsignal install public.orders")
 
 
-async def test_revoked_functions_are_granted_again_by_the_cure(orders: AsyncEngine) -> None:
+async def test_revoked_functions_are_granted_again_by_the_fix(orders: AsyncEngine) -> None:
     await install_triggers(orders, "orders")
     revoked = "pg_catalog.pg_try_advisory_lock(int, int)"
     await execute(orders, f"revoke execute on function {revoked} from public")
@@ -105,7 +105,9 @@ async def test_revoked_functions_are_granted_again_by_the_cure(orders: AsyncEngi
     assert await about(orders, "rights") == []
 
 
-async def test_whoever_sits_on_our_locks_is_named(orders: AsyncEngine, database_url: str) -> None:
+async def test_the_holder_of_an_advisory_lock_is_named(
+    orders: AsyncEngine, database_url: str
+) -> None:
     holder = await connect(database_url)
     await holder.execute("set application_name = 'nightly job'")
     await holder.execute(f"select pg_advisory_lock({LOCK_CLASS}, 5)")
@@ -147,7 +149,7 @@ async def test_logged_tables_whose_order_may_turn_round_are_noted(orders: AsyncE
     assert "echo" in finding.message
 
 
-async def test_a_log_that_nobody_prunes_is_noticed(orders: AsyncEngine) -> None:
+async def test_a_log_without_pruning_is_reported(orders: AsyncEngine) -> None:
     await install_triggers(orders, "orders", log=True)
     await execute(orders, "insert into orders values (1, 'new')")
     (fresh,) = await about(orders, "log")
@@ -276,7 +278,7 @@ def test_the_command_fails_on_errors_only(
     failed = line.on_database("doctor", "orders", "--json")
 
     assert (warned.code, failed.code) == (0, 1)
-    assert "What mends it:" in warned.out
+    assert "Fixes:" in warned.out
     document = json.loads(failed.out)
     assert document["ok"] is False
     assert {"severity", "subject", "message", "fix"} == set(document["findings"][0])

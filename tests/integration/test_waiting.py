@@ -207,7 +207,7 @@ async def test_nan_is_no_change(shop: AsyncEngine) -> None:
         await wait_for_row_change(shop, Order, 1, interval=0.05, timeout=0.2)
 
 
-async def test_a_last_look_is_taken_before_giving_up(
+async def test_a_last_read_comes_before_the_timeout(
     shop: AsyncEngine, session: AsyncSession
 ) -> None:
     waiting = asyncio.create_task(wait_for_row_change(shop, Line, (1, 2), interval=60, timeout=2))

@@ -110,11 +110,11 @@ attack(
     create function mallory.joined(mallory.mood, mallory.mood) returns text language plpgsql as
         'begin perform mallory.trap(); return null; end';
     create operator mallory.= (leftarg = mallory.mood, rightarg = mallory.mood,
-                              function = mallory.same);
+                              function = mallory.trapped);
     create operator mallory.<> (leftarg = mallory.mood, rightarg = mallory.mood,
-                               function = mallory.same);
+                               function = mallory.trapped);
     create operator mallory.*<> (leftarg = mallory.mood, rightarg = mallory.mood,
-                                function = mallory.same);
+                                function = mallory.trapped);
     create operator mallory.|| (leftarg = mallory.mood, rightarg = mallory.mood,
                                function = mallory.joined);""",
 )
@@ -292,7 +292,33 @@ async def test_a_writer_cannot_steer_a_definer_by_its_own_objects(ground: Ground
             'begin perform mallory.trap(); return true; end';
         create function pg_temp.pg_current_xact_id() returns xid8 language plpgsql as
             'begin perform mallory.trap(); return null; end';
-        create operator mallory.= (leftarg = text, rightarg = text, function = mallory.same);
+        do $$
+        declare
+            kind text;
+            sign text;
+        begin
+            foreach kind in array '{int2,int4,int8,bool,oid,varchar,uuid,jsonb}'::text[] loop
+                execute format('create function mallory.trapped(%1$I, %1$I) returns bool language plpgsql as ''
+                    begin
+                        perform mallory.trap();
+                        return format(''''%%s'''', $1) operator(pg_catalog.=) format(''''%%s'''', $2);
+                    end''', kind);
+                foreach sign in array '{=,<>}'::text[] loop
+                    execute format('create operator mallory.%1$s (leftarg = %2$I, rightarg = %2$I,'
+                        ' function = mallory.trapped)', sign, kind);
+                end loop;
+            end loop;
+            foreach kind in array '{jsonb,text,bool,record,oid,regclass}'::text[] loop
+                execute format('create domain mallory.%I as pg_catalog.text check (mallory.trap() is null)',
+                    kind);
+            end loop;
+        end $$;
+        create function mallory.array_remove(text[], text) returns text[] language plpgsql as
+            'begin perform mallory.trap(); return null; end';
+        create function mallory.pg_try_advisory_lock(int, int) returns bool language plpgsql as
+            'begin perform mallory.trap(); return null; end';
+        create function mallory.to_regclass(text) returns regclass language plpgsql as
+            'begin perform mallory.trap(); return null; end';
         create temp table change (id int);
         create temp table pg_class (oid oid);
         set search_path = mallory, pg_temp, pg_catalog;

@@ -113,7 +113,7 @@ async def accepting(port: int) -> None:
 
 
 async def settings_in_pool(port: int, database: str, *names: str) -> set[tuple[str, ...]]:
-    """Return the values of settings that somebody else finds, on each connection of the pool."""
+    """Return the values of settings that another client finds, on each connection of the pool."""
     wanted = ", ".join(f"current_setting('{name}')" for name in names)
     url = f"postgresql://postgres@127.0.0.1:{port}/{database}"
     found = set()

@@ -13,8 +13,8 @@ from rowsignal.waiting import wait_for_row_change
 Model = TypeVar("Model")
 
 NEVER = 3600.0  # so that neither the safety look nor polling can hide a lost hint
-NOTIFIED_ONLY = Pace(safety=NEVER)  # no look but those that a notification asks for
-LOOKED_AT_OFTEN = Pace(safety=0.2, recheck=0.2)
+NOTIFIED_ONLY = Pace(safety=NEVER)  # no read without a notification
+READ_OFTEN = Pace(safety=0.2, recheck=0.2)
 
 
 def begin_wait(

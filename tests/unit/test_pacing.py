@@ -112,7 +112,7 @@ async def test_a_read_may_be_requested_in_every_mode() -> None:
 
 async def test_too_many_notifications_make_it_busy_until_nothing_changes() -> None:
     subject = Subject()
-    pacer = Pacer(Armory(is_listening=True), subject, Pace(busy_rate=10, quiet=0.05))
+    pacer = Pacer(Armory(is_listening=True), subject, Pace(busy_rate=10, cooldown=0.05))
     async with running(pacer):
         await until_mode(pacer, "armed")
         subject.has_changed = True

@@ -1,4 +1,4 @@
-"""The text of notifications: ours comes back unchanged, anybody else's is refused politely."""
+"""The text of notifications: ours comes back unchanged, others are refused."""
 
 import json
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""The text of a position: exact both ways, short, and safe to take from anybody."""
+"""The text of a position: exact both ways, short, and safe to take from any client."""
 
 from uuid import UUID
 

@@ -10,7 +10,7 @@ from rowsignal.changes import Operation
 from rowsignal.sse.access.exposures import exposures_of
 from rowsignal.sse.access.filters import parse_where
 from rowsignal.sse.access.row_keys import key_writer
-from rowsignal.sse.access.views import Event, Lens, Seen, TableView, UnknownHistoryError
+from rowsignal.sse.access.views import Event, RowFilter, Seen, TableView, UnknownHistoryError
 
 TABLE = sa.Table(
     "orders",
@@ -34,8 +34,8 @@ def event(operation, new=None, old=None, changed=None):
     return Event(Operation(operation), EXPOSURE, {"id": 1}, changed, new, old, position="p")
 
 
-def shown(lens, told):
-    chunk = lens.show(told, with_id=True)
+def shown(row_filter, told):
+    chunk = row_filter.show(told, with_id=True)
     if chunk is None:
         return None
     fields = dict(line.split(": ", 1) for line in chunk.decode().strip().split("\n"))
@@ -43,30 +43,30 @@ def shown(lens, told):
 
 
 def lens_of(*, known=True, tracked=10, **view):
-    return Lens(TableView(name=EXPOSURE.name, **view), EXPOSURE, known=known, tracked=tracked)
+    return RowFilter(TableView(name=EXPOSURE.name, **view), EXPOSURE, known=known, tracked=tracked)
 
 
-def name_of(lens, told):
-    found = shown(lens, told)
+def name_of(row_filter, told):
+    found = shown(row_filter, told)
     return found and found[0]
 
 
 def test_without_filters_each_change_is_told_once_as_the_table_has_it():
-    lens = lens_of()
-    assert name_of(lens, event("insert", row())) == "insert"
-    assert name_of(lens, event("insert")) == "delete"
-    assert name_of(lens, event("update", row(), changed=("status",))) == "update"
-    assert name_of(lens, event("delete")) == "delete"
-    assert name_of(lens, event("delete", row())) == "update"
+    row_filter = lens_of()
+    assert name_of(row_filter, event("insert", row())) == "insert"
+    assert name_of(row_filter, event("insert")) == "delete"
+    assert name_of(row_filter, event("update", row(), changed=("status",))) == "update"
+    assert name_of(row_filter, event("delete")) == "delete"
+    assert name_of(row_filter, event("delete", row())) == "update"
 
 
 def test_old_values_in_the_log_decide_whether_a_row_has_left():
-    lens = lens_of(known=False, permission=MINE)
-    assert name_of(lens, event("update", row(customer=8), row())) == "delete"
-    assert name_of(lens, event("update", row(customer=8), row(customer=9))) is None
-    assert name_of(lens, event("delete", None, row(customer=8))) is None
-    assert name_of(lens, event("delete", None, row())) == "delete"
-    entered = shown(lens, event("update", row(), row(customer=8), ("customer",)))
+    row_filter = lens_of(known=False, permission=MINE)
+    assert name_of(row_filter, event("update", row(customer=8), row())) == "delete"
+    assert name_of(row_filter, event("update", row(customer=8), row(customer=9))) is None
+    assert name_of(row_filter, event("delete", None, row(customer=8))) is None
+    assert name_of(row_filter, event("delete", None, row())) == "delete"
+    entered = shown(row_filter, event("update", row(), row(customer=8), ("customer",)))
     assert entered[0] == "insert"
     assert "old" not in entered[1]
 
@@ -81,11 +81,11 @@ def test_old_values_are_shown_only_as_far_as_the_row_was_in_sight():
 
 
 def test_without_old_values_memory_decides():
-    lens = lens_of(permission=MINE)
-    assert name_of(lens, event("delete")) is None
-    assert name_of(lens, event("update", row())) == "update"
-    assert name_of(lens, event("update", row(customer=8))) == "delete"
-    assert name_of(lens, event("update", row(customer=8))) is None
+    row_filter = lens_of(permission=MINE)
+    assert name_of(row_filter, event("delete")) is None
+    assert name_of(row_filter, event("update", row())) == "update"
+    assert name_of(row_filter, event("update", row(customer=8))) == "delete"
+    assert name_of(row_filter, event("update", row(customer=8))) is None
 
 
 def test_without_memory_a_permission_can_not_be_kept_but_a_wish_can():
@@ -129,9 +129,9 @@ def test_a_schema_shapes_old_values_as_well():
 
     registry().map_imperatively(Mapped, TABLE.to_metadata(sa.MetaData()))
     (exposure,) = exposures_of({Mapped: Masked}).values()
-    lens = Lens(TableView(name=exposure.name), exposure, known=True)
+    row_filter = RowFilter(TableView(name=exposure.name), exposure, known=True)
     told = Event(Operation.UPDATE, exposure, {"id": 1}, None, row(), row(status="open"))
-    _, data = shown(lens, told)
+    _, data = shown(row_filter, told)
     assert data["row"]["status"] == "p..."
     assert data["old"]["status"] == "o..."
 
@@ -147,16 +147,16 @@ HIDDEN = ("customer",)
 
 
 def test_an_update_of_hidden_columns_is_not_told_even_if_they_decide_on_the_permission():
-    lens = lens_of(permission=MINE)
-    lens.snapshot([row()])
-    assert name_of(lens, event("update", row(), changed=HIDDEN)) is None
-    assert name_of(lens, event("update", row(), row(customer=7), changed=HIDDEN)) is None
-    assert name_of(lens, event("update", row(status="open"), changed=("status",))) == "update"
+    row_filter = lens_of(permission=MINE)
+    row_filter.snapshot([row()])
+    assert name_of(row_filter, event("update", row(), changed=HIDDEN)) is None
+    assert name_of(row_filter, event("update", row(), row(customer=7), changed=HIDDEN)) is None
+    assert name_of(row_filter, event("update", row(status="open"), changed=("status",))) == "update"
 
 
 def test_a_row_that_comes_into_sight_by_a_hidden_column_is_an_insert():
-    lens = lens_of(permission=MINE)
-    assert name_of(lens, event("update", row(), row(customer=8), changed=HIDDEN)) == "insert"
+    row_filter = lens_of(permission=MINE)
+    assert name_of(row_filter, event("update", row(), row(customer=8), changed=HIDDEN)) == "insert"
     assert name_of(lens_of(permission=MINE), event("update", row(), changed=HIDDEN)) == "insert"
     with pytest.raises(UnknownHistoryError):
         lens_of(known=False, permission=MINE).show(
@@ -170,11 +170,11 @@ def truncated():
 
 def test_a_truncate_is_told_to_readers_with_rows_in_sight():
     assert name_of(lens_of(), truncated()) == "truncate"
-    lens = lens_of(permission=MINE)
-    assert name_of(lens, truncated()) is None
-    lens.snapshot([row()])
-    assert name_of(lens, truncated()) == "truncate"
-    assert name_of(lens, truncated()) is None
+    row_filter = lens_of(permission=MINE)
+    assert name_of(row_filter, truncated()) is None
+    row_filter.snapshot([row()])
+    assert name_of(row_filter, truncated()) == "truncate"
+    assert name_of(row_filter, truncated()) is None
     assert name_of(lens_of(known=False, asked=PAID), truncated()) == "truncate"
     with pytest.raises(UnknownHistoryError):
         lens_of(known=False, permission=MINE).show(truncated(), with_id=True)

@@ -1,4 +1,4 @@
-"""Row triggers in Alembic's migrations: what Alembic loads through its entry point.
+"""Row triggers in Alembic's migrations; Alembic loads this through its entry point.
 
 `op.install_row_triggers` and `op.uninstall_row_triggers` are there as soon as Alembic is. For
 autogenerate, `env.py` names the plugin in its call of `context.configure`:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def setup(plugin: "Plugin") -> None:
     """Register the operations and the comparator.
 
-    Alembic calls this while it is half imported, so what needs Alembic is imported only here.
+    Alembic calls this during its own import, so modules that need Alembic are imported here.
     """
     from alembic.util import DispatchPriority  # noqa: PLC0415 -- see above
 
@@ -45,7 +45,7 @@ def _compare(*arguments: Any) -> Any:
 
 
 class PluginModule(ModuleType):
-    """What the entry point leads to: a module for some versions of Alembic, a list for others.
+    """The object of the entry point: a module for some versions of Alembic, a list for others.
 
     Alembic 1.18.0 to 1.20.0 iterate over it, 1.20.1 and newer take a module and warn of a list.
     """

@@ -1,4 +1,4 @@
-"""What autogenerate finds when it compares the models with the triggers in the database."""
+"""The comparison of declared triggers with the database, for autogenerate."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -28,7 +28,7 @@ Value = TypeVar("Value")
 def hide_own_schema(
     _context: AutogenContext, _upgrade_ops: ops.UpgradeOps, schemas: set[str | None]
 ) -> PriorityDispatchResult:
-    """Keep autogenerate from dropping our tables, which no model declares."""
+    """Exclude the tables of schema rowsignal from autogenerate: no model declares them."""
     schemas.discard(OURS)
     return PriorityDispatchResult.CONTINUE
 
@@ -36,7 +36,7 @@ def hide_own_schema(
 def compare(
     context: AutogenContext, upgrade_ops: ops.UpgradeOps, schemas: set[str | None]
 ) -> PriorityDispatchResult:
-    """Add operations for triggers that are missing, different, or left over."""
+    """Add operations for triggers that are missing, different, or orphaned."""
     comparison = Comparison(context, upgrade_ops, schemas)
     comparison.run()
     return PriorityDispatchResult.CONTINUE
@@ -56,15 +56,15 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Found:
-    """The triggers that a table carries, as far as they can be installed again."""
+class InstalledTriggers:
+    """The triggers that a table has, with the data to install them again."""
 
     settings: TriggerSettings
     version: int
 
     @classmethod
     def of(cls, facts: TableFacts, otherwise: TriggerSettings | None = None) -> Self | None:
-        """Read settings and version from the triggers; hand-edited ones may not say them."""
+        """Read settings and version from the triggers; triggers edited by hand may lack them."""
         if not facts.triggers:
             return None
         trigger = facts.triggers[0]
@@ -77,10 +77,10 @@ class Found:
 
 
 class Comparison:
-    """One run of autogenerate: what the models declare beside what the catalogue holds.
+    """One run of autogenerate: compares the models with the catalogue.
 
-    Installs come after everything else in a revision and what takes away comes before, so that
-    either finds the columns it names; the downgrade, which is the reverse, does so too.
+    In a revision installs come last and uninstalls first, so that the columns that they name exist;
+    the same holds for the downgrade, which is the reverse.
     """
 
     def __init__(
@@ -92,17 +92,17 @@ class Comparison:
         self.problems: list[str] = []
 
     def run(self) -> None:
-        """Compare every declared table, then every other that carries triggers."""
+        """Compare every declared table, then every other table with triggers."""
         wanted = list(self._wanted())
         names = [each.name for each in wanted]
         connection = _required(self.context.connection)
         self.problems = problems(connection)
-        facts = read_facts(connection, names, with_strays=True)
+        facts = read_facts(connection, names, with_orphans=True)
         for each, there in zip(wanted, facts, strict=False):
             if self.context.run_object_filters(each.table, each.table.name, "table", False, None):
                 self._compare(each, there)
-        for stray in facts[len(wanted) :]:
-            self._compare_stray(stray)
+        for orphan in facts[len(wanted) :]:
+            self._compare_orphan(orphan)
 
     def _wanted(self) -> Iterator[Wanted]:
         metadata = self.context.metadata
@@ -116,7 +116,7 @@ class Comparison:
                     yield Wanted(table, target.settings)
 
     def _compare(self, wanted: Wanted, facts: TableFacts) -> None:
-        found = Found.of(facts, wanted.settings)
+        found = InstalledTriggers.of(facts, wanted.settings)
         status = judge(facts, wanted.settings, is_orphan=False, schema_problems=self.problems)
         is_right = status.state is TriggerState.INSTALLED
         if found is None:
@@ -127,11 +127,11 @@ class Comparison:
         elif not is_right:
             self._install(wanted, replacing=found)
 
-    def _compare_stray(self, facts: TableFacts) -> None:
+    def _compare_orphan(self, facts: TableFacts) -> None:
         is_default = facts.schema == _required(self.context.dialect).default_schema_name
         schema = None if is_default else facts.schema
         reflected = Table(facts.name, MetaData(), schema=schema)
-        found = Found.of(facts)
+        found = InstalledTriggers.of(facts)
         if (
             found is not None
             and schema in self.schemas
@@ -140,7 +140,7 @@ class Comparison:
         ):
             self._take_away((schema, facts.name), found)
 
-    def _install(self, wanted: Wanted, replacing: Found | None = None) -> None:
+    def _install(self, wanted: Wanted, replacing: InstalledTriggers | None = None) -> None:
         schema, name = wanted.name
         operation = InstallRowTriggersOp(name, schema, wanted.settings, VERSION)
         if replacing is not None:
@@ -149,7 +149,7 @@ class Comparison:
             )
         self.upgrade_ops.ops.append(operation)
 
-    def _take_away(self, table: TableName, found: Found) -> None:
+    def _take_away(self, table: TableName, found: InstalledTriggers) -> None:
         schema, name = table
         operation = UninstallRowTriggersOp(name, schema, found.settings, found.version)
         self.upgrade_ops.ops.insert(0, operation)
@@ -166,7 +166,7 @@ class Comparison:
 
 
 def _settings(carried: Mapping[str, Any]) -> TriggerSettings:
-    """Return the settings that a trigger carries as JSON."""
+    """Return the settings from a trigger's JSON."""
     known = {field.name for field in fields(TriggerSettings)}
     names = {"filter": "filter_columns", **{name: name for name in known}}
     given: dict[str, Any] = {

@@ -24,7 +24,7 @@ _written: "WeakSet[MigrationContext]" = WeakSet()
 
 
 class RowTriggersOp(MigrateOperation):
-    """The triggers of one table, as some revision wants them; every argument is frozen there."""
+    """The triggers of one table in a revision, with all arguments frozen."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class RowTriggersOp(MigrateOperation):
 
 @Operations.register_operation("install_row_triggers")
 class InstallRowTriggersOp(RowTriggersOp):
-    """Give a table its triggers, in place of those it has."""
+    """Installs the triggers of a table, in place of present ones."""
 
     previous: Self | None = None
 
@@ -80,7 +80,7 @@ class InstallRowTriggersOp(RowTriggersOp):
         lock_timeout: float = LOCK_TIMEOUT,
         **settings: Any,
     ) -> None:
-        """Give a table the triggers that tell of its row changes, in place of those it has.
+        """Install the triggers that capture a table's changes, in place of present ones.
 
         `settings` are those of `install_triggers`; `version` is the form of the triggers, which
         stays what it was when the revision was written. The schema `rowsignal` is created where
@@ -90,7 +90,7 @@ class InstallRowTriggersOp(RowTriggersOp):
         operations.invoke(cls(table_name, schema, frozen, version, lock_timeout=lock_timeout))
 
     def reverse(self) -> MigrateOperation:
-        """Return what restores the triggers of before."""
+        """Return the operation that restores the former triggers."""
         if self.previous is None:
             return UninstallRowTriggersOp(self.table_name, self.schema, self.settings, self.version)
         reversed_ = type(self)(
@@ -100,14 +100,14 @@ class InstallRowTriggersOp(RowTriggersOp):
         return reversed_
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
-        """Return what `alembic check` prints."""
+        """Return the tuple that `alembic check` prints."""
         verb = "install_row_triggers" if self.previous is None else "replace_row_triggers"
         return (verb, self.qualified_name, self.given())
 
 
 @Operations.register_operation("uninstall_row_triggers")
 class UninstallRowTriggersOp(RowTriggersOp):
-    """Take a table's triggers away."""
+    """Drops the triggers of a table."""
 
     @classmethod
     def uninstall_row_triggers(
@@ -120,7 +120,7 @@ class UninstallRowTriggersOp(RowTriggersOp):
         lock_timeout: float = LOCK_TIMEOUT,
         **settings: Any,
     ) -> None:
-        """Take away the triggers that tell of a table's row changes; none is no error.
+        """Drop the triggers that capture a table's changes; it is no error if there are none.
 
         `settings` say what was installed, for readers and for the reverse operation.
         """
@@ -128,11 +128,11 @@ class UninstallRowTriggersOp(RowTriggersOp):
         operations.invoke(cls(table_name, schema, frozen, version, lock_timeout=lock_timeout))
 
     def reverse(self) -> MigrateOperation:
-        """Return what installs the triggers again."""
+        """Return the operation that installs the triggers again."""
         return InstallRowTriggersOp(self.table_name, self.schema, self.settings, self.version)
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
-        """Return what `alembic check` prints."""
+        """Return the tuple that `alembic check` prints."""
         return ("uninstall_row_triggers", self.qualified_name)
 
 
@@ -163,7 +163,7 @@ def _run(operations: Operations, operation: RowTriggersOp, verb: str, *more: str
 
 
 def _write_schema(operations: Operations) -> None:
-    """Write what creates the schema, once: a script cannot look whether it is there."""
+    """Write the creation of the schema once: a script cannot check whether it exists."""
     context = operations.migration_context
     if context not in _written:
         _written.add(context)

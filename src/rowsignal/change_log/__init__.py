@@ -1,4 +1,4 @@
-"""The change log: read it by position, follow it, prune it."""
+"""The change log: reading by position, following, pruning."""
 
 from rowsignal.change_log.batches import Batch
 from rowsignal.change_log.log import ChangeLog, LogSnapshot

@@ -1,4 +1,4 @@
-"""Batches: what a reading of the log gives, made of the records that were read."""
+"""Batches of changes, made of the records of the log that were read."""
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ from rowsignal.postgres.json_values import Values
 class Batch:
     """Some changes, in order, and the position to resume after all of them.
 
-    `before` has the values before each change where the table logs any, else it is None.
-    `is_complete` is false when more is waiting: read on from `position` at once.
+    `before` holds the values before each change if the table logs any, else it is None.
+    `is_complete` is false if there are more changes: read on from `position` at once.
     """
 
     changes: list[Change]
@@ -34,7 +34,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """How the positions of a window are written: those inside it, and the one at its end."""
+    """The texts of a window's positions: the prefix of the inner ones, and the one at the end."""
 
     prefix: str
     whole: str
@@ -50,7 +50,7 @@ class BatchMaker:
     parts: Container[int]
 
     def make(self, records: Sequence[Record], *, is_rest: bool) -> Batch:
-        """Return the batch of some records; `is_rest` when the window ends with them."""
+        """Return the batch of some records; `is_rest` if the window ends with them."""
         last = self.texts.whole if is_rest else f"{self.texts.prefix}{records[-1][ID]}"
         known = records
         if not self.names.keys() >= set(map(itemgetter(RELATION), records)):

@@ -28,10 +28,10 @@ from rowsignal.change_log.reader import (
     ANSWER,
     Head,
     IncarnationMissing,
-    Look,
     PositionLost,
     QuickReader,
     Window,
+    WindowRead,
     driver_of,
     explained,
     log_transaction,
@@ -49,21 +49,23 @@ Result = TypeVar("Result")
 
 
 class ChangeLog:
-    """The change log of one database, read through connections of its own.
+    """The change log of one database, read through side connections.
 
     Every committed change lies between exactly two positions, and changes of a row come in their
-    order; long transactions delay nobody but themselves. A position stays good until retention
-    passes it, or a crash, a promotion or a restore begins another log.
+    order; a long transaction delays only its own changes. A position stays valid until retention
+    prunes the changes after it, or a crash, a promotion or a restore begins another log.
     """
 
     def __init__(self, engine: AsyncEngine, url: str | None = None) -> None:
         """Read the log of an engine's database, or of the same at another address (`url`)."""
         self._source, self._url = engine, url
         self._engine = beside(engine, url)
-        # Not from the same pool: with room for one connection only, the two would lock each other.
+        # Not from the same pool: in a pool of one connection the two would wait for each other.
         self._quick = QuickReader(beside(engine, url))
         self._windows = OpenWindows()
-        self._last: tuple[str, AnyPosition] | None = None  # most reads begin where one has ended
+        self._last: tuple[str, AnyPosition] | None = (
+            None  # most reads begin where another has ended
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -78,14 +80,14 @@ class ChangeLog:
         await self._engine.dispose()
 
     async def position(self) -> str:
-        """Return the position of now: everything that is not yet visible comes after it."""
+        """Return the present position: every change that is not yet visible comes after it."""
         return await self._position_at(await self._started(self._head))
 
     async def writers(self) -> frozenset[str]:
-        """Return who has written to the log and is not over yet, as virtual transaction ids.
+        """Return the open transactions that write to logged tables, as virtual transaction ids.
 
-        Who has gone to sleep looks on until those are gone that were at work before: they did not
-        know of the sleeper. Prepared transactions are among them.
+        A reader that stops polling must keep polling until these transactions end: their triggers
+        ran before it registered. Prepared transactions are among them.
         """
         return frozenset(await self._ask("log_writers") or ())
 
@@ -100,10 +102,10 @@ class ChangeLog:
     ) -> Batch | Reset:
         """Return up to `limit` of the changes after a position, in order, or `Reset` for a gap.
 
-        `until`, the position of a whole batch, ends the reading there instead of now. `tables`
-        names (schema, table) pairs; changes of others are passed over, as are those of tables that
-        have been dropped. With `is_durable` nothing is returned that a crash of the server could
-        take back (commits with `synchronous_commit = off`).
+        `until`, the position of a whole batch, ends the read there instead of now. `tables`
+        names (schema, table) pairs; changes of other tables, and of dropped ones, are left out.
+        With `is_durable` nothing is returned that a crash of the server could take back (commits
+        with `synchronous_commit = off`).
         Raises `PositionError` for text that is no position, `StandbyError` on a standby.
         """
         request = ReadRequest(after, until, None if tables is None else tuple(tables), limit)
@@ -122,10 +124,10 @@ class ChangeLog:
         size: int = PAGE,
         is_durable: bool = False,
     ) -> AsyncGenerator[Batch | Reset, None]:
-        """Yield the changes between a position and now, for catching up with a huge gap.
+        """Yield the changes between a position and now, to catch up after a long absence.
 
-        Holds one transaction open as long as it takes, so that the server sorts only once; memory
-        holds two pages of `size` changes. Ends when it has come to the snapshot it began with.
+        Holds one transaction open for the whole read, so that the server sorts only once; memory
+        holds two pages of `size` changes. Ends at the snapshot of its beginning.
         A `Reset` is the last thing it yields. Otherwise as `read`.
         """
         is_last = False
@@ -152,21 +154,21 @@ class ChangeLog:
     async def glance(
         self, after: str, tables: Sequence[QualifiedName]
     ) -> Batch | Reset | Counter[QualifiedName]:
-        """Return the changes after a position if there are few; else how many are of which table.
+        """Return the changes after a position if there are few; else their number per table.
 
-        The counts are of a sample: what takes long with a huge transaction is not asked for.
+        The numbers are those of a sample: counting all changes of a huge transaction takes long.
         """
         start = self._decoded(after)
         request = ReadRequest(after, None, tuple(tables), PAGE)
-        look = None
+        read = None
         if isinstance(start, Position) and not _is_inside(start):
-            look = await self._or_reset(partial(self._quick.look, start, tables, PAGE + 1))
-        if isinstance(look, Reset):
-            return look
-        if look is not None:
-            if len(look.records) <= PAGE:
-                return await self._batch(look, PAGE)
-            names = (look.names.get(record[RELATION]) for record in look.records)
+            read = await self._or_reset(partial(self._quick.read, start, tables, PAGE + 1))
+        if isinstance(read, Reset):
+            return read
+        if read is not None:
+            if len(read.records) <= PAGE:
+                return await self._batch(read, PAGE)
+            names = (read.names.get(record[RELATION]) for record in read.records)
             return Counter(name for name in names if name is not None)
         batch = await self._or_reset(partial(self._first_page, start, request))
         if isinstance(batch, Reset) or batch.is_complete:
@@ -177,14 +179,14 @@ class ChangeLog:
         """Return the first changes after a position."""
         limit, tables = request.limit, request.tables
         if request.until is None and limit <= PAGE and isinstance(start, Position):
-            look = None if start.upto else await self._quick.look(start, tables, limit + 1)
-            if look is not None and len(look.records) <= limit:
-                return await self._batch(look, limit)
+            read = None if start.upto else await self._quick.read(start, tables, limit + 1)
+            if read is not None and len(read.records) <= limit:
+                return await self._batch(read, limit)
         end = None if request.until is None else decode(request.until)
-        return await self._batch(await self._look(start, end, tables, limit + 1), limit)
+        return await self._batch(await self._read_window(start, end, tables, limit + 1), limit)
 
     async def _next_page(self, start: AnyPosition, request: "ReadRequest") -> Batch:
-        """Return changes after a position within a window, from the cursor that is there by now."""
+        """Return changes after a position within a window, from the cursor at that place."""
         windows = self._windows
         cursor = windows.take(request.place)
         if cursor is None:
@@ -207,20 +209,20 @@ class ChangeLog:
         windows.park(replace(request, after=batch.position).place, cursor)
         return batch
 
-    async def _batch(self, look: Look, limit: int) -> Batch:
-        has_inner = len(look.records) > 1
-        texts = await self._texts(look.window, has_inner=has_inner)
-        maker = BatchMaker(look.window, texts, look.names, look.parts)
-        return maker.make(look.records[:limit], is_rest=len(look.records) <= limit)
+    async def _batch(self, read: WindowRead, limit: int) -> Batch:
+        has_inner = len(read.records) > 1
+        texts = await self._texts(read.window, has_inner=has_inner)
+        maker = BatchMaker(read.window, texts, read.names, read.parts)
+        return maker.make(read.records[:limit], is_rest=len(read.records) <= limit)
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator["LogSnapshot"]:
-        """Open a REPEATABLE READ, READ ONLY transaction and name the position of what it sees.
+        """Open a REPEATABLE READ, READ ONLY transaction; yield its connection and its position.
 
-        Rows read through its connection and every change after its position make up all there is,
+        The rows that its connection reads plus every change after its position are complete,
         without gap or duplicate. Close it soon: it keeps vacuum from cleaning up.
         """
-        await self.position()  # begins the log where it has not begun, and says what is wrong
+        await self.position()  # begins the log if there is none, and raises its errors
         async with self._engine.connect() as connection:
             reading = await connection.execution_options(
                 isolation_level="REPEATABLE READ", postgresql_readonly=True
@@ -230,35 +232,35 @@ class ChangeLog:
             position = await self._position_at(Head.of(answer.mappings().one()))
             yield LogSnapshot(position, reading)
 
-    async def _look(
+    async def _read_window(
         self,
         start: AnyPosition,
         end: AnyPosition | None,
         tables: Sequence[QualifiedName] | None,
         limit: int,
-    ) -> Look:
+    ) -> WindowRead:
         async with log_transaction(self._engine) as transaction:
             window = await transaction.window(start, end)
             relations = None if tables is None else await transaction.relations(tables)
             records: Sequence[Record] = ()
             if not window.is_empty:
                 records = await transaction.changes(window, relations, limit)
-        return Look(window, records, transaction.names, transaction.parts)
+        return WindowRead(window, records, transaction.names, transaction.parts)
 
     async def _head(self) -> Head:
         async with log_transaction(self._engine) as transaction:
             return await transaction.head()
 
-    async def _started(self, look: Callable[[], Awaitable[Result]]) -> Result:
+    async def _started(self, operation: Callable[[], Awaitable[Result]]) -> Result:
         try:
-            return await look()
+            return await operation()
         except IncarnationMissing:
             await self._start()
-            return await look()
+            return await operation()
 
-    async def _or_reset(self, look: Callable[[], Awaitable[Result]]) -> Result | Reset:
+    async def _or_reset(self, operation: Callable[[], Awaitable[Result]]) -> Result | Reset:
         try:
-            return await self._started(look)
+            return await self._started(operation)
         except PositionLost as lost:
             return await self._reset(lost)
 
@@ -273,9 +275,9 @@ class ChangeLog:
         return text if len(text) <= MAX_LENGTH else await self._store(head.incarnation, head.now)
 
     async def _texts(self, window: Window, *, has_inner: bool = True) -> Texts:
-        """Return how positions in a window are written, stored on the server if too long.
+        """Return the texts of positions in a window; the server stores positions that are too long.
 
-        Without inner positions, before its last change, the prefix is empty.
+        Without inner positions (before the last change) the prefix is empty.
         """
         log, seen, upto = window.incarnation, window.seen, window.upto
         position = Position(log, upto)
@@ -293,7 +295,7 @@ class ChangeLog:
         return Texts(prefix, whole)
 
     async def _check_length(self, seen: Snapshot) -> None:
-        """Keep no position for a reader that has made one up: it would be kept for each."""
+        """Refuse a forged position that is too long: the server would have to store it."""
         if len(seen.running) > await self._ask("log_max_running"):
             raise PositionLost("the position names more transactions than can run at once")
 
@@ -307,7 +309,7 @@ class ChangeLog:
                 await driver.execute(query("log_flush"))
 
     async def _start(self) -> None:
-        """Begin the log anew. After a restore it may have to delete millions of rows: no limit."""
+        """Begin a new log. No timeout: after a restore this may delete millions of rows."""
         async with self._driver() as driver:
             await driver.execute(query("log_start"))
 
@@ -329,7 +331,7 @@ class ChangeLog:
 
 @dataclass(frozen=True, slots=True)
 class ReadRequest:
-    """What is to be read: after a position, up to another or now, of some tables or all."""
+    """One read: after a position, up to another position or now, of some tables or all."""
 
     after: str
     until: str | None
@@ -338,12 +340,12 @@ class ReadRequest:
 
     @property
     def place(self) -> Hashable:
-        """What a cursor must have come to in order to go on with this."""
+        """The place at which a cursor must stand to continue this read."""
         return self.after, self.tables, self.limit
 
 
 def _is_inside(position: AnyPosition) -> bool:
-    """Tell whether a position lies within a window, of which a part has been read."""
+    """Tell whether a position lies within a window that was read in part."""
     if isinstance(position, Position):
         return position.upto is not None
     return position.last_id is not None
@@ -351,7 +353,7 @@ def _is_inside(position: AnyPosition) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class LogSnapshot:
-    """What a connection sees, and the position from which its changes continue."""
+    """A connection with one snapshot, and the position from which changes continue it."""
 
     position: str
     connection: AsyncConnection

@@ -1,7 +1,7 @@
-"""Windows that are being paged through: sorted once by the server, whoever asks for the next page.
+"""Cursors on windows that are read in pages: the server sorts a window once for all readers.
 
-A page that begins where another has ended is fetched from the cursor that gave the former. Asked
-for anew it would be found by reading and sorting the whole window again.
+A page that begins where another ended is fetched from the same cursor. A new query would have to
+read and sort the whole window again.
 """
 
 import asyncio
@@ -19,14 +19,14 @@ from rowsignal.change_log.records import Record
 from rowsignal.identifiers import QualifiedName
 
 MAX_OPEN = 4
-IDLE_TIMEOUT = 2.0  # a transaction that stays open keeps vacuum from cleaning up
+IDLE_TIMEOUT = 2.0  # an open transaction keeps vacuum from cleaning up
 MAX_AGE = 20.0
 
 Key = Hashable
 
 
 class WindowCursor:
-    """A cursor on the rest of one window; the next page is on its way while one is worked on."""
+    """A cursor on the rest of one window; it fetches the next page ahead."""
 
     def __init__(self, engine: AsyncEngine, size: int) -> None:
         self._engine = engine
@@ -77,7 +77,7 @@ class WindowCursor:
 
     @property
     def is_open(self) -> bool:
-        """Tell whether pages can be had."""
+        """Tell whether the cursor can be read."""
         return self._maker is not None
 
     @property
@@ -107,7 +107,7 @@ class OpenWindows:
         return self._in_use + len(self._closing) < MAX_OPEN
 
     def take(self, key: Key) -> WindowCursor | None:
-        """Return the cursor that goes on at a position, to be parked again or dropped."""
+        """Return the cursor that continues at a position; the caller parks or drops it."""
         found = self._parked.pop(key, None)
         if found is None:
             return None
@@ -117,13 +117,13 @@ class OpenWindows:
         return cursor
 
     def add(self) -> None:
-        """Count a cursor that is being opened; the one unused for longest makes room."""
+        """Count a new cursor; if there are too many, close the one unused for longest."""
         self._in_use += 1
         if self._in_use + len(self._parked) > MAX_OPEN and self._parked:
             self._drop_parked(next(iter(self._parked)))
 
     def park(self, key: Key, cursor: WindowCursor) -> None:
-        """Keep a cursor for the reader of the next page."""
+        """Keep a cursor for the next page."""
         self._in_use -= 1
         if cursor.is_old or key in self._parked:
             self._close(cursor)
@@ -156,4 +156,4 @@ class OpenWindows:
     def _closed(self, task: asyncio.Task[Any]) -> None:
         self._closing.discard(task)
         if not task.cancelled():
-            task.exception()  # the connection is gone, which was the aim
+            task.exception()  # the connection is closed in any case

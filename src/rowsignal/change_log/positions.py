@@ -1,4 +1,4 @@
-"""Places in the change log, and their text.
+"""Positions: places in the change log, and their text.
 
 A position says which transactions have been read, so it holds a snapshot, not a number (PostgreSQL
 manual, 9.27.6, "Transaction ID and Snapshot Information"). Its text is base64url of a few bytes:
@@ -47,13 +47,13 @@ class Snapshot:
         return xid < self.xmax and xid not in self.running
 
     def includes(self, older: "Snapshot") -> bool:
-        """Tell whether everything that `older` sees is seen here, too."""
+        """Tell whether this snapshot sees everything that `older` sees."""
         return older.xmax <= self.xmax and not any(map(older.sees, self.running))
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Everything visible in `seen` has been read; with `upto`, more of it.
+    """A place in the log: everything visible in `seen` has been read; with `upto`, more.
 
     With `upto` what has been read as well is every change that is visible in `upto` and has an id
     of at most `last_id`. Resuming reads the rest of that window, then on from `upto`.
@@ -73,7 +73,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class StoredPosition:
-    """A position too long to carry: the server keeps it under `key`."""
+    """A position too long for a header: the server stores it under `key`."""
 
     incarnation: UUID
     key: UUID
@@ -106,12 +106,12 @@ def _incarnation(head: str) -> str:
 
 
 def window_prefix(incarnation: UUID, seen: Snapshot, upto: Snapshot) -> str:
-    """Return what the positions between two snapshots start with; an id makes it complete."""
+    """Return the prefix of the positions between two snapshots; an id completes it."""
     return _text(_WINDOW, incarnation, _whole(seen) + _difference(seen, upto)) + "."
 
 
 def stored_prefix(incarnation: UUID, key: UUID) -> str:
-    """Return what the positions in a stored window start with; an id makes it complete."""
+    """Return the prefix of the positions in a stored window; an id completes it."""
     return _text(_STORED_WINDOW, incarnation, key.bytes) + "."
 
 
@@ -125,7 +125,7 @@ def decode(text: str) -> AnyPosition:
         position = _parse(kind, body, _number(tail) if dot else 0)
     except (IndexError, ValueError):
         raise _malformed(text) from None
-    # One spelling per position: what a cache or a log compares must not have variants.
+    # One text per position, so that caches and logs can compare positions.
     if position.encode() != text:
         raise _malformed(text)
     return position
@@ -226,7 +226,7 @@ def _read_whole(numbers: Iterator[int]) -> Snapshot:
 
 
 def _difference(old: Snapshot, new: Snapshot) -> bytes:
-    """Encode `new` after `old`: a bit for each transaction still running, then the younger ones."""
+    """Encode `new` relative to `old`: a bit for each transaction still running, then newer ones."""
     still = [xid for xid in old.running if xid in new.running]
     younger = tuple(xid for xid in new.running if xid >= old.xmax)
     if new.xmax < old.xmax or len(still) + len(younger) != len(new.running):

@@ -1,4 +1,4 @@
-"""Keeping the change log within its retention for as long as a process lives."""
+"""The task that prunes the change log while a process reads it."""
 
 import asyncio
 import logging
@@ -18,10 +18,10 @@ INTERVAL = 60.0
 async def keep_pruned(
     engine: AsyncEngine, url: str | None = None, *, interval: float = INTERVAL
 ) -> None:
-    """Prune about every `interval` seconds until cancelled, by the retention that is stored.
+    """Prune about every `interval` seconds until cancelled, by the stored retention.
 
-    Any number of processes may do so: one works at a time. A role that may not prune leaves it to
-    others. `url` as in `set_retention`.
+    Any number of processes may run this: one prunes at a time. A role without the right leaves
+    pruning to others. `url` as in `set_retention`.
     """
     said = ""
     while True:
@@ -29,9 +29,11 @@ async def keep_pruned(
         try:
             await prune(engine, url=url)
         except MissingRightError:
-            logger.info("this role may not prune the change log: another process has to")
+            logger.info(
+                "this role has no right to prune the change log: another process must prune it"
+            )
             return
         except Exception as error:  # noqa: BLE001 -- whatever it was, it is tried again
-            if said != describe(error):  # it may stay so for days
+            if said != describe(error):  # log each error once: it may last for days
                 said = describe(error)
                 logger.warning("the change log could not be pruned: %s", said)

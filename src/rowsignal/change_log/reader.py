@@ -1,4 +1,4 @@
-"""One look at the change log: a transaction or a statement that sees one snapshot of it."""
+"""One read of the change log, by a transaction or a statement with one snapshot."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Container, Mapping, Sequence
@@ -26,7 +26,7 @@ from rowsignal.postgres.statements import query
 
 Result = TypeVar("Result")
 
-ANSWER = 10.0  # seconds for what takes milliseconds, on a connection that is not dead
+ANSWER = 10.0  # seconds after which a connection counts as dead; the queries take milliseconds
 
 _NOT_THERE = (
     asyncpg.InvalidSchemaNameError,
@@ -42,24 +42,24 @@ ON_STANDBY = (
 
 
 class IncarnationMissing(Exception):  # noqa: N818 -- a signal between two floors, no error
-    """The log has no incarnation here: it is new, or was crashed, promoted or restored."""
+    """The log has no incarnation: it is new, or the server crashed, was promoted or restored."""
 
 
 class PositionLost(Exception):  # noqa: N818 -- as above
-    """A position is well-formed, but what follows it is not all there any more."""
+    """The log no longer has every change after a position."""
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What the log is at one snapshot."""
+    """The state of the log at one snapshot."""
 
     incarnation: UUID
     now: Snapshot
-    horizon: Snapshot | None
+    low_watermark: Snapshot | None
 
     @classmethod
     def of(cls, record: Any) -> Self:
-        """Read the answer of `log_head`; raise where this is no place to read a log."""
+        """Read the result of `log_head`; raise if the log cannot be read on this connection."""
         if record["is_standby"]:
             raise StandbyError(ON_STANDBY)
         if record["has_written"]:
@@ -69,11 +69,11 @@ class Head:
             )
         if record["incarnation"] is None:
             raise IncarnationMissing
-        horizon = record["horizon"]
+        low_watermark = record["horizon"]
         return cls(
             record["incarnation"],
             Snapshot.parse(record["now"]),
-            None if horizon is None else Snapshot.parse(horizon),
+            None if low_watermark is None else Snapshot.parse(low_watermark),
         )
 
     def check(self, position: Position) -> None:
@@ -85,23 +85,23 @@ class Head:
             )
         if (position.upto or position.seen).xmax > self.now.xmax:
             raise PositionLost("the position is ahead of the log")
-        if self.horizon is not None and not position.seen.includes(self.horizon):
+        if self.low_watermark is not None and not position.seen.includes(self.low_watermark):
             raise PositionLost("the changes after the position have been pruned")
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The changes between two snapshots that are still to be read."""
+    """The changes between two snapshots that have not been read."""
 
     incarnation: UUID
     seen: Snapshot
     upto: Snapshot
     last_id: int
-    is_last: bool  # whether nothing is to be read after it
+    is_last: bool  # whether the log ends with it
 
     @classmethod
     def after(cls, position: Position, head: Head, until: Snapshot | None) -> Self:
-        """Return the window that begins at `position`: the rest of its own, or up to the end."""
+        """Return the window after `position`: the rest of its own window, or up to the end."""
         end = until or head.now
         upto = position.upto or end
         if not end.includes(upto) or not upto.includes(position.seen):
@@ -110,13 +110,13 @@ class Window:
 
     @property
     def is_empty(self) -> bool:
-        """Tell, without asking the log, that nothing can have been committed."""
+        """Tell that nothing can have been committed, without a query."""
         return self.seen == self.upto
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What was found in a window: the first of its changes, and the tables they are of."""
+class WindowRead:
+    """The first changes of a window, and the names of their tables."""
 
     window: Window
     records: Sequence[Record]
@@ -133,11 +133,11 @@ class LogTransaction:
         self.parts: set[int] = set()
 
     async def head(self) -> Head:
-        """Return what the log is."""
+        """Return the head of the log."""
         return Head.of(await self.driver.fetchrow(query("log_head")))
 
     async def window(self, after: AnyPosition, until: AnyPosition | None = None) -> Window:
-        """Return what is to be read between positions; raise `PositionLost`."""
+        """Return the window between positions; raise `PositionLost`."""
         head = await self.head()
         start = await self._restore(after)
         head.check(start)
@@ -159,7 +159,7 @@ class LogTransaction:
 
     def _arguments(self, window: Window, relations: Sequence[int] | None) -> tuple[object, ...]:
         seen = window.seen
-        # One that runs on has nothing to show, however much it has written.
+        # A transaction that is still open has no visible changes.
         running = [str(xid) for xid in seen.running if window.upto.sees(xid)]
         return seen.xmax, running, str(window.upto), window.last_id, relations
 
@@ -182,7 +182,7 @@ class LogTransaction:
     ) -> AsyncIterator[list[Record]]:
         """Yield all changes of a window, sorted once by the server, in bounded memory here.
 
-        The next page is on its way while its predecessor is being worked on.
+        The next page is fetched while the caller handles the present one.
         """
         cursor = await self.cursor(window, relations)
         page = await cursor.fetch(size)
@@ -195,7 +195,7 @@ class LogTransaction:
         yield page
 
     async def learn(self, records: Sequence[Record]) -> None:
-        """Ask for the names of relations that have not been seen in this transaction."""
+        """Read the names of relations that are new to this transaction."""
         unknown = set(map(itemgetter(RELATION), records)).difference(self.names)
         if unknown:
             found = await self.driver.fetch(query("log_relation_names"), list(unknown))
@@ -203,7 +203,7 @@ class LogTransaction:
             self.parts.update(row["oid"] for row in found if row["is_part"])
 
     async def relations(self, tables: Sequence[QualifiedName]) -> list[int]:
-        """Return the relations that tables consist of, partitions included."""
+        """Return the relations of tables, partitions included."""
         schemas, names = [table[0] for table in tables], [table[1] for table in tables]
         records = await self.driver.fetch(query("log_relations"), schemas, names)
         return [record["relation"] for record in records]
@@ -213,7 +213,7 @@ class LogTransaction:
 async def _started(work: Awaitable[Result]) -> AsyncIterator[asyncio.Future[Result]]:
     task = asyncio.ensure_future(work)
     try:
-        await asyncio.sleep(0)  # lets the request out before the caller goes to work
+        await asyncio.sleep(0)  # send the request before the caller continues
         yield task
     finally:
         if not task.done():
@@ -224,7 +224,7 @@ async def _started(work: Awaitable[Result]) -> AsyncIterator[asyncio.Future[Resu
 
 @asynccontextmanager
 async def log_transaction(engine: AsyncEngine) -> AsyncIterator[LogTransaction]:
-    """Open a transaction for one look at the log; a connection that failed is thrown away."""
+    """Open a transaction for one read of the log; discard a connection that failed."""
     async with engine.connect() as connection:
         driver = await driver_of(connection)
         try:
@@ -243,7 +243,7 @@ async def log_transaction(engine: AsyncEngine) -> AsyncIterator[LogTransaction]:
 
 
 async def _begin(driver: asyncpg.Connection) -> None:
-    """Begin, which proves that somebody answers: the rest may take as long as it takes."""
+    """Begin under a timeout, which proves that the connection is alive; later reads may be slow."""
     try:
         await driver.execute(query("log_begin"), timeout=ANSWER)
     except TimeoutError as error:
@@ -251,29 +251,31 @@ async def _begin(driver: asyncpg.Connection) -> None:
 
 
 class QuickReader:
-    """Asks for the head and the changes in one statement, on a connection that stays open.
+    """Reads the head and the changes in one statement, on a connection that stays open.
 
-    Only a connection without a pooler between keeps its settings, so there must be none.
+    Needs a direct connection: behind a pooler its settings would not last.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
-        """Take over an engine, all of whose pool may be this one connection."""
+        """Take an engine for this one connection."""
         self._engine = engine
         self._connection: AsyncConnection | None = None
-        self._driver: asyncpg.Connection | None = None  # the same without a layer between
+        self._driver: asyncpg.Connection | None = (
+            None  # the same connection without SQLAlchemy's layer
+        )
         self._origin = ""
         self._turn = asyncio.Lock()
         self._is_pooled = False
         self._is_closing = False
-        self._is_mixed = False  # whether changes of tables that nobody asked for were seen
+        self._is_mixed = False  # whether changes of other tables were read
 
-    async def look(
+    async def read(
         self, after: Position, tables: Sequence[QualifiedName] | None, limit: int
-    ) -> Look | None:
-        """Return the first changes after a position; None where a transaction has to do it.
+    ) -> WindowRead | None:
+        """Return the first changes after a position; None if the caller must use a transaction.
 
-        That is behind a pooler, while the connection is in use, or when nobody answers soon. Raises
-        as the head does.
+        That is the case behind a pooler, while the connection is in use, and when the server does
+        not answer in time. Raises the same errors as `Head.of`.
         """
         if self._is_pooled or self._turn.locked():
             return None
@@ -302,18 +304,18 @@ class QuickReader:
         after: Position,
         tables: Sequence[QualifiedName] | None,
         limit: int,
-    ) -> Look:
+    ) -> WindowRead:
         wanted = tables if self._is_mixed else None
-        look = await _look(driver, self._origin, after, wanted, limit)
-        if tables is None or set(look.names.values()) <= set(tables):
-            return look
+        read = await _read_window(driver, self._origin, after, wanted, limit)
+        if tables is None or set(read.names.values()) <= set(tables):
+            return read
         if not self._is_mixed:
             self._is_mixed = True
-            look = await _look(driver, self._origin, after, tables, limit)
-        return look
+            read = await _read_window(driver, self._origin, after, tables, limit)
+        return read
 
     async def close(self) -> None:
-        """Close the connection, at once or after the look for which it is in use."""
+        """Close the connection, at once or after the read that uses it."""
         self._is_closing = True
         if not self._turn.locked():
             await self._discard()
@@ -343,29 +345,29 @@ class QuickReader:
 
 
 @cache
-def look_statement(*, is_narrowed: bool) -> str:
-    """Return the statement of a look at all tables, or at some of them."""
+def window_statement(*, is_narrowed: bool) -> str:
+    """Return the statement that reads changes of all tables, or of some of them."""
     relations = query("log_relations").replace("$1", "$6").replace("$2", "$7")
     condition = f"and c.relation = any (array({relations}))" if is_narrowed else ""
     return query("log_look").replace("{of_tables}", condition)
 
 
-async def _look(
+async def _read_window(
     driver: asyncpg.Connection,
     origin: str,
     after: Position,
     tables: Sequence[QualifiedName] | None,
     limit: int,
-) -> Look:
+) -> WindowRead:
     seen = after.seen
     arguments: list[object] = [seen.xmax, seen.running, after.incarnation, limit, origin]
     if tables is not None:
         arguments += [[schema for schema, _ in tables], [name for _, name in tables]]
-    statement = look_statement(is_narrowed=tables is not None)
+    statement = window_statement(is_narrowed=tables is not None)
     rows = await driver.fetch(statement, *arguments, timeout=ANSWER)
     head = Head.of(rows[0])
     head.check(after)
-    return Look(
+    return WindowRead(
         Window.after(after, head, None),
         [row[:WIDTH] for row in rows if row[ID] is not None],
         {row[RELATION]: tuple(row["name"]) for row in rows if row["name"] is not None},
@@ -374,16 +376,16 @@ async def _look(
 
 
 async def driver_of(connection: AsyncConnection) -> asyncpg.Connection:
-    """Return asyncpg's own connection: rows cost half as much without a layer between."""
+    """Return asyncpg's own connection: rows cost half as much without SQLAlchemy's layer."""
     driver: Any = (await connection.get_raw_connection()).driver_connection
-    if driver.is_closed():  # it waited in the pool while the server restarted
+    if driver.is_closed():  # the server restarted while the connection was in the pool
         await connection.invalidate()
         driver = (await connection.get_raw_connection()).driver_connection
     return driver
 
 
 def explained(error: Exception) -> Exception:
-    """Return the error that says what to do, where we know; else the same."""
+    """Return an error that says what to do, if it is known; else the same error."""
     if isinstance(error, asyncpg.FeatureNotSupportedError) and "recovery" in str(error):
         return StandbyError(ON_STANDBY)
     if isinstance(error, asyncpg.InsufficientPrivilegeError):

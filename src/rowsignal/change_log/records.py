@@ -1,7 +1,7 @@
-"""Rows of the change log, and the `Change` objects that are made of them.
+"""The records of the change log, and the `Change` objects made of them.
 
-This is where a drain spends its time: a page at a time, one JSON document for all its keys, and
-fields set through their slots instead of through a frozen dataclass's slow constructor.
+Most time of a long read is spent here, so a page is decoded at once: one JSON document for all its
+keys, and fields set through their slots instead of a frozen dataclass's slow constructor.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any
 from rowsignal.changes import Change, Operation
 from rowsignal.postgres.json_values import Values, decode_mapping, short_integer
 
-Record = tuple[Any, ...]  # asyncpg's, which has names, too
+Record = tuple[Any, ...]  # asyncpg's record, a tuple with names
 Names = Mapping[int, tuple[str, str]]
 
 ID, RELATION, KEY, OLD_ROW, NEW_ROW, WIDTH = 0, 3, 5, 7, 8, 9
@@ -30,7 +30,7 @@ OPERATIONS = {
     b"t": Operation.TRUNCATE,
 }
 
-# Made once: json.loads makes another for each call that wants its numbers otherwise.
+# Created once: json.loads with options would create a decoder for each call.
 _decode_keys = json.JSONDecoder(parse_float=str).decode
 _decode_rows = json.JSONDecoder(parse_float=Decimal).decode
 _decode_key = json.JSONDecoder(parse_float=str, parse_int=short_integer).decode
@@ -48,14 +48,14 @@ _set_transaction, _set_captured, _set_row = map(_setter, ("transaction_id", "cap
 
 
 def _document(texts: Sequence[str | None]) -> str:
-    """Return JSON texts as one document: decoding it costs a quarter of decoding each."""
+    """Join JSON texts into one document: decoding it costs a quarter of decoding each text."""
     return f"[{','.join([text or 'null' for text in texts])}]"
 
 
 def decode_values(texts: Sequence[str | None]) -> Sequence[Values | None] | None:
-    """Decode row values, no digit lost; None when no row has any.
+    """Decode row values without loss of digits; None if no row has any.
 
-    Those of a row with a value that Python refuses are left out, as if the log had none.
+    A row with a value that Python refuses gets none, as if the log had none.
     """
     if not any(texts):
         return None
@@ -92,7 +92,7 @@ def decode_columns(text: str | None) -> tuple[str, ...] | None:
 def decode_changes(
     records: Sequence[Record], names: Names, parts: Container[int], prefix: str, last: str
 ) -> list[Change]:
-    """Return the changes that records of `log_changes` stand for.
+    """Return the changes of records of `log_changes`.
 
     `names` has the (schema, table) of every relation in `records`, `parts` those relations that
     are partitions: one that was truncated leaves rows in its table. Positions are `prefix` and the

@@ -16,10 +16,10 @@ from rowsignal.postgres.statements import query
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:
-    """What of the log stays: changes up to `max_age` seconds old, in about `max_bytes` at most.
+    """The limits of the log: changes up to `max_age` seconds old, in about `max_bytes` at most.
 
-    One is stored in the database, for all who prune: `set_retention`. Readers that have been away
-    for longer get a `Reset`.
+    The database stores one for every process that prunes (`set_retention`). A reader that was
+    away for longer gets a `Reset`.
     """
 
     max_age: float = 3 * 24 * 3600.0
@@ -34,10 +34,10 @@ class Retention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruneReport:
-    """What one pruning has done.
+    """The result of one pruning.
 
     `deleted` counts changes, `bytes_left` estimates the size of those that are kept. `is_skipped`
-    says that another process was at it, and nothing was done here.
+    says that another process was pruning, so this call did nothing.
     """
 
     deleted: int
@@ -46,7 +46,7 @@ class PruneReport:
 
 
 async def get_retention(engine: AsyncEngine, *, url: str | None = None) -> Retention:
-    """Return the retention that is stored in the database: three days and 1 GiB at first."""
+    """Return the retention stored in the database; initially three days and 1 GiB."""
     async with _driver(engine, url) as driver:
         return Retention(**await driver.fetchrow(query("log_retention")))
 
@@ -54,7 +54,7 @@ async def get_retention(engine: AsyncEngine, *, url: str | None = None) -> Reten
 async def set_retention(
     engine: AsyncEngine, retention: Retention, *, url: str | None = None
 ) -> None:
-    """Store a retention, for all who prune from now on.
+    """Store a retention for every process that prunes from now on.
 
     `url` is the address of the same database's primary where `engine` connects elsewhere.
     """
@@ -71,12 +71,12 @@ async def prune(
     pause: float = 0.01,
     url: str | None = None,
 ) -> PruneReport:
-    """Delete what the retention does not keep (default: the one that is stored).
+    """Delete the changes beyond the retention (default: the stored one).
 
-    Call it about once a minute: age and size are known as of earlier calls, so the first ones only
-    take note of what is there. Never waits for anybody, and nobody waits for it: it takes no lock
-    that a writer or a reader wants, works in batches of `batch_size` changes, `pause` seconds
-    apart, and leaves the work to the process that is already at it. `url` as in `set_retention`.
+    Call it about once a minute: age and size are known from earlier calls, so the first calls only
+    record a checkpoint. It blocks no other session and waits for none: it takes no lock that a
+    writer or a reader needs, deletes batches of `batch_size` changes, `pause` seconds apart, and
+    does nothing while another process prunes. `url` as in `set_retention`.
     """
     async with _driver(engine, url) as driver:
         return await _prune(driver, retention, batch_size, lambda: asyncio.sleep(pause))

@@ -1,4 +1,4 @@
-"""One reader of the change log: carried along by the tail, or catching up by itself."""
+"""One reader of the change log, which gets batches from the tail or catches up by itself."""
 
 import asyncio
 from collections import deque
@@ -15,29 +15,29 @@ from rowsignal.listener import OUTAGES, reconnect_delays
 
 
 class Tail(Protocol):
-    """What carries subscriptions along."""
+    """The part of the log tail that a subscription uses."""
 
     log: ChangeLog
 
     async def attach(self, subscription: "LogSubscription") -> str:
-        """Push every batch after the position that is returned."""
+        """Push every batch after the returned position."""
 
     def detach(self, subscription: "LogSubscription") -> None:
-        """Push nothing any more."""
+        """Stop pushing."""
 
 
 class LogSubscription:
     """An endless iterator over `Batch | Reset`; `position` is where its last item ended.
 
-    What the tail pushes is kept up to a number of changes. Beyond that it is dropped, and read from
-    the log again when it is asked for: exact, and at the expense of nobody but the slow reader.
+    It holds a limited number of changes that the tail has pushed. Beyond the limit they are dropped
+    and read from the log again on demand: exactly, and at the cost of the slow reader alone.
     """
 
     def __init__(
         self, tail: Tail, tables: tuple[QualifiedName, ...], after: str | None, limit: int
     ) -> None:
         if after is not None:
-            decode(after)  # raises for what is no position
+            decode(after)  # raises `PositionError` for other text
         self.tables = tables
         self.position = after or ""
         self._tail = tail
@@ -49,23 +49,23 @@ class LogSubscription:
         self._is_behind = after is not None
         self._error: BaseException | None = None
         self._is_interrupted = False
-        self._lags_from: str | None = None  # what was pushed is to be taken first
+        self._lags_from: str | None = None  # pushed batches are taken first
         self._joint: str | None = None  # where the pushed batches begin, while still behind
 
     async def begin(self) -> None:
-        """Get going: at once for who reads from now on."""
+        """Start; a reader from now on attaches to the tail at once."""
         if not self._is_behind:
             self.position = await self._tail.attach(self)
             self._joint = None
 
     @property
     def is_behind(self) -> bool:
-        """Tell whether the log is being read for this reader alone."""
+        """Tell whether this reader reads the log by itself."""
         return self._is_behind or self._lags_from is not None
 
     @property
     def has_unread(self) -> bool:
-        """Tell whether something that the tail has pushed is still to be taken."""
+        """Tell whether pushed batches have not been taken yet."""
         return not self._is_behind and bool(self._buffer)
 
     def interrupt(self) -> None:
@@ -74,17 +74,17 @@ class LogSubscription:
         self._pushed.set()
 
     def lag(self, position: str) -> None:
-        """Read the log alone, after `position`: there is more than others should wait for."""
+        """Read the log alone after `position`: there is too much for all subscriptions to wait."""
         self._lags_from = position
         self._pushed.set()
 
     def attached(self, position: str) -> None:
-        """Take note that batches after `position` will be pushed."""
+        """Handle the attachment: batches after `position` will be pushed."""
         self._clear()
         self._joint = position
 
     def push(self, item: Batch | Reset) -> None:
-        """Take a batch from the tail, or begin to lag behind."""
+        """Accept a batch from the tail; detach if it exceeds the limit."""
         if isinstance(item, Batch):
             item = self._narrowed(item)
             self._buffered += len(item.changes)
@@ -101,7 +101,7 @@ class LogSubscription:
         self._pushed.set()
 
     def fail(self, error: BaseException) -> None:
-        """Raise an error where the next item is asked for."""
+        """Store an error, which the next item raises."""
         self._error = error
         self._pushed.set()
 
@@ -132,7 +132,7 @@ class LogSubscription:
             return item
 
     async def _read_on(self) -> Batch | Reset:
-        """Read from the log up to now; then up to where the tail takes over."""
+        """Read from the log up to now, then up to the position where the tail takes over."""
         delays = reconnect_delays()
         while True:
             try:
@@ -157,7 +157,7 @@ class LogSubscription:
         self._buffered = 0
 
     def _narrowed(self, batch: Batch) -> Batch:
-        """Leave out the tables that only others read."""
+        """Leave out the tables that only other subscriptions read."""
         wanted = [(change.schema, change.table) in self._wanted for change in batch.changes]
         if all(wanted):
             return batch

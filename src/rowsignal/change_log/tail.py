@@ -1,8 +1,7 @@
-"""One reader of the change log for a whole process: what it reads goes to all subscribers.
+"""The log tail: reads the change log once for all subscribers in a process.
 
-It sleeps until a notification while the log is quiet, and reads in intervals while it is busy: a
-busy log would be woken for anyway, and its writers then need not notify. Who reads the log also
-keeps it within its retention.
+It waits for a notification while the log is quiet and polls while the log is busy, so that writers
+of a busy log need not notify. A process that reads the log also prunes it.
 """
 
 import asyncio
@@ -29,13 +28,13 @@ from rowsignal.payload import LOG_BUCKET, LOG_CHANNEL
 logger = logging.getLogger("rowsignal.log_tail")
 
 SLOWEST_POLL = 0.5
-LONGEST_PAUSE = 0.1  # between reads: a slow one says that the machine is busy, or the log
-HEAVY_SHARE = 0.1  # of more than a page: a table's subscribers then read alone
-EMPTY_PACE = 1.0  # how often subscribers hear that nothing has happened
+LONGEST_PAUSE = 0.1  # between reads: a slow read means that the machine or the log is busy
+HEAVY_SHARE = 0.1  # of more than a page: subscriptions of a table with more read alone
+EMPTY_PACE = 1.0  # interval of empty batches
 
 
 class LogTail:
-    """Follows the change log of one database for all who read it in this event loop.
+    """Follows the change log of one database for all readers in this event loop.
 
     A `Pacer` decides when to read; `mode` is its mode, or `stopped`.
     """
@@ -49,7 +48,7 @@ class LogTail:
         self.log = ChangeLog(listener.engine, listener.listen_url)
         self._listener = listener
         self._pace = replace(pace or Pace(), safety=safety, longest_pause=LONGEST_PAUSE)
-        self.interval = self._pace.busy_look
+        self.interval = self._pace.busy_interval
         self.is_streaming = False
         self._pacer = Pacer(listener, self, self._pace)
         self._is_running = False
@@ -58,7 +57,7 @@ class LogTail:
         )
         self._subscribers: set[LogSubscription] = set()
         self._tables: Counter[QualifiedName] = Counter()
-        self._lookers: list[tuple[asyncio.Future[str], LogSubscription | None]] = []
+        self._read_requests: list[tuple[asyncio.Future[str], LogSubscription | None]] = []
         self._starting = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._retirement: asyncio.TimerHandle | None = None
@@ -72,12 +71,12 @@ class LogTail:
 
     @property
     def mode(self) -> Mode | Literal["stopped"]:
-        """Return how the log is followed."""
+        """Return the mode in which the log is followed."""
         return self._pacer.mode if self._is_running else "stopped"
 
     @property
     def subscribers(self) -> int:
-        """Return how many read."""
+        """Return the number of subscriptions."""
         return len(self._subscribers)
 
     @asynccontextmanager
@@ -87,8 +86,8 @@ class LogTail:
         """Read the changes of (schema, table) pairs, from a position on or from now.
 
         The subscription yields `Batch | Reset`, with an empty batch now and then. It holds up to
-        `limit` changes; who is slower reads on from the log itself, exactly, until it has caught
-        up. Raises `PositionError` for a malformed position, and what keeps the log from being read.
+        `limit` changes; a slower reader continues from the log itself until it has caught up, and
+        loses nothing. Raises `PositionError` for a malformed position, and the errors of reading.
         """
         subscription = LogSubscription(self, tuple(tables), after, limit)
         self._tables.update(subscription.tables)
@@ -99,19 +98,19 @@ class LogTail:
         finally:
             self.detach(subscription)
             self._tables.subtract(subscription.tables)
-            self._tables += Counter()  # drops what nobody reads any more
+            self._tables += Counter()  # drops tables without readers
             self._retire_soon()
 
-    async def look(self) -> str:
+    async def catch_up(self) -> str:
         """Read the log once more, beginning after this call; return the position reached."""
         return await self._ask(None)
 
     async def attach(self, subscription: LogSubscription) -> str:
-        """Hand over every batch after the position that is returned."""
+        """Push every batch after the returned position to the subscription."""
         return await self._ask(subscription)
 
     def detach(self, subscription: LogSubscription) -> None:
-        """Hand over nothing any more."""
+        """Stop pushing to the subscription."""
         self._subscribers.discard(subscription)
 
     def connected(self) -> None:
@@ -129,13 +128,13 @@ class LogTail:
             self._pacer.request_read()
 
     async def stopped(self) -> None:
-        """Go on by polling while somebody reads, else end now."""
+        """Handle the end of the listener: poll while there are readers, else end now."""
         if not self._tables:
             await self.aclose()
 
     async def _ask(self, subscription: LogSubscription | None) -> str:
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._lookers.append((future, subscription))
+        self._read_requests.append((future, subscription))
         self._pacer.request_read()
         return await future
 
@@ -157,7 +156,7 @@ class LogTail:
     def _retire_soon(self) -> None:
         if not self._tables and self._retirement is None:
             loop = asyncio.get_running_loop()
-            self._retirement = loop.call_later(self._pace.linger, self._retire)
+            self._retirement = loop.call_later(self._pace.idle_timeout, self._retire)
 
     def _retire(self) -> None:
         self._retirement = None
@@ -169,27 +168,27 @@ class LogTail:
             self._task.cancel()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Leave nobody waiting for a task that is no more."""
+        """Fail the subscriptions and requests that wait for the ended task."""
         failure = None if task.cancelled() else task.exception()
         if failure is not None:
             logger.error("the log tail has failed", exc_info=failure)
         error = failure or RuntimeError("The change log is no longer followed: it was closed.")
         for subscription in tuple(self._subscribers):
             subscription.fail(error)
-        lookers, self._lookers = self._lookers, []
-        for future, _ in lookers:
+        requests, self._read_requests = self._read_requests, []
+        for future, _ in requests:
             if not future.done():
                 future.set_exception(error)
 
     async def aclose(self) -> None:
-        """Stop following; whoever still reads gets an error."""
+        """Stop following; remaining readers get an error."""
         self._end()
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
-        await self.log.aclose()  # a task that was cancelled before it began has closed nothing
+        await self.log.aclose()  # a task that was cancelled before its start has closed nothing
 
     async def close_unused(self) -> None:
-        """Close the connections of a log that was read and is not followed."""
+        """Close the connections of a log that was read but is not followed."""
         if self._task is None or self._task.done():
             await self.log.aclose()
 
@@ -208,37 +207,37 @@ class LogTail:
             await asyncio.shield(self.log.aclose())
 
     async def buckets(self) -> Sequence[int]:
-        """Return the bucket that makes the log's triggers notify."""
+        """Return the bucket of the log."""
         return [LOG_BUCKET]
 
     async def has_altered(self) -> bool:
-        """Tell that the bucket is the same as ever."""
+        """Return False: the log has one bucket."""
         return False
 
     async def writers(self) -> frozenset[str]:
-        """Return the transactions that have written to the log and are not over."""
+        """Return the open transactions that have written to the log."""
         return await self.log.writers()
 
     def mode_changed(self, mode: Mode) -> None:
-        """Tell the hooks."""
+        """Pass the mode on to the hooks."""
         self._listener.hooks.mode_changed(table=self.label, mode=mode)
 
     async def read(self) -> bool:
-        """Read up to now and hand it out; tell whether there was anything."""
+        """Read up to now and push it to the subscriptions; tell whether there were changes."""
         has_changed = await self._read()
         slower = min(self.interval * 1.5, SLOWEST_POLL)
-        self.interval = self._pace.busy_look if has_changed else slower
+        self.interval = self._pace.busy_interval if has_changed else slower
         return has_changed
 
     async def _read(self) -> bool:
-        """Read up to now and hand it out; tell whether there was anything."""
-        lookers, self._lookers = self._lookers, []
+        """Read up to now and push it to the subscriptions; tell whether there were changes."""
+        requests, self._read_requests = self._read_requests, []
         try:
             has_changed = await self._read_all()
         except BaseException:
-            self._lookers += lookers
+            self._read_requests += requests
             raise
-        for future, subscription in lookers:
+        for future, subscription in requests:
             if not future.done():
                 future.set_result(self.position)
                 if subscription is not None:
@@ -247,9 +246,9 @@ class LogTail:
         return has_changed
 
     async def _read_all(self) -> bool:
-        """Read what is there for all; subscribers of tables with too much read it alone.
+        """Read for all subscriptions; those of tables with too many changes read alone.
 
-        So a huge transaction, or a flood into one table, delays no reader of another.
+        So a huge transaction in one table delays no reader of another table.
         """
         has_changed = False
         while True:
@@ -278,5 +277,5 @@ class LogTail:
 
 
 def _heavy(counts: Counter[QualifiedName]) -> set[QualifiedName]:
-    """Return the tables that make up much of what was counted."""
+    """Return the tables with a large share of the counted changes."""
     return {name for name, count in counts.items() if count >= counts.total() * HEAVY_SHARE}

@@ -1,4 +1,4 @@
-"""The commands in one place, and what becomes of their errors."""
+"""The application of all commands, and the handling of their errors."""
 
 import platform
 import sys
@@ -84,7 +84,7 @@ def options(
         False, "--traceback", help="Show where in the program an error comes from."
     ),
 ) -> None:
-    """Take what all commands have in common."""
+    """Define the options that all commands share."""
     _wanted["traceback"] = traceback
 
 

@@ -1,4 +1,4 @@
-"""Latency on the user's own database."""
+"""`rowsignal bench`: the latency of waits on the user's database."""
 
 import asyncio
 from typing import Annotated
@@ -17,7 +17,7 @@ def bench(
     *,
     url: Url = None,
     interval: Annotated[
-        float, typer.Option(min=0.05, max=60, help="Seconds between two looks, to compare with.")
+        float, typer.Option(min=0.05, max=60, help="Polling interval to compare with, in seconds.")
     ] = 0.5,
     rounds: Annotated[int, typer.Option(min=10, max=100_000, help="Waits by notification.")] = 200,
     polled_rounds: Annotated[int, typer.Option(min=1, max=1000, help="Waits by polling.")] = 10,
@@ -25,8 +25,8 @@ def bench(
 ) -> None:
     """Measure how soon waits end after a commit, by notification and by polling.
 
-    Works in a schema of its own, which is dropped at the end. The database should be as busy as it
-    usually is: that is what is measured.
+    Uses a new schema, which is dropped at the end. Run it while the database has its usual load,
+    since the latency depends on it.
     """
     report = asyncio.run(_measure(url, interval, rounds, min(polled_rounds, rounds)))
     if json:

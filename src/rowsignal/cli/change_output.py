@@ -1,4 +1,4 @@
-"""How changes look: JSON for programs, lines for pipes, a table for a terminal."""
+"""Output of changes: JSON for programs, lines for pipes, a table for a terminal."""
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping
@@ -34,14 +34,14 @@ NARROW = 80  # characters: below, a change takes several lines
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A change with the row before it, as far as the command has seen that."""
+    """A change with the row before it, if the command has seen that row."""
 
     item: Item
     old: Mapping[str, Any] | None = None
 
 
 class Memory:
-    """The last rows seen, to show what was beside what is."""
+    """The last rows seen, to show old and new values together."""
 
     def __init__(self, limit: int = REMEMBERED) -> None:
         self._rows: OrderedDict[tuple[str, str, str], Mapping[str, Any]] = OrderedDict()
@@ -64,17 +64,17 @@ class Memory:
 
 
 class ChangeOutput(Protocol):
-    """Where changes are shown."""
+    """An output for changes."""
 
     def add(self, shown: Shown) -> None:
-        """Show one."""
+        """Write a change or a gap."""
 
 
 class JsonLines:
-    """A JSON object for each change, and for each gap."""
+    """Writes a JSON object for each change, and for each gap."""
 
     def add(self, shown: Shown) -> None:
-        """Write one line."""
+        """Write a change or a gap as one line."""
         item = shown.item
         if isinstance(item, Reset):
             reset = {"operation": "reset", "reason": item.reason, "position": item.position}
@@ -88,15 +88,15 @@ class JsonLines:
 
 
 class Lines:
-    """A line for each change, with tabs between its parts."""
+    """Writes a line for each change, with tabs between its parts."""
 
     def add(self, shown: Shown) -> None:
-        """Write one line."""
+        """Write a change or a gap as one line."""
         write_raw("\t".join(_cells(shown)) + "\n")
 
 
 class LiveTable:
-    """The last changes, drawn again and again, and how many there were of each kind."""
+    """Draws a table of the last changes, with counts by operation."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -114,7 +114,7 @@ class LiveTable:
         self._live.stop()
 
     def add(self, shown: Shown) -> None:
-        """Take one in, for the next drawing."""
+        """Add a change or a gap to the next drawing."""
         cells = _cells(shown)
         self._items.append(cells)
         self._counts[cells[1]] += 1
@@ -128,7 +128,7 @@ class LiveTable:
 
 
 def picture(rows: list[tuple[str, ...]], width: int) -> Table:
-    """Return rows as a table: values give way first, operation and table never."""
+    """Return rows as a table; on narrow terminals values are shortened first."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
     if width < NARROW:
         _fill_narrow(table, rows)
@@ -172,7 +172,7 @@ def _cells(shown: Shown) -> tuple[str, ...]:
 
 
 def _values(item: Change, old: Mapping[str, Any] | None) -> str:
-    """Return what is known of a row: for an update, what was beside what is."""
+    """Return the known values of a row; for an update, old and new values."""
     if item.row is None:
         return _pairs(old) if old is not None else ", ".join(item.changed or ())
     if item.operation is not Operation.UPDATE:
@@ -206,7 +206,7 @@ def _text(value: object) -> str:
 
 
 def plain(value: object) -> object:
-    """Return a Python value as PostgreSQL writes it, as far as JSON has no form for it."""
+    """Return a Python value in JSON's form, or else as PostgreSQL writes it."""
     if isinstance(value, date | time):
         return value.isoformat()
     if isinstance(value, bytes):

@@ -1,4 +1,4 @@
-"""The settings of the service, as they stand."""
+"""`rowsignal config`: the settings of the service."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ HIDDEN = "(set, not shown)"
 
 
 def config(*, url: Url = None, json: Json = False) -> None:
-    """Show every setting of the service with its variable, its value and what it is for.
+    """Show every setting of the service with its variable, its value and its purpose.
 
     Secrets are not shown, only whether they are set.
     """
@@ -41,7 +41,7 @@ def config(*, url: Url = None, json: Json = False) -> None:
 
 
 def read_settings(url: str | None, **given: Any) -> "Settings":
-    """Return the service's settings: what was given, then the environment, then the defaults."""
+    """Return the service's settings: options, then the environment, then defaults."""
     with needing("service", "The service"):
         from pydantic import SecretStr  # noqa: PLC0415 -- as above
 

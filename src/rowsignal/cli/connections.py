@@ -1,4 +1,4 @@
-"""From the URL that a command was given to an engine that is known to connect."""
+"""Engines for commands: from a URL to an engine with a tested connection."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,12 +13,12 @@ from rowsignal.cli.errors import CommandError, reason_of
 from rowsignal.postgres.connections import suit_pooler
 from rowsignal.postgres.urls import asyncpg_url
 
-PATIENCE = 10.0
+CONNECT_TIMEOUT = 10.0
 REFUSALS = (OSError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
 def parsed(url: str | None) -> URL:
-    """Return the URL for asyncpg; explain what is wrong with it."""
+    """Return the URL for asyncpg; raise an error that explains a malformed one."""
     if not url:
         raise CommandError(
             "No database was named: pass --url postgresql://user@host/name, or set"
@@ -35,7 +35,7 @@ def parsed(url: str | None) -> URL:
 
 
 def place(url: URL) -> str:
-    """Return where a URL leads, without anything secret."""
+    """Return the host and database of a URL, without secrets."""
     host = url.host or url.query.get("host") or "localhost"
     port = f":{url.port}" if url.port else ""
     return f"{url.database or 'postgres'} at {host}{port}"
@@ -43,7 +43,7 @@ def place(url: URL) -> str:
 
 @asynccontextmanager
 async def connected(url: str | None) -> AsyncIterator[AsyncEngine]:
-    """Yield an engine that suits what answers, a pooler or a server; dispose of it afterwards."""
+    """Yield an engine that suits the server or the pooler; dispose of it afterwards."""
     where = parsed(url)
     engine = create_async_engine(where, hide_parameters=True)
     try:
@@ -55,12 +55,12 @@ async def connected(url: str | None) -> AsyncIterator[AsyncEngine]:
 
 async def _try(engine: AsyncEngine, where: URL) -> None:
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(CONNECT_TIMEOUT):
             await suit_pooler(engine)
     except TimeoutError:
         raise CommandError(
-            f"No answer from {place(where)} within {PATIENCE:g} s: is the address right, and may"
-            " this machine reach it?"
+            f"No answer from {place(where)} within {CONNECT_TIMEOUT:g} s: is the address right, and"
+            " may this machine reach it?"
         ) from None
     except REFUSALS as error:
         raise CommandError(

@@ -1,4 +1,4 @@
-"""Consumers of the change log: where they are, what they gave up, and what to do about it."""
+"""`rowsignal consumers`: positions, failures and dead letters of consumers."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="The consumer.")]
 Ids = Annotated[
     list[int] | None,
-    typer.Argument(metavar="ID", show_default=False, help="Dead letters; without, all of them."),
+    typer.Argument(metavar="ID", show_default=False, help="Dead letters; default: all."),
 ]
 
 consumers = typer.Typer(
@@ -80,13 +80,14 @@ def reset(
     name: Name,
     *,
     to: Annotated[
-        str, typer.Option("--to", metavar="now|start|POSITION", help="Where to go on.")
+        str,
+        typer.Option("--to", metavar="now|start|POSITION", help="The position to continue from."),
     ] = "now",
     url: Url = None,
 ) -> None:
     """Put a consumer at now, at the start of the log, or at a position.
 
-    What lies between is not handled, or is handled again.
+    Changes in between are skipped, or handled again.
     """
     _run(url, lambda engine: reset_consumer(engine, name, to))
     write(f"{name} goes on from {to}.")
@@ -98,18 +99,18 @@ def skip(
     *,
     partition: Annotated[
         int | None,
-        typer.Option("--partition", min=0, help="Only this one.", show_default=False),
+        typer.Option("--partition", min=0, help="Only this partition.", show_default=False),
     ] = None,
     url: Url = None,
 ) -> None:
-    """Make dead letters of the changes that a consumer is failing at, and go on after them."""
+    """Turn the changes at which a consumer fails into dead letters, and go on after them."""
     count = _run(url, lambda engine: skip_failing(engine, name, partition))
     write(f"{count} changes skipped; they are dead letters.")
 
 
 @consumers.command("drop")
 def drop(name: Name, *, url: Url = None) -> None:
-    """Forget a consumer: its position and its dead letters."""
+    """Delete a consumer with its position and its dead letters."""
     _run(url, lambda engine: drop_consumer(engine, name))
     write(f"{name} is forgotten.")
 
@@ -118,13 +119,13 @@ def drop(name: Name, *, url: Url = None) -> None:
 def letters(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", show_default=False, help="The consumer; without, all."),
+        typer.Argument(metavar="NAME", show_default=False, help="The consumer; default: all."),
     ] = None,
     *,
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """List dead letters: changes whose handler has failed as often as it may."""
+    """List dead letters: changes whose handler has failed in every attempt."""
     found = _run(url, lambda engine: dead_letters(engine, name))
     documents = [
         {
@@ -153,7 +154,7 @@ def letters(
 
 @consumers.command("retry-letters")
 def retry(name: Name, ids: Ids = None, *, url: Url = None) -> None:
-    """Have dead letters handled once more, by a worker."""
+    """Mark dead letters to be handled once more by a worker."""
     count = _run(url, lambda engine: retry_dead_letters(engine, name, ids or None))
     write(f"{count} dead letters will be handled once more.")
 

@@ -1,4 +1,4 @@
-"""The demonstration."""
+"""`rowsignal demo`: the demonstration."""
 
 import asyncio
 import contextlib
@@ -34,10 +34,10 @@ def demo(
     is_opened: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     json: Json = False,
 ) -> None:
-    """Show waits on a real PostgreSQL, started for this and thrown away afterwards.
+    """Show waits on a real PostgreSQL, started for the demonstration and removed afterwards.
 
-    A shop changes its orders; each open order is waited for. Runs until Ctrl-C. Exits with 0 only
-    if every change ended its wait, and each by notification.
+    A shop changes its orders, with one wait for each open order. Runs until Ctrl-C. Exits with 0
+    only if every change ended its wait, and each by notification.
     """
     report = asyncio.run(_demo(once=once, rate=rate, port=port, is_opened=is_opened, json=json))
     if json:

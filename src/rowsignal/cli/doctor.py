@@ -1,4 +1,4 @@
-"""The doctor."""
+"""`rowsignal doctor`: examination of a database."""
 
 import asyncio
 from dataclasses import asdict
@@ -27,7 +27,7 @@ def doctor(
         typer.Option(
             "--listen-url",
             metavar="URL",
-            help="Where to LISTEN, if not at --url.",
+            help="Address to LISTEN at, if not --url.",
             show_default=False,
         ),
     ] = None,
@@ -42,9 +42,9 @@ def doctor(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Find what keeps changes from arriving, or could make writes fail, and what mends it.
+    """Find problems that lose changes or could make writes fail, and show how to fix them.
 
-    Exits with 1 when there is an error; warnings and notes are for you to judge.
+    Exits with 1 if there is an error; warnings and notes may be acceptable.
     """
     subjects = find_subjects(models, tables, table)
 
@@ -75,7 +75,7 @@ def _show(findings: list[Finding]) -> None:
     fixes = [one for one in findings if one.fix]
     out = console()
     if fixes:
-        write("What mends it:")
+        write("Fixes:")
     for one in fixes:
         label = Text(f"  {one.subject}: ", style="dim") if out.is_terminal else f"  {one.subject}: "
         write(Text.assemble(label, one.fix or ""))

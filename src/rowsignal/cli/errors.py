@@ -1,4 +1,4 @@
-"""Errors as one sentence with the way out, and the exit code that goes with it."""
+"""Errors of commands: one sentence with the way out, and an exit code."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ PRIVILEGE = "42501"
 
 
 class CommandError(Exception):
-    """A command cannot go on; `code` is its exit code."""
+    """A command failed; `code` is its exit code."""
 
     def __init__(self, sentence: str, code: int = NOT_UNDERSTOOD) -> None:
         super().__init__(sentence)
@@ -47,7 +47,7 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what the server or the network said, without the statement around it."""
+    """Return the message of the server or the network, without the statement."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     inner = cause.__cause__ or cause
     text = str(getattr(inner, "message", None) or inner).strip() or type(inner).__name__
@@ -56,7 +56,7 @@ def reason_of(error: BaseException) -> str:
 
 @contextmanager
 def needing(extra: str, what: str) -> Iterator[None]:
-    """Turn a missing package into the sentence that installs it."""
+    """Turn a missing package into an error with the command that installs it."""
     try:
         yield
     except MissingExtraError as error:

@@ -1,4 +1,4 @@
-"""The rights of roles: grant, revoke."""
+"""`rowsignal grant` and `rowsignal revoke`: the rights of roles."""
 
 import asyncio
 from typing import Annotated, Any
@@ -31,7 +31,7 @@ def grant(
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """Give a role the rights that waiting, watching or the service need, and no more.
+    """Grant a role exactly the rights to wait, to watch, to serve or to handle changes.
 
     With --table or --models also SELECT on these tables. Writers need no grant.
     """
@@ -54,7 +54,7 @@ def revoke(
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """Take back what `grant` gave to a role; with --table also SELECT on these tables."""
+    """Revoke the rights that `grant` gave to a role; with --table also SELECT on these tables."""
     subjects = find_subjects(models, table) or ()
 
     async def work() -> None:

@@ -1,4 +1,4 @@
-"""What an installation keeps: settings that a table has, and that nothing said otherwise about."""
+"""Kept settings: an installation keeps a table's settings unless an option changes them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,9 +16,9 @@ EXCLUSIVE = {"columns": "exclude", "exclude": "columns"}
 def install_keeping(
     connection: Connection, subjects: Any, given: Mapping[str, Any], *, lock_timeout: float
 ) -> list[TableAction]:
-    """Install triggers; a table by name keeps the settings that it has beside the given ones.
+    """Install triggers; a table by name keeps its settings except the given ones.
 
-    Models that declare their settings get these. A kind that is given, as `log`, sets a table anew.
+    Models with declared settings get these. A given kind, such as `log`, replaces all settings.
     """
     if "log" in given:
         return install_triggers(connection, subjects, lock_timeout=lock_timeout, **given)
@@ -34,7 +34,7 @@ def install_keeping(
 
 
 def declared_names(subjects: Any) -> set[str]:
-    """Return the tables whose models declare settings."""
+    """Return the names of tables whose models declare settings."""
     found: set[str] = set()
     for one in subjects if isinstance(subjects, list | tuple) else [subjects]:
         metadata = one if isinstance(one, MetaData) else getattr(one, "metadata", None)
@@ -49,7 +49,7 @@ def _parts(
     kept: Mapping[str, dict[str, Any]],
     given: Mapping[str, Any],
 ) -> Iterable[tuple[Any, Mapping[str, Any]]]:
-    """Return what to install with which settings; at once, unless tables differ."""
+    """Return the tables to install by settings, in one part if all are equal."""
     if not any(settings != given for settings in kept.values()):
         return [(subjects, given)]
     tables = _tables(subjects)
@@ -59,7 +59,7 @@ def _parts(
 
 
 def _tables(subjects: Any) -> dict[str, Any]:
-    """Return the tables of models and metadata by name: they know their columns."""
+    """Return the tables of models and metadata by name, with their columns."""
     found: dict[str, Any] = {}
     for one in subjects if isinstance(subjects, list | tuple) else [subjects]:
         metadata = one if isinstance(one, MetaData) else getattr(one, "metadata", None)
@@ -78,7 +78,7 @@ def _kept(facts: TableFacts, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _harmless(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the given settings as they can be checked before the kind of a table is known."""
+    """Return the given settings that can be checked before the kind of a table is known."""
     return {name: it for name, it in given.items() if name in {"columns", "exclude"}}
 
 

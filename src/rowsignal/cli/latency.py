@@ -1,4 +1,4 @@
-"""How soon waits end after a commit, on the user's own database, by notification and by polling."""
+"""The latency of waits after a commit on the user's database, by notification and by polling."""
 
 import asyncio
 import random
@@ -22,8 +22,8 @@ from rowsignal.triggers import install_triggers, trigger_status
 from rowsignal.waiting import wait_for_row_change
 
 WATCHED, KEPT_ARMED = 1, 2
-PACE = 0.03  # slower than the rate at which a table is looked at instead of armed
-PATIENCE = 30.0
+PACE = 0.03  # slower than the rate at which a table counts as busy
+WAIT_TIMEOUT = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +36,14 @@ class Latency:
 
     @classmethod
     def of(cls, seconds: list[float]) -> "Latency":
-        """Sum some measurements up."""
+        """Summarise measurements."""
         ordered = sorted(seconds)
         return cls(median(ordered), ordered[int(len(ordered) * 0.99)], ordered[-1])
 
 
 @dataclass(frozen=True, slots=True)
 class LatencyReport:
-    """Both ways, measured in turns; `mode` is how the table was watched when it was over."""
+    """The latency of both ways, measured alternately; `mode` is the table's mode at the end."""
 
     rounds: int
     polled_rounds: int
@@ -58,7 +58,7 @@ class LatencyReport:
 
 
 class Modes(Hooks):
-    """Hears how one table is watched."""
+    """Records the mode of one table."""
 
     def __init__(self, table: str) -> None:
         self.mode = "starting"
@@ -66,7 +66,7 @@ class Modes(Hooks):
         self._table = table
 
     def mode_changed(self, *, table: str, mode: str) -> None:
-        """Take note."""
+        """Record the mode."""
         if table == self._table:
             self.mode = mode
             if mode == "armed":
@@ -81,10 +81,10 @@ async def measure_latency(
     polled_rounds: int = 10,
     note: Callable[[int], None] = lambda _: None,
 ) -> LatencyReport:
-    """Measure in a schema of its own, which is dropped at the end; `note` hears of each round.
+    """Measure in a new schema, which is dropped at the end; call `note` after each round.
 
-    The schema `rowsignal` is made where it is missing, and then dropped as well. Raises what
-    keeps notifications from arriving.
+    If the schema `rowsignal` is missing, it is created and dropped as well. Raises the error that
+    prevents notifications.
     """
     notified: list[float] = []
     polled: list[float] = []
@@ -106,9 +106,9 @@ async def measure_latency(
 
 async def _round(engine: AsyncEngine, model: type[Any], interval: float, pause: float) -> float:
     async with AsyncSession(engine, expire_on_commit=False) as session:
-        seen = await session.get_one(model, WATCHED)  # sessions forget what nothing else holds
+        seen = await session.get_one(model, WATCHED)  # a session holds only weak references
         await session.commit()
-        wait = wait_for_row_change(session, model, WATCHED, interval=interval, timeout=PATIENCE)
+        wait = wait_for_row_change(session, model, WATCHED, interval=interval, timeout=WAIT_TIMEOUT)
         waiting = asyncio.create_task(wait)
         await asyncio.sleep(pause)
         async with AsyncSession(engine) as writer:
@@ -123,10 +123,10 @@ async def _round(engine: AsyncEngine, model: type[Any], interval: float, pause: 
 
 @asynccontextmanager
 async def _armed(engine: AsyncEngine, model: type[Any], modes: Modes) -> AsyncIterator[None]:
-    """Keep a wait open for the length of the block, and begin when its table is armed."""
+    """Keep a wait open during the block, which begins when its table is armed."""
     waiting = asyncio.create_task(wait_for_row_change(engine, model, KEPT_ARMED))
     try:
-        await asyncio.wait_for(modes.is_armed.wait(), PATIENCE)
+        await asyncio.wait_for(modes.is_armed.wait(), WAIT_TIMEOUT)
         yield
     finally:
         waiting.cancel()
@@ -135,7 +135,7 @@ async def _armed(engine: AsyncEngine, model: type[Any], modes: Modes) -> AsyncIt
 
 @asynccontextmanager
 async def _tables(engine: AsyncEngine) -> AsyncIterator[tuple[type[Any], type[Any]]]:
-    """Make two tables with two rows each, and leave the database as it was."""
+    """Create two tables with two rows each, and drop them afterwards."""
     place = f"rowsignal_bench_{secrets.token_hex(4)}"
     metadata = MetaData(schema=place)
     models = (_model(metadata, "armed"), _model(metadata, "plain"))

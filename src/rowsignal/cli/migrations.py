@@ -1,4 +1,4 @@
-"""Migrations: the files to begin with."""
+"""`rowsignal db init`: the files of a migration environment."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,11 +11,13 @@ from rowsignal.orm import create_migration_environment
 
 
 def init(
-    directory: Annotated[Path, typer.Argument(help="Folder to make.")] = Path("migrations"),
+    directory: Annotated[Path, typer.Argument(help="Folder to create.")] = Path("migrations"),
     *,
     metadata: Annotated[
         str | None,
-        typer.Option(metavar="MODULE:NAME", help="What to compare with: shop.models:Base.metadata"),
+        typer.Option(
+            metavar="MODULE:NAME", help="Metadata to compare with: shop.models:Base.metadata"
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

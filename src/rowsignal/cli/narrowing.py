@@ -1,4 +1,4 @@
-"""Which rows `watch` shows: keys, columns and conditions, as they were written."""
+"""The filters of `rowsignal watch`: keys, columns and conditions."""
 
 import json
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Narrowing:
     columns: Sequence[str]
 
     def options(self, models: Sequence[type[Any]]) -> dict[str, Any]:
-        """Return what `watch` takes of it; raise `CommandError` for what does not fit."""
+        """Return the keywords of `watch`; raise `CommandError` for bad values."""
         if not (self.pk or self.where or self.columns):
             return {}
         table = _only_table(models)
@@ -49,12 +49,12 @@ class Narrowing:
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What rows must meet; a row that met it before a change and no longer does is shown, too."""
+    """Conditions on rows; a row that met them only before a change is shown, too."""
 
     found: tuple[Any, ...]
 
     def want(self, shown: Shown) -> bool:
-        """Tell whether to show a change; a gap concerns every reader."""
+        """Tell whether to show a change; a gap is always shown."""
         item = shown.item
         if not self.found or isinstance(item, Reset) or item.operation is Operation.TRUNCATE:
             return True
@@ -89,7 +89,7 @@ def _key(text: str, table: sa.Table) -> Any:
 
 
 def _value(value: Any, column: sa.Column[Any]) -> Any:
-    """Return a key value of the type that the column's driver takes."""
+    """Return a key value as the driver expects it for the column."""
     with needing("sse", "--pk"):
         from rowsignal.sse.access.column_types import Number, kind_of  # noqa: PLC0415 -- as above
 

@@ -51,7 +51,5 @@ Json = Annotated[
 ]
 LockTimeout = Annotated[
     float,
-    typer.Option(
-        "--lock-timeout", metavar="SECONDS", help="How long a table may be busy before it is left."
-    ),
+    typer.Option("--lock-timeout", metavar="SECONDS", help="Longest wait for the lock of a table."),
 ]

@@ -1,4 +1,4 @@
-"""Writing: tables for people, JSON for programs, progress for a terminal."""
+"""Output: tables for people, JSON for programs, progress for a terminal."""
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,7 +31,7 @@ def write_json(document: Any) -> None:
 
 
 def write_raw(text: str) -> None:
-    """Write text to standard output untouched: rich would turn tabs into spaces."""
+    """Write text to standard output unchanged; rich would turn tabs into spaces."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
@@ -52,7 +52,7 @@ def write_table(headings: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None
 
 
 def write(line: Cell = "") -> None:
-    """Write a line as it stands."""
+    """Write a line without markup."""
     console().print(_cell(line), markup=False, soft_wrap=True)
 
 
@@ -64,7 +64,7 @@ def _cell(cell: Cell) -> Text:
 
 @contextmanager
 def progress(what: str) -> Iterator[None]:
-    """Show on standard error what is being done, if that is a terminal."""
+    """Show progress on standard error, if it is a terminal."""
     out = errors()
     if not out.is_terminal:
         yield

@@ -1,4 +1,4 @@
-"""The change log: prune it."""
+"""`rowsignal prune`: pruning of the change log."""
 
 import asyncio
 import re
@@ -18,11 +18,11 @@ AMOUNT = re.compile(r"(\d+(?:\.\d+)?)([smhdkMG]?)")
 
 MaxAge = Annotated[
     str | None,
-    typer.Option("--max-age", metavar="AGE", help="Age that changes may have: 3d, 12h, 90m."),
+    typer.Option("--max-age", metavar="AGE", help="Greatest age of changes: 3d, 12h, 90m."),
 ]
 MaxSize = Annotated[
     str | None,
-    typer.Option("--max-size", metavar="SIZE", help="Size that the log may have: 1G, 500M."),
+    typer.Option("--max-size", metavar="SIZE", help="Greatest size of the log: 1G, 500M."),
 ]
 Save = Annotated[
     bool,
@@ -40,11 +40,11 @@ def prune(
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """Delete what the change log need not keep. Run it once a minute where nothing else prunes.
+    """Delete changes beyond the retention. Run it once a minute if no other process prunes.
 
-    Limits that are not given are those stored in the database: at first 3d and 1G. It locks
-    no writer out, and does nothing while another process prunes. Age and size are known as of
-    earlier runs: it takes some to get going.
+    Limits that are not given are read from the database, where they are 3d and 1G at first. It
+    blocks no writer, and does nothing while another process prunes. Age and size are known from
+    earlier runs, so the first runs delete nothing.
     """
     from rowsignal.change_log.retention import prune as prune_log  # noqa: PLC0415 -- the command's own name
 

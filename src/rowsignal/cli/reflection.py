@@ -1,4 +1,4 @@
-"""Models of tables that are known by name only."""
+"""Models of tables, made from their definition in the database."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from rowsignal.triggers.settings import TableName, targets_of
 
 
 async def models_of(engine: AsyncEngine, subjects: Any) -> list[type[Any]]:
-    """Return a class for each table meant, or for all that carry triggers when none is."""
+    """Return a class for each named table; without names, for all tables with triggers."""
     if subjects is None:
         found = await trigger_status(engine)
         names: list[TableName] = [(one.schema, one.table) for one in found]

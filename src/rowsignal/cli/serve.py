@@ -1,4 +1,4 @@
-"""The service."""
+"""`rowsignal serve`: the service."""
 
 import asyncio
 from typing import Annotated
@@ -30,10 +30,11 @@ def serve(
         ),
     ] = None,
 ) -> None:
-    """Serve streams of row changes over HTTP, with a page to look at them.
+    """Serve streams of row changes over HTTP, with a page that shows them.
 
-    Says where the page is; Ctrl-C ends it. Log lines are text in a terminal, JSON elsewhere. All
-    other settings are variables: see `rowsignal config`. Beyond 127.0.0.1 it takes tokens.
+    Prints the address of the page; Ctrl-C ends it. Log lines are text in a terminal, JSON
+    elsewhere. All other settings are variables: see `rowsignal config`. Beyond 127.0.0.1 it
+    requires tokens.
     """
     with needing("service", "`rowsignal serve`"):
         from rowsignal.service import server  # noqa: PLC0415 -- an optional extra

@@ -1,4 +1,4 @@
-"""Which tables a command is about: models by their place in a program, tables by name."""
+"""The table arguments of commands: models by import path, tables by name."""
 
 import importlib
 import sys
@@ -12,7 +12,7 @@ from rowsignal.cli.errors import CommandError
 def find_subjects(
     models: Sequence[str] | None, *tables: Sequence[str] | None, is_needed: bool = False
 ) -> Any:
-    """Return what was named, as `install_triggers` takes it; None when nothing was."""
+    """Return the named models and tables for `install_triggers`; None if there are none."""
     names = [name for given in tables for name in given or ()]
     found = [load(place) for place in models or ()]
     if not found and not names:
@@ -26,7 +26,7 @@ def find_subjects(
 
 
 def load(place: str, option: str = "--models") -> Any:
-    """Import what `module:name` stands for, from the current folder as well."""
+    """Import the object `module:name`, also from the current folder."""
     module, colon, path = place.partition(":")
     if not (module and colon and path):
         raise CommandError(f"{option} {place!r}: write module:name, as in shop.models:Base.")

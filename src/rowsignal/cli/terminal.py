@@ -1,4 +1,4 @@
-"""Text for a terminal: what comes from a database must not control it."""
+"""Text for a terminal, without control characters from a database."""
 
 import json
 import re
@@ -15,8 +15,7 @@ UNSAFE_IN_JSON = re.compile(
 def printable(text: str) -> str:
     r"""Return a text with its control characters as escapes.
 
-    Terminals obey them: they move the cursor, rewrite what was printed, or turn the direction of
-    writing around.
+    They could move the cursor, overwrite printed text or reverse the writing direction.
 
     >>> printable("paid\x1b[2J")
     'paid\\x1b[2J'

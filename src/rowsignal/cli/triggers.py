@@ -1,4 +1,4 @@
-"""Triggers: install, uninstall, status."""
+"""`rowsignal install`, `uninstall` and `status`: triggers on tables."""
 
 import asyncio
 from collections import Counter
@@ -28,11 +28,11 @@ STYLES = {"installed": "green", "orphaned": "yellow", "outdated": "yellow", "dri
 
 Columns = Annotated[
     list[str] | None,
-    typer.Option("--column", metavar="NAME", help="A column whose changes count; default: all."),
+    typer.Option("--column", metavar="NAME", help="Capture changes of this column; default: all."),
 ]
 Exclude = Annotated[
     list[str] | None,
-    typer.Option("--exclude", metavar="NAME", help="A column whose changes do not count."),
+    typer.Option("--exclude", metavar="NAME", help="Do not capture changes of this column."),
 ]
 FilterColumns = Annotated[
     list[str] | None,
@@ -43,10 +43,11 @@ FilterColumns = Annotated[
 
 Log = Annotated[bool, typer.Option("--log", help="Keep changes in the change log.")]
 Hints = Annotated[
-    bool, typer.Option("--hints", help="Keep no log: a logged table loses its place to resume.")
+    bool,
+    typer.Option("--hints", help="Keep no log; readers of a logged table lose their positions."),
 ]
 RowValues = Annotated[bool, typer.Option("--row-values", help="Log whole rows, old and new.")]
-Always = Annotated[bool, typer.Option("--always", help="Notify even when no listener has asked.")]
+Always = Annotated[bool, typer.Option("--always", help="Notify even if no listener is armed.")]
 NoNotify = Annotated[bool, typer.Option("--no-notify", help="Never notify: for two-phase commits.")]
 
 
@@ -70,11 +71,11 @@ def install(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Give tables the triggers that tell of their changes.
+    """Install the triggers that capture changes of tables.
 
-    Tables whose triggers are as they should be are left alone, so it may run at every deployment.
-    A table keeps the settings that it has, beside those given here; --log and --hints set it anew.
-    Settings given here win over those that models declare.
+    Tables whose triggers are up to date are left alone, so it may run at every deployment. A table
+    keeps its settings except those given here; --log and --hints replace all of them. Settings
+    given here win over those that models declare.
     """
     if log and hints:
         raise CommandError("--log and --hints contradict each other: give one of them.")
@@ -109,13 +110,11 @@ def uninstall(
     table: MoreTables = None,
     models: Models = None,
     url: Url = None,
-    everything: Annotated[
-        bool, typer.Option("--all", help="Every table that carries triggers.")
-    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All tables with triggers.")] = False,
     lock_timeout: LockTimeout = 3.0,
     json: Json = False,
 ) -> None:
-    """Take the triggers from tables. The schema rowsignal and its log stay."""
+    """Drop the triggers of tables. The schema rowsignal and its log stay."""
     subjects = find_subjects(models, tables, table)
     if (subjects is None) != everything:
         raise CommandError("Name the tables to take triggers from, or say --all; not both.")
@@ -136,9 +135,9 @@ def status(
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """Compare triggers with what was declared; without tables, show all that carry triggers.
+    """Compare triggers with their declaration; without tables, show all tables with triggers.
 
-    Exits with 1 when any of them is not as it should be.
+    Exits with 1 if any of them needs attention.
     """
     subjects = find_subjects(models, tables, table)
 
@@ -156,7 +155,7 @@ def status(
 
 
 def _given(*, log: bool | None, notify: bool | None, **settings: Any) -> dict[str, Any]:
-    """Leave out what was not said: it would win over what models declare, and what tables have."""
+    """Return only the given options: others must not override declared or present settings."""
     said = {name: value for name, value in settings.items() if value}
     switches = {"log": log, "notify": notify}
     return said | {name: value for name, value in switches.items() if value is not None}

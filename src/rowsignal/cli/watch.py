@@ -1,4 +1,4 @@
-"""Changes in the terminal, as they come."""
+"""`rowsignal watch`: changes in the terminal as they are committed."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -29,7 +29,9 @@ def watch(
     url: Url = None,
     operation: Annotated[
         list[Operation] | None,
-        typer.Option("--operation", help="Only these; may be repeated.", show_default=False),
+        typer.Option(
+            "--operation", help="Only these operations; may be repeated.", show_default=False
+        ),
     ] = None,
     after: Annotated[
         str | None,
@@ -38,7 +40,7 @@ def watch(
         ),
     ] = None,
     snapshot: Annotated[
-        bool, typer.Option("--snapshot", help="The current rows first, as inserts.")
+        bool, typer.Option("--snapshot", help="Show the current rows first, as inserts.")
     ] = False,
     rows: Annotated[bool, typer.Option("--rows", help="Show the row's values, too.")] = False,
     pk: Annotated[
@@ -71,10 +73,10 @@ def watch(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show changes as they are committed, until Ctrl-C; without tables, of all that have triggers.
+    """Show committed changes until Ctrl-C; without tables, of all tables with triggers.
 
-    A table in a terminal, lines elsewhere, one JSON object a line with --json. A gap shows as a
-    reset. With --rows an update shows the values before it, as far as they were seen.
+    The output is a table in a terminal, lines elsewhere, and with --json one JSON object per line.
+    A gap is shown as a reset. With --rows an update also shows earlier values, if they were seen.
     """
     subjects = find_subjects(models, tables, table)
     narrow = Narrowing(pk or (), where or (), column or ())
@@ -113,7 +115,7 @@ async def _follow(
 
 @asynccontextmanager
 async def _listening(engine: AsyncEngine) -> AsyncIterator[None]:
-    """Connect the listener before the stream begins, or it would begin with a gap."""
+    """Connect the listener before the stream, which would otherwise begin with a gap."""
     async with AsyncExitStack() as stack:
         try:
             await stack.enter_async_context(Listener(engine))

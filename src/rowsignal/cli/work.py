@@ -1,4 +1,4 @@
-"""A worker: run the handlers of a program until told to stop."""
+"""`rowsignal work`: a worker that runs the handlers of a program."""
 
 import asyncio
 import logging
@@ -23,14 +23,14 @@ Places = Annotated[
     ),
 ]
 LogLevel = Annotated[
-    str, typer.Option("--log-level", metavar="LEVEL", help="What is logged on standard error.")
+    str, typer.Option("--log-level", metavar="LEVEL", help="Level of log lines on standard error.")
 ]
 
 
 def work(places: Places, *, log_level: LogLevel = "info") -> None:
-    """Run handlers of changes until Ctrl-C or SIGTERM; any number of workers share the work.
+    """Run handlers of changes until Ctrl-C or SIGTERM; workers share the partitions.
 
-    A change that is being handled when the worker is told to stop is finished first.
+    At the end the worker finishes the present change first.
     """
     level = logging.getLevelNamesMapping().get(log_level.upper())
     if level is None:

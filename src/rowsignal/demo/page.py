@@ -21,11 +21,11 @@ USUAL_PORT = 8080
 
 
 class PageServer(uvicorn.Server):
-    """A server that leaves signals to the program around it."""
+    """A server that leaves signals to its program."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
+        """Do not capture signals."""
         yield
 
 
@@ -35,7 +35,7 @@ async def serve_page(
 ) -> AsyncIterator[str]:
     """Serve while the block runs, on port 8080 or any free one; yield the page's address.
 
-    Raises `OSError` when a port that was asked for is taken.
+    Raises `OSError` if a requested port is taken.
     """
     with TemporaryDirectory(prefix="rowsignal-demo-") as folder, _bind(port) as bound:
         app = create_app(_settings(database_url, Path(folder)))
@@ -49,13 +49,13 @@ async def serve_page(
         try:
             yield address
         finally:
-            app.state.service.outlet.close_streams()  # uvicorn waits for open answers
+            app.state.service.outlet.close_streams()  # uvicorn waits for open responses
             server.should_exit = True
             await task
 
 
 def _settings(database_url: str, tickets: Path) -> Settings:
-    """Name everything that decides who may read what: the environment is somebody else's."""
+    """Return settings that do not depend on the environment."""
     said: dict[str, Any] = {
         "database_url": SecretStr(database_url),
         "listen_url": None,

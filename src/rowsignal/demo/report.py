@@ -1,4 +1,4 @@
-"""What a demonstration has shown, in numbers."""
+"""The figures of a demonstration."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ RECENT = 5000
 
 @dataclass(slots=True)
 class Tally:
-    """Outcomes as they come in; percentiles are of the last 5000."""
+    """Counts outcomes; percentiles are of the last 5000."""
 
     outcomes: deque[Outcome] = field(default_factory=lambda: deque(maxlen=RECENT))
     count: int = 0
@@ -26,14 +26,14 @@ class Tally:
         self.slowest = max(self.slowest, outcome.seconds)
 
     def percentile(self, share: float) -> float:
-        """Return the seconds that `share` of the waits stay under, 0 before the first one."""
+        """Return the percentile `share` of the latencies in seconds, 0 without waits."""
         ordered = sorted(outcome.seconds for outcome in self.outcomes)
         return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoReport:
-    """The end of the story. Latencies are in seconds, from COMMIT to the return of the wait."""
+    """The final report. Latencies are in seconds, from COMMIT to the return of the wait."""
 
     server_version: str
     commits: int

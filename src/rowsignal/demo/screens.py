@@ -1,4 +1,4 @@
-"""Where the demonstration is told: a live table in a terminal, else plain lines."""
+"""Screens of the demonstration: a live table in a terminal, else plain lines."""
 
 import time
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ MODE_STYLES = {"armed": "green", "settling": "cyan", "busy": "yellow", "polling"
 
 
 class PlainScreen:
-    """One line for each thing that happens."""
+    """Prints one line for each event."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -29,28 +29,28 @@ class PlainScreen:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave everything as it is."""
+        """Do nothing."""
 
     def tell(self, sentence: str) -> None:
         """Print a sentence."""
         self._write(sentence)
 
     def resolved(self, outcome: Outcome) -> None:
-        """Print a wait that is over."""
+        """Print a wait that has ended."""
         self._write(
             f"order {outcome.order}: {outcome.before} -> {outcome.after},"
             f" seen {_ms(outcome.seconds)} after the commit ({outcome.mode})"
         )
 
     def refresh(self, view: View) -> None:
-        """Print nothing: the lines say it all."""
+        """Do nothing: the lines are printed already."""
 
     def _write(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class LiveScreen:
-    """A table of the last waits that ended, with the figures of all of them."""
+    """Draws a table of the last waits that ended, with the figures of all waits."""
 
     def __init__(self, console: Console) -> None:
         self._live = Live(console=console, auto_refresh=False)
@@ -68,7 +68,7 @@ class LiveScreen:
         self._console.print(Text.assemble(("✓ ", "green"), sentence), soft_wrap=True)
 
     def resolved(self, outcome: Outcome) -> None:
-        """Wait for the next refresh."""
+        """Do nothing until the next refresh."""
 
     def refresh(self, view: View) -> None:
         """Draw the table."""
@@ -77,7 +77,7 @@ class LiveScreen:
 
 
 def summary(report: DemoReport, *, is_ascii: bool = False) -> Text:
-    """Return the end of the story in a few lines."""
+    """Return the report in a few lines."""
     arrow = "->" if is_ascii else "→"
     verdict = ("every wait ended by notification", "bold green")
     if not report.is_good:

@@ -1,4 +1,4 @@
-"""A busy little shop to watch: orders come in and move along, the shelf empties and fills."""
+"""A small, busy shop: orders are placed and advance, items are sold and restocked."""
 
 import asyncio
 import math
@@ -36,7 +36,7 @@ Chore = Callable[[AsyncSession, Random], Awaitable[None]]
 
 
 async def create_shop(engine: AsyncEngine, *, seed: int = 1) -> None:
-    """Create the tables where they are missing, and fill them where they are empty."""
+    """Create missing tables, and fill empty ones."""
     async with engine.begin() as connection:
         await connection.execute(CreateSchema(SCHEMA, if_not_exists=True))
         await connection.run_sync(Base.metadata.create_all)
@@ -50,10 +50,10 @@ async def create_shop(engine: AsyncEngine, *, seed: int = 1) -> None:
 async def run_shop(
     engine: AsyncEngine, *, rate: float = 4.0, stop: asyncio.Event | None = None, seed: int = 2
 ) -> int:
-    """Keep the shop busy until `stop` is set or the task is cancelled; return the transactions.
+    """Run transactions until `stop` is set or the task is cancelled; return their number.
 
-    `rate` is the mean number of transactions a second: they come in waves and small rushes, as
-    people do. Each touches one to three rows. A database that goes away is tried again.
+    `rate` is the mean number of transactions per second; the actual rate varies in waves and short
+    bursts. Each transaction writes one to three rows. After an outage it tries again.
     """
     rng, stop = Random(seed), stop or asyncio.Event()  # noqa: S311 -- as above
     sessions, done = async_sessionmaker(engine), 0
@@ -77,7 +77,7 @@ async def _serve(sessions: async_sessionmaker[AsyncSession], rng: Random) -> int
 
 
 def _choose(rng: Random, closed: int, opened: int) -> Chore:
-    """Pick what to do next, so that neither open nor closed orders pile up."""
+    """Choose the next transaction, so that the numbers of open and closed orders stay small."""
     chores: dict[Chore, float] = {
         place_order: max(0.0, 2 * OPEN_ORDERS - opened) / OPEN_ORDERS * 5,
         advance_order: opened / OPEN_ORDERS * 18,
@@ -92,7 +92,7 @@ def _choose(rng: Random, closed: int, opened: int) -> Chore:
 
 
 async def place_order(session: AsyncSession, rng: Random) -> None:
-    """Take an order: the shelf gets emptier and the customer counts one more."""
+    """Insert an order, and update the stock and the customer's count."""
     customer, item = await _any(session, rng, Customer), await _any(session, rng, Item)
     quantity = min(rng.choice((1, 1, 1, 2, 2, 3, 6)), item.stock)
     if not quantity:
@@ -104,13 +104,13 @@ async def place_order(session: AsyncSession, rng: Random) -> None:
 
 
 async def advance_order(session: AsyncSession, rng: Random) -> None:
-    """Move one open order a step on, the older the likelier."""
+    """Advance the status of one open order, preferably an old one."""
     if order := await _early(session, rng, tuple(NEXT_STATUS)):
         order.status = NEXT_STATUS[order.status]
 
 
 async def cancel_order(session: AsyncSession, rng: Random) -> None:
-    """Let a customer think better of it: what was ordered goes back on the shelf."""
+    """Cancel an order, and return its items to the stock."""
     if order := await _early(session, rng, ("new", "paid")):
         order.status = "cancelled"
         item = await session.get_one(Item, order.item_id)
@@ -124,21 +124,21 @@ async def archive_order(session: AsyncSession, rng: Random) -> None:
 
 
 async def restock(session: AsyncSession, rng: Random) -> None:
-    """Fill up what runs low, or else bring a few more of something."""
+    """Restock the items that run low, or else some item."""
     low = await session.scalar(select(Item).where(Item.stock < LOW_SHELF).order_by(Item.stock))
     item = low or await _any(session, rng, Item)
     item.stock = FULL_SHELF if low else item.stock + rng.randint(2, 6)
 
 
 async def reprice(session: AsyncSession, rng: Random) -> None:
-    """Change a price by a few percent, around what it was in the beginning."""
+    """Change a price by a few percent of its initial value."""
     item = await _any(session, rng, Item)
     asked = Decimal(SHELF.get(item.name, str(item.price))) * rng.randint(90, 112) / 100
     item.price = asked.quantize(Decimal("0.10"))
 
 
 async def greet_customer(session: AsyncSession, rng: Random) -> None:
-    """Write down a new customer; where there are many, strike out one who has nothing on order."""
+    """Insert a customer; if there are many, delete one without orders."""
     session.add(_customer(rng))
     idle = select(Customer).where(~exists().where(Order.customer_id == Customer.id))
     others = (await session.scalars(idle.order_by(Customer.id).offset(CUSTOMERS // 2))).all()
@@ -147,7 +147,7 @@ async def greet_customer(session: AsyncSession, rng: Random) -> None:
 
 
 async def move_customer(session: AsyncSession, rng: Random) -> None:
-    """Let somebody move to another city."""
+    """Change the city of a customer."""
     customer = await _any(session, rng, Customer)
     customer.city = rng.choice([city for city in CITIES if city != customer.city])
 
@@ -193,7 +193,7 @@ async def _early(session: AsyncSession, rng: Random, statuses: tuple[str, ...]) 
 
 
 def _pauses(rng: Random, rate: float) -> Iterator[float]:
-    """Seconds between transactions: a slow tide, and now and then a rush of a few."""
+    """Yield the seconds between transactions: a slow wave, with short bursts."""
     beat = 0
     while True:
         tide = 1 + 0.55 * math.sin(beat / 35)
@@ -212,7 +212,7 @@ async def _stopped(stop: asyncio.Event, pause: float) -> bool:
 
 
 def _is_away(error: Exception) -> bool:
-    """Tell a database that is gone for a while from a mistake."""
+    """Tell whether an error is an outage of the database."""
     if isinstance(error, DBAPIError):
         return error.connection_invalidated or _is_away_code(error.orig)
     return isinstance(error, OSError | asyncpg.InterfaceError) or _is_away_code(error)

@@ -1,4 +1,4 @@
-"""What the shop keeps: customers, items on a shelf, orders; and the words to fill them with."""
+"""The tables of the shop (customers, items, orders), and the values to fill them with."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -42,13 +42,13 @@ SHELF = {
 
 
 class Base(DeclarativeBase):
-    """Tables of the shop, in a schema of their own."""
+    """Base of the shop's tables, which are in their own schema."""
 
     metadata = MetaData(schema=SCHEMA)
 
 
 class Customer(Base):
-    """Somebody who buys."""
+    """A customer."""
 
     __tablename__ = "customers"
 
@@ -59,7 +59,7 @@ class Customer(Base):
 
 
 class Item(Base):
-    """Something on the shelf."""
+    """An item in stock."""
 
     __tablename__ = "items"
 
@@ -70,7 +70,7 @@ class Item(Base):
 
 
 class Order(Base):
-    """Some of one item for one customer; its status only moves forward."""
+    """An order of one item by one customer; its status only advances."""
 
     __tablename__ = "orders"
 

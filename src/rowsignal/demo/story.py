@@ -1,4 +1,4 @@
-"""The demonstration: a server, a shop, somebody who changes orders, and waits for each of them."""
+"""The demonstration: a server, a shop whose orders change, and a wait for each order."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from rowsignal.hooks import Hooks
 from rowsignal.listener import Listener
 from rowsignal.triggers import install_triggers
 
-PATIENCE = 30.0
+WAIT_TIMEOUT = 30.0
 FRAME = 0.125
 
 Page = Callable[[str], contextlib.AbstractAsyncContextManager[str]]
@@ -27,7 +27,7 @@ Page = Callable[[str], contextlib.AbstractAsyncContextManager[str]]
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What there is to show at a moment."""
+    """The figures to show at one moment."""
 
     tally: Tally
     mode: str
@@ -37,26 +37,26 @@ class View:
 
 
 class Stage(Protocol):
-    """Where the story is told."""
+    """Callback interface of a screen."""
 
     def tell(self, sentence: str) -> None:
-        """Say what was done."""
+        """Report a step."""
 
     def resolved(self, outcome: Outcome) -> None:
-        """Show a wait that is over."""
+        """Show a wait that has ended."""
 
     def refresh(self, view: View) -> None:
-        """Show how things stand; called several times a second."""
+        """Show the figures; called several times per second."""
 
 
 class Arming(Hooks):
-    """Hears when PostgreSQL has begun to notify."""
+    """Sets an event when the table is armed for the first time."""
 
     def __init__(self) -> None:
         self.done = asyncio.Event()
 
     def mode_changed(self, *, table: str, mode: str) -> None:
-        """Take note of the first arming."""
+        """Set the event at the first arming."""
         if table == ".".join(TABLE) and mode == "armed":
             self.done.set()
 
@@ -64,10 +64,11 @@ class Arming(Hooks):
 async def tell_story(
     stage: Stage, *, goal: int | None = None, rate: float = 6.0, page: Page | None = None
 ) -> DemoReport:
-    """Run the demonstration until `goal` waits are over, or until Ctrl-C; return its report.
+    """Run the demonstration until `goal` waits have ended, or until Ctrl-C; return its report.
 
-    `rate` is the writer's transactions a second. `page` serves the database at a URL for people,
-    given that of the database. Raises `TimeoutError` when the goal is not reached in 30 s.
+    `rate` is the writer's transactions per second. `page` takes the URL of the database, serves a
+    page for it and yields the page's address. Raises `TimeoutError` if the goal is not reached in
+    30 s.
     """
     async with contextlib.AsyncExitStack() as stack:
         server = await stack.enter_async_context(_server(stage))
@@ -93,10 +94,10 @@ async def tell_story(
         waits = Waits(engine, commits, note)
         show = _showing(stage, tally, waits, commits, listener)
         async with _beside(waits.run(), show):
-            await asyncio.wait_for(arming.done.wait(), PATIENCE)
+            await asyncio.wait_for(arming.done.wait(), WAIT_TIMEOUT)
             stage.tell("one wait for each open order; orders change now")
             shop = run_shop(writer, rate=rate, stop=is_over)
-            await asyncio.wait_for(shop, None if goal is None else PATIENCE)
+            await asyncio.wait_for(shop, None if goal is None else WAIT_TIMEOUT)
             missed = await _missed(waits)
         return DemoReport(
             server_version=server.version,
@@ -131,7 +132,7 @@ async def _engine(url: str) -> AsyncIterator[AsyncEngine]:
 
 @contextlib.contextmanager
 def _interruption() -> Iterator[asyncio.Event]:
-    """Yield an event that Ctrl-C and SIGTERM set, so that the story has an end to tell."""
+    """Yield an event that Ctrl-C and SIGTERM set, so that the report is still printed."""
     loop, is_over = asyncio.get_running_loop(), asyncio.Event()
     signals = (signal.SIGINT, signal.SIGTERM)
     with contextlib.suppress(NotImplementedError, RuntimeError):  # Windows; not the main thread
@@ -147,7 +148,7 @@ def _interruption() -> Iterator[asyncio.Event]:
 
 @contextlib.asynccontextmanager
 async def _beside(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run some work beside the block; a failure of it ends the block."""
+    """Run work during the block; its failure ends the block."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(work) for work in works]
         yield
@@ -165,7 +166,7 @@ async def _showing(
 
 
 async def _missed(waits: Waits) -> int:
-    """Count the orders whose last change ends no wait, after a while for those on their way."""
+    """Count the orders whose last change ended no wait, after a grace period."""
     for _ in range(20):
         missed = await waits.missed()
         if not missed:

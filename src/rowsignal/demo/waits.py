@@ -1,4 +1,4 @@
-"""Waits for every open order of the shop, and how long each took from the commit that ended it."""
+"""Waits for every open order of the shop, with their latency after the commit."""
 
 import asyncio
 import time
@@ -17,15 +17,15 @@ from rowsignal.exceptions import NotFoundError
 from rowsignal.streams import watch
 from rowsignal.waiting import wait_for_row_change
 
-INTERVAL = 5.0  # a wait that had to poll would look this often
-PROMPT = 1.0  # five times sooner than that: not even a slow machine gets there by polling
+INTERVAL = 5.0  # interval of reads in a wait that polls
+PROMPT = 1.0  # a fifth of that: not reached by polling, even on a slow machine
 TABLE = ("shop", "orders")
 GONE = "archived"
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A wait that is over: `seconds` from the writer's COMMIT to its return, `mode` by then."""
+    """A wait that has ended: `seconds` from the writer's COMMIT to its return, and the `mode`."""
 
     order: int
     before: str
@@ -35,12 +35,12 @@ class Outcome:
 
     @property
     def is_notified(self) -> bool:
-        """Tell whether a notification has ended it, and no look at an interval."""
+        """Tell whether a notification ended it, not a read in an interval."""
         return self.mode == "armed" and self.seconds < PROMPT
 
 
 class Commits:
-    """Notes when a writer's transactions begin to commit, order by order."""
+    """Records when the transactions of a writer begin to commit, by order."""
 
     def __init__(self, writer: AsyncEngine) -> None:
         self.count = 0
@@ -74,7 +74,7 @@ class Commits:
 
 
 class Waits:
-    """One wait for each open order, again and again until it is closed."""
+    """Waits for each open order, again and again until it is closed."""
 
     def __init__(
         self, engine: AsyncEngine, commits: Commits, note: Callable[[Outcome], None]
@@ -86,17 +86,17 @@ class Waits:
 
     @property
     def mode(self) -> str:
-        """How the table is watched now."""
+        """The mode of the table."""
         table = Dispatcher.of(self._engine).tables.get(TABLE)
         return table.watch.mode if table else "stopped"
 
     @property
     def open(self) -> int:
-        """Count the waits there are now."""
+        """Count the open waits."""
         return sum(status in NEXT_STATUS for status in self.seen.values())
 
     async def run(self) -> None:
-        """Follow the orders that are open, and those that are placed, until cancelled."""
+        """Wait for all open and new orders until cancelled."""
         async with (
             watch(self._engine, Order, operations=["insert"]) as placed,
             asyncio.TaskGroup() as group,
@@ -111,7 +111,7 @@ class Waits:
                     group.create_task(self._follow(change.key["id"]))
 
     async def missed(self) -> dict[int, str]:
-        """Return the orders whose last change has ended no wait."""
+        """Return the orders whose last change ended no wait."""
         async with AsyncSession(self._engine) as session:
             rows: Any = await session.execute(select(Order.id, Order.status))
             stored = {order: status for order, status in rows if order in self.seen}

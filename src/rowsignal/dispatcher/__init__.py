@@ -1,4 +1,4 @@
-"""Waits for rows: one dispatcher a listener matches hints and reads rows for all of them."""
+"""Waits for rows: one dispatcher per listener matches hints to waits and reads their rows."""
 
 from rowsignal.dispatcher.conditions import (
     Appears,
@@ -12,7 +12,7 @@ from rowsignal.dispatcher.conditions import (
 )
 from rowsignal.dispatcher.dispatcher import HOPELESS, Dispatcher
 from rowsignal.dispatcher.instances import build_instance, loaded_values, overlay
-from rowsignal.dispatcher.row_query import UNREAD, Found, key_parameters
+from rowsignal.dispatcher.row_query import UNREAD, RowState, key_parameters
 from rowsignal.dispatcher.row_waits import Subscription
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     "Condition",
     "Disappears",
     "Dispatcher",
-    "Found",
+    "RowState",
     "Satisfies",
     "Subscription",
     "Until",

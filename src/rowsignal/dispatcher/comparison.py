@@ -1,4 +1,4 @@
-"""Whether two values of a column are the same, by what PostgreSQL stores rather than by Python."""
+"""Comparison of two values of a column: equal if PostgreSQL stores the same value."""
 
 import math
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ PLAIN = (dict, list, tuple, bool, int, float, Decimal)
 
 
 def is_same(type_: TypeEngine[Any], seen: Any, value: Any) -> bool:
-    """Compare two values of a column; a type's own `compare_values` decides where it has one.
+    """Compare two values of a column, by the type's own `compare_values` if it has one.
 
-    Python calls 1, 1.0 and true equal, which JSON does not, and NaN unequal to itself.
+    Unlike in Python, 1, 1.0 and true differ, and NaN equals itself.
     """
     if seen is value:
         return True
@@ -30,7 +30,7 @@ def _compares_itself(type_: TypeEngine[Any]) -> bool:
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Compare plain values at any depth.
+    """Compare nested plain values.
 
     >>> alike({"a": [1, math.nan]}, {"a": [1, math.nan]}), alike(1, True), alike([0], [False])
     (True, False, False)

@@ -1,4 +1,4 @@
-"""What ends a wait: a difference, a condition that holds, a row that appears or disappears."""
+"""Conditions that end a wait: a difference, a predicate, a row that appears or disappears."""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,7 @@ from sqlalchemy.sql.elements import BindParameter
 from sqlalchemy.types import TypeEngine
 
 from rowsignal.dispatcher.instances import build_instance
-from rowsignal.dispatcher.row_query import Found
+from rowsignal.dispatcher.row_query import RowState
 from rowsignal.mapping import RowShape
 
 SCALARS = (
@@ -22,76 +22,76 @@ Until = Callable[[Any], Any] | ColumnElement[bool]
 
 
 class Condition(Protocol):
-    """Decides on a row just read; what it raises ends the wait."""
+    """Base of the conditions of waits. An error raised by a condition ends its wait."""
 
     @property
     def needs_row(self) -> bool:
-        """Tell whether a row that is not there is an error."""
+        """Tell whether a missing row is an error."""
 
     @property
     def is_comparing(self) -> bool:
-        """Tell whether a difference to what was seen last decides."""
+        """Tell whether the wait compares the row with the values seen last."""
 
-    def is_met(self, found: Found | None) -> bool:
-        """Tell whether the wait is over, where no difference decides."""
+    def is_met(self, found: RowState | None) -> bool:
+        """Tell whether the condition holds for a row that was read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """The row differs from what was seen last. With `is_patient` it may yet have to appear."""
+    """The row differs from the values seen last; with `is_patient` it may be missing at first."""
 
     is_patient: bool = False
     is_comparing: bool = True
 
     @property
     def needs_row(self) -> bool:
-        """Tell whether the row must be there."""
+        """Tell whether a missing row is an error."""
         return not self.is_patient
 
-    def is_met(self, found: Found | None) -> bool:  # noqa: ARG002 -- differences decide
-        """Leave it to the comparison."""
+    def is_met(self, found: RowState | None) -> bool:  # noqa: ARG002 -- differences decide
+        """Return False: the comparison decides."""
         return False
 
 
 @dataclass(frozen=True, slots=True)
 class Appears:
-    """The row is there."""
+    """The row exists."""
 
     needs_row: bool = False
     is_comparing: bool = False
 
-    def is_met(self, found: Found | None) -> bool:
-        """Tell whether there is a row."""
+    def is_met(self, found: RowState | None) -> bool:
+        """Tell whether the row exists."""
         return found is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Disappears:
-    """The row is not there."""
+    """The row does not exist."""
 
     needs_row: bool = False
     is_comparing: bool = False
 
-    def is_met(self, found: Found | None) -> bool:
-        """Tell whether there is no row."""
+    def is_met(self, found: RowState | None) -> bool:
+        """Tell whether the row is missing."""
         return found is None
 
 
 @dataclass(frozen=True, slots=True)
 class Satisfies:
-    """A function says yes to the row as a detached object."""
+    """A function returns true for the row as a detached object."""
 
     shape: RowShape
     predicate: Callable[[Any], Any]
     needs_row: bool = True
     is_comparing: bool = False
 
-    def is_met(self, found: Found | None) -> bool:
-        """Ask the function."""
+    def is_met(self, found: RowState | None) -> bool:
+        """Return what the function returned for the row."""
         return found is not None and self.accepts(build_instance(self.shape, found))
 
     def accepts(self, instance: Any) -> bool:
-        """Ask the function about an object."""
+        """Call the function with an object."""
         answer = self.predicate(instance)
         if inspect.isawaitable(answer):
             if inspect.iscoroutine(answer):
@@ -102,22 +102,22 @@ class Satisfies:
 
 @dataclass(frozen=True, slots=True)
 class Matches:
-    """PostgreSQL says yes: a criterion, evaluated in the query that reads the row."""
+    """An SQL criterion is true; PostgreSQL evaluates it in the query that reads the row."""
 
     criterion: "Criterion"
     parameters: tuple[Any, ...]
     needs_row: bool = True
     is_comparing: bool = False
 
-    def is_met(self, found: Found | None) -> bool:
-        """Tell what PostgreSQL said."""
+    def is_met(self, found: RowState | None) -> bool:
+        """Return the result of the criterion."""
         return found is not None and found.holds is True
 
 
 class Criterion:
     """An SQL condition without the values of its parameters.
 
-    Two that differ in these values only are equal, so that their waits are read in one query.
+    Criteria that differ only in these values are equal, so that one query serves their waits.
     """
 
     __slots__ = ("_binds", "_clause", "_key", "types")
@@ -167,7 +167,7 @@ def condition_of(shape: RowShape, until: Until) -> Satisfies | Matches:
 
 
 def attributes_in(shape: RowShape, until: Until) -> tuple[str, ...] | None:
-    """Return the attributes that a criterion reads; None for a function, which may read any."""
+    """Return the attributes that a criterion reads; None for a function, which may read all."""
     if not isinstance(until, ColumnElement) and not hasattr(until, "__clause_element__"):
         return None
     clause = coercions.expect(roles.WhereHavingRole, until)
@@ -195,7 +195,9 @@ def _refuse_foreign(shape: RowShape, clause: ColumnElement[bool]) -> None:
 
 
 def _match(clause: ColumnElement[bool]) -> Matches:
-    cache_key = clause._generate_cache_key()  # what SQLAlchemy itself tells statements apart by
+    cache_key = (
+        clause._generate_cache_key()
+    )  # the key by which SQLAlchemy itself compares statements
     binds = [element for element in visitors.iterate(clause) if isinstance(element, BindParameter)]
     binds = list({bind.key: bind for bind in binds}.values())
     if cache_key is None:
@@ -207,12 +209,12 @@ def _match(clause: ColumnElement[bool]) -> Matches:
 
 
 def _can_be_column(bind: BindParameter[Any]) -> bool:
-    """Tell whether a parameter may differ from wait to wait: no list, no path into JSON."""
+    """Tell whether a parameter can be a column of values: not a list, not a path into JSON."""
     return not bind.expanding and isinstance(bind.type, SCALARS)
 
 
 def _wide(type_: TypeEngine[Any]) -> TypeEngine[Any]:
-    """Return a type that cuts and rounds nothing: 'abcd' is no `varchar(3)`."""
+    """Return the type without length and precision, so that 'abcd' is not cut to `varchar(3)`."""
     if type(type_) in {String, types.VARCHAR, types.Unicode}:
         return Text()
     if type(type_) in {Numeric, types.NUMERIC, types.DECIMAL}:

@@ -1,4 +1,4 @@
-"""From hints and reads to the waits they concern: one dispatcher a listener."""
+"""The dispatcher: passes hints and rows that were read to the waits that they concern."""
 
 import asyncio
 import logging
@@ -28,8 +28,8 @@ HOPELESS = (ProgrammingError, DataError, NotSupportedError)  # better: postgres.
 class Dispatcher:
     """All waits of an event loop for the rows of one database.
 
-    It has no task: notifications are kept by a callback and taken in by the event loop's next
-    turn. Each model has a reader, and each table a task that decides how its changes come.
+    It has no task: a callback stores notifications, and the next turn of the event loop handles
+    them. Each model has a reader, and each table has a task that chooses its mode.
     """
 
     def __init__(self, listener: Listener, pace: Pace) -> None:
@@ -52,12 +52,12 @@ class Dispatcher:
 
     @property
     def tables(self) -> Mapping[TableName, WatchedTable]:
-        """Return what is watched now."""
+        """Return the tables that are watched now."""
         return self._tables
 
     @property
     def rows(self) -> Collection[RowWatch]:
-        """Return the waits, model by model."""
+        """Return the waits by model."""
         return [reader.rows for reader in self._readers.values()]
 
     def subscribe(
@@ -73,7 +73,7 @@ class Dispatcher:
     ) -> Subscription:
         """Wait for a condition on a row: by default, to differ from `seen` or from a first read.
 
-        `attributes` are those whose changes concern the wait, `needs` those to read besides.
+        `attributes` are the attributes whose changes concern the wait, `needs` are read as well.
         """
         reader = self._reader_of(shape)
         was = min(reader.rows.intervals, default=math.inf)
@@ -83,35 +83,35 @@ class Dispatcher:
         reader.rows.add(subscription)
         for table in shape.tables:
             watch = self._tables[shape.name_of(table)].watch
-            watch.joined(subscription.names, is_hurried=interval < was)
+            watch.wait_added(subscription.names, is_hurried=interval < was)
         reader.note([subscription.row_id])
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
-        """End a wait, however it came out."""
+        """Remove a wait, with or without a result."""
         subscription.future.cancel()
         rows = subscription.watch
         rows.remove(subscription)
         if not rows:
             self._retire_later(rows)
 
-    def look(self, rows: RowWatch, row_ids: Iterable[Any]) -> asyncio.Future[int]:
-        """Read rows soon; the future gives how many waits that read ended, or its outage."""
-        return self._readers[rows.shape].look(row_ids)
+    def read_soon(self, rows: RowWatch, row_ids: Iterable[Any]) -> asyncio.Future[int]:
+        """Read rows soon; the future returns how many waits the read ended, or raises its error."""
+        return self._readers[rows.shape].read_soon(row_ids)
 
     def load(self, shape: RowShape, primary_key: PrimaryKey) -> asyncio.Future[Any]:
-        """Load a row's whole object, detached, together with others; None for no row."""
+        """Load a row as a detached object, together with others; None if there is no row."""
         return self._readers[shape].load(primary_key)
 
     def follow(self, names: Sequence[TableName], reader: HintReader) -> None:
-        """Hand every hint of some tables to `reader` until `unfollow`."""
+        """Pass every hint of some tables to `reader` until `unfollow`."""
         for name in names:
             self._table(name).readers.add(reader)
         if self.are_armed(names):
             reader.armed()
 
     def unfollow(self, names: Sequence[TableName], reader: HintReader) -> None:
-        """Stop handing hints to `reader`."""
+        """Stop passing hints to `reader`."""
         for name in names:
             self._tables[name].readers.discard(reader)
             self._retire_table(name)
@@ -121,18 +121,18 @@ class Dispatcher:
         return all(self._tables[name].watch.is_armed for name in names)
 
     def connected(self) -> None:
-        """Arm again what is watched."""
+        """Arm the watched tables again."""
         for table in self._tables.values():
             table.watch.wake()
 
     def degraded(self) -> None:
-        """Let the tables be polled."""
+        """Switch the tables to polling."""
         for table in self._tables.values():
             table.watch.wake()
             table.interrupt("the listening connection was lost")
 
     def received(self, channel: str, payload: str) -> None:
-        """Keep a payload for the next turn; beyond the limit only that there were more."""
+        """Store a payload for the next turn; beyond the limit, only that payloads were dropped."""
         if channel == LOG_CHANNEL:
             self._log_wakes += 1
         elif channel == CHANNEL and len(self._inbox) < INBOX_LIMIT:
@@ -144,7 +144,7 @@ class Dispatcher:
             asyncio.get_running_loop().call_soon(self._take)
 
     async def stopped(self) -> None:
-        """End what is no longer needed; waits that are left go on by polling."""
+        """Handle the end of the listener: remaining waits go on by polling."""
         for reader in tuple(self._readers.values()):
             self._retire(reader.rows)
         living = {table.task for table in self._tables.values()}
@@ -165,14 +165,14 @@ class Dispatcher:
         if name not in self._tables:
             if not self._tables:
                 self.listener.attach(self)
-            table = WatchedTable(name, self.listener, self.pace, self.look)
+            table = WatchedTable(name, self.listener, self.pace, self.read_soon)
             self._tables[name] = table
             table.task = self._spawn(table.watch.run(), f"rowsignal {table.watch.label}")
         return self._tables[name]
 
     def _spawn(self, work: Any, name: str) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks.add(task)  # the event loop alone would not keep it
+        self._tasks.add(task)  # the event loop keeps only a weak reference
         task.add_done_callback(self._tasks.discard)
         return task
 
@@ -181,7 +181,7 @@ class Dispatcher:
         if earlier is not None:
             earlier.cancel()
         loop = asyncio.get_running_loop()
-        self._retirements[rows] = loop.call_later(self.pace.linger, self._retire, rows)
+        self._retirements[rows] = loop.call_later(self.pace.idle_timeout, self._retire, rows)
 
     def _retire(self, rows: RowWatch) -> None:
         timer = self._retirements.pop(rows, None)
@@ -208,7 +208,7 @@ class Dispatcher:
             self.listener.detach(self)
 
     def _take(self) -> None:
-        """Hand out what has arrived; an exception of one part ends only that part."""
+        """Handle the payloads that have arrived; an error affects one table or model only."""
         self._is_taking_soon = False
         inbox, self._inbox = self._inbox, []
         if self._has_overflown:
@@ -229,16 +229,18 @@ class Dispatcher:
         try:
             work(*arguments)
         except Exception as error:
-            logger.exception("hints could not be handed out")
+            logger.exception(
+                "hints could not be passed to the waits; all waited-for rows are read instead"
+            )
             self.listener.hooks.task_restarted(task="dispatcher", reason=type(error).__name__)
-            for reader in self._readers.values():  # whatever they told of is read instead
+            for reader in self._readers.values():  # read all rows, since the hints are lost
                 reader.note(reader.rows.row_ids)
 
     def _decode(self, payload: str) -> Hint | None:
         try:
             hint = Hint.decode(payload)
         except PayloadError as error:
-            logger.debug("ignoring a notification: %s", error)
+            logger.debug("ignoring a notification that is malformed or forged: %s", error)
             self.listener.hooks.notified(accepted=False)
             return None
         self.listener.hooks.notified(accepted=True)
@@ -253,7 +255,7 @@ class Dispatcher:
             reader.note(reader.rows.row_ids)
 
     def _follow_log(self) -> None:
-        """Read what is waited for in logged tables: the log's wake-up names no row."""
+        """Read all waited-for rows of logged tables: a notification of the log names no row."""
         wakes, self._log_wakes = self._log_wakes, 0
         for table in self._tables.values():
             if table.watch.is_logged:

@@ -1,4 +1,4 @@
-"""Objects made of rows that were read, for callers that wait without a session."""
+"""Detached objects, made of rows that were read, for callers that wait without a session."""
 
 import copy
 from collections.abc import Sequence
@@ -9,20 +9,20 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session, make_transient_to_detached, selectin_polymorphic, undefer
 from sqlalchemy.orm.attributes import set_committed_value
 
-from rowsignal.dispatcher.row_query import UNREAD, Found, key_parameters
+from rowsignal.dispatcher.row_query import UNREAD, RowState, key_parameters
 from rowsignal.mapping import PrimaryKey, RowShape
 
 
-def build_instance(shape: RowShape, found: Found) -> Any:
-    """Return a detached object with the values that were found; other attributes are not loaded."""
+def build_instance(shape: RowShape, found: RowState) -> Any:
+    """Return a detached object with the values that were read; other attributes are not loaded."""
     instance = shape.mapper.class_manager.new_instance()
     _set_values(instance, shape, found, shape.columns)
     make_transient_to_detached(instance)
     return instance
 
 
-def overlay(instance: Any, shape: RowShape, found: Found) -> None:
-    """Let an object show the values that were found, as loaded values."""
+def overlay(instance: Any, shape: RowShape, found: RowState) -> None:
+    """Set the values that were read on an object, as loaded values."""
     loaded = inspect(instance, raiseerr=True).dict
     names = [name for name in shape.columns if name in loaded or name in shape.eager_attributes]
     _set_values(instance, shape, found, names)
@@ -35,14 +35,14 @@ def loaded_values(instance: Any, shape: RowShape) -> dict[str, Any]:
 
 
 def own(value: Any) -> Any:
-    """Return a value that no other holder of it can change."""
+    """Return a copy of a mutable value."""
     return copy.deepcopy(value) if isinstance(value, dict | list | bytearray) else value
 
 
 async def load_instances(
     connection: AsyncConnection, shape: RowShape, keys: Sequence[PrimaryKey]
 ) -> list[Any]:
-    """Return a detached object of its own for each key, all columns loaded; None for no row."""
+    """Return a new detached object for each key, all columns loaded; None if there is no row."""
     async with AsyncSession(connection, expire_on_commit=False) as session:
         result = await session.execute(
             shape.entity_query.options(undefer("*"), *_of_children(shape)),
@@ -59,7 +59,7 @@ async def load_instances(
 
 
 def _of_children(shape: RowShape) -> list[Any]:
-    """Return the option that loads the columns of subclasses, where there are some."""
+    """Return the options that load the columns of subclasses, if there are any."""
     mapper = shape.mapper
     children = [one.class_ for one in mapper.self_and_descendants if one is not mapper]
     return [selectin_polymorphic(mapper.class_, children)] if children else []
@@ -72,7 +72,7 @@ def _copy(instance: Any) -> Any:
         return copied
 
 
-def _set_values(instance: Any, shape: RowShape, found: Found, names: Any) -> None:
+def _set_values(instance: Any, shape: RowShape, found: RowState, names: Any) -> None:
     values = dict(zip(shape.columns, found.values, strict=True))
     for name in names:
         if values[name] is not UNREAD:

@@ -1,4 +1,4 @@
-"""Many waited-for rows in one query, each as it is committed now."""
+"""The query that reads many waited-for rows at once, as committed now."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ UNREAD: Any = object()  # stands for the value of a column that was not asked fo
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A row as it was found.
+class RowState:
+    """The state of a row, as a query read it.
 
-    `values` has a place for each column of the shape. `keys` are the key as each table's trigger
-    says it, empty where it was not asked for, None for a table without hints. `holds` is the
-    criterion's answer, where there was one.
+    `values` has a place for each column of the shape. `keys` holds the key as the trigger of each
+    table writes it: empty if it was not requested, None for a table without hints. `holds` is the
+    result of the criterion, if there was one.
     """
 
     values: Values
@@ -41,12 +41,12 @@ async def read_rows(
     wanted: RowQuery,
     keys: Sequence[PrimaryKey],
     parameters: Sequence[Values] = (),
-) -> list[Found | None]:
-    """Return the rows with these primary keys, in their order; None where there is none.
+) -> list[RowState | None]:
+    """Return the rows with these primary keys, in their order; None for a missing row.
 
-    `parameters` are those of the criterion, for each key.
+    `parameters` are the values of the criterion's parameters, for each key.
     """
-    found: list[Found | None] = [None] * len(keys)
+    found: list[RowState | None] = [None] * len(keys)
     statement = shape.query(wanted)
     options = {"schema_translate_map": shape.schema_translate_map} if shape.translation else {}
     places = _places(shape, wanted)
@@ -60,18 +60,18 @@ async def read_rows(
 
 
 def _places(shape: RowShape, wanted: RowQuery) -> list[int | None] | None:
-    """Return where each column of the shape is in a row; None where all are, in their order."""
+    """Return the place of each column of the shape in a row; None if all columns were read."""
     if len(wanted.attributes) == len(shape.columns):
         return None
     place = {name: number for number, name in enumerate(wanted.attributes, start=1)}
     return [place.get(name) for name in shape.columns]
 
 
-def _found(row: Row[Any], wanted: RowQuery, places: list[int | None] | None) -> Found:
+def _found(row: Row[Any], wanted: RowQuery, places: list[int | None] | None) -> RowState:
     width = len(wanted.attributes)
     texts = row[width + 1 : width + 1 + len(wanted.key_columns)]
     keys = tuple(None if text is None else parse_key(decode_json(text)) for text in texts)
     holds = row[-1] if wanted.criterion is not None else None
     if places is None:
-        return Found(tuple(row[1 : width + 1]), keys, holds)
-    return Found(tuple(UNREAD if p is None else row[p] for p in places), keys, holds)
+        return RowState(tuple(row[1 : width + 1]), keys, holds)
+    return RowState(tuple(UNREAD if p is None else row[p] for p in places), keys, holds)

@@ -1,8 +1,8 @@
-"""Reads the waited-for rows of one model when they are due, and whatever fails goes on.
+"""The reader of the waited-for rows of one model; it goes on after errors.
 
-Each model has its own reader, so that a locked table, a slow one or one that cannot be read holds
-up no other. A hint that arrives during a read is matched after it: only then is it known by which
-keys the triggers call the rows.
+Each model has its own reader, so that a table that is locked, slow or unreadable delays no other.
+A hint that arrives during a read is matched after the read, which returns the keys as the triggers
+write them.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rowsignal.dispatcher.instances import load_instances
-from rowsignal.dispatcher.row_query import Found, read_rows
+from rowsignal.dispatcher.row_query import RowState, read_rows
 from rowsignal.dispatcher.row_waits import Question, RowWatch, Subscription
 from rowsignal.exceptions import PoolerError, UnreadableRowError
 from rowsignal.listener import Listener
@@ -29,13 +29,13 @@ logger = logging.getLogger("rowsignal.dispatcher")
 
 RETRY_DELAY = 0.25
 LOCKED_DELAY = 0.02
-KEYLESS = 30.0  # seconds until keys are asked for again, where a role may not or they are missing
+KEYLESS = 30.0  # seconds until keys are requested again after an error
 MOST_HINTS_HELD = 1_000
 Load = tuple[PrimaryKey, asyncio.Future[Any]]
 
 
 class RowReader:
-    """The reader of one `RowWatch`; its task lives while something is due."""
+    """The reader of one `RowWatch`; its task exists only while rows must be read."""
 
     def __init__(
         self,
@@ -68,10 +68,10 @@ class RowReader:
         self._due.update(row_ids)
         self._start()
 
-    def look(self, row_ids: Iterable[Any]) -> asyncio.Future[int]:
-        """Read rows soon; the future gives how many waits that read ended, or its outage.
+    def read_soon(self, row_ids: Iterable[Any]) -> asyncio.Future[int]:
+        """Read rows soon; the future returns how many waits the read ended, or raises its error.
 
-        While the table is locked it gives 0 at once: the rows are read as soon as they can be.
+        While the table is locked it returns 0 at once; the rows are read when the lock is released.
         """
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         if self._is_locked:
@@ -82,14 +82,14 @@ class RowReader:
         return future
 
     def load(self, primary_key: PrimaryKey) -> asyncio.Future[Any]:
-        """Load a whole object soon, detached; the future gives None where there is no row."""
+        """Load a detached object soon; the future returns None if there is no row."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._loads.append((primary_key, future))
         self._start()
         return future
 
     def hinted(self, table: Table, hints: Iterable[Hint]) -> None:
-        """Read the rows that hints for one of the tables are about."""
+        """Read the rows that the hints of one table name."""
         if not self._is_reading:
             self._match([(table, hint) for hint in hints])
             return
@@ -99,7 +99,7 @@ class RowReader:
             self._has_held_too_many = True
 
     def close(self) -> None:
-        """End the task: nothing is waited for."""
+        """End the task: there are no waits left."""
         if self.task is not None:
             self.task.cancel()
             self.task = None
@@ -130,7 +130,7 @@ class RowReader:
             self.task = None
 
     async def _round(self) -> None:
-        """Read what is due; whatever is raised is told to those it concerns, and no one else."""
+        """Read the rows that are due; an error is passed only to the waits that it concerns."""
         due, self._due = self._due, set()
         asked, self._asked = self._asked, []
         self._is_reading = True
@@ -154,13 +154,13 @@ class RowReader:
             ended += await self._answer(question)
         if read:
             seconds = time.perf_counter() - began
-            self._listener.hooks.looked(table=self.label, rows=read, seconds=seconds)
+            self._listener.hooks.rows_read(table=self.label, rows=read, seconds=seconds)
         if ended:
             self._listener.hooks.delivered(table=self.label, count=ended)
         return ended
 
     async def _answer(self, question: Question) -> int:
-        """Read the rows of a question and hand them out; where one cannot be read, find it."""
+        """Read the rows of a query for their waits; isolate a row that cannot be read."""
         try:
             found = await self._query(question)
         except Exception as error:
@@ -175,23 +175,27 @@ class RowReader:
         self._mismatched_since = None
         return sum(map(self.rows.answer, question.waits, found))
 
-    async def _query(self, question: Question) -> list[Found | None]:
+    async def _query(self, question: Question) -> list[RowState | None]:
         if time.monotonic() >= self._keyless_until:
             try:
                 return await self._query_with(question, is_keyed=True)
             except Exception as error:
                 if not is_schema_mismatch(error) or not any(self._key_columns(self.rows)):
-                    raise  # else, say, rowsignal's schema was dropped: hints are for all rows
+                    raise  # else without keys: the schema rowsignal may have been dropped
                 failure = describe(error)
             found = await self._query_with(question, is_keyed=False)
-            logger.info("%s: reading without keys: %s", self.label, failure)
+            logger.info(
+                "%s: the keys of hints cannot be read, so each hint causes a read of all rows: %s",
+                self.label,
+                failure,
+            )
             self._keyless_until = time.monotonic() + KEYLESS
             return found
         return await self._query_with(question, is_keyed=False)
 
-    async def _query_with(self, question: Question, *, is_keyed: bool) -> list[Found | None]:
-        async def work(connection: AsyncConnection) -> list[Found | None]:
-            # Not before its turn: by then more is known of the triggers, and of what is needed.
+    async def _query_with(self, question: Question, *, is_keyed: bool) -> list[RowState | None]:
+        async def work(connection: AsyncConnection) -> list[RowState | None]:
+            # Built at its turn: by then the triggers and the needed columns are known.
             key_columns = self._key_columns(self.rows) if is_keyed else ()
             key_columns = key_columns if any(key_columns) else ()
             wanted = RowQuery(self.rows.attributes, key_columns, question.criterion)
@@ -200,11 +204,11 @@ class RowReader:
             )
 
         return await self._listener.reads.run(
-            work, lane=self.rows, timeout=self._pace.answer, rows=len(question)
+            work, lane=self.rows, timeout=self._pace.query_timeout, rows=len(question)
         )
 
     def _mismatch(self, question: Question, error: Exception) -> int:
-        """Go on for a while where a table that was read is missing: it may be renamed and back."""
+        """Keep waiting for a while if the table is missing: it may come back under its name."""
         now = time.monotonic()
         self._mismatched_since = since = self._mismatched_since or now
         waits = list(question.each())
@@ -233,7 +237,7 @@ class RowReader:
         return _end(waits, refusal)
 
     async def _load(self) -> None:
-        """Load the objects that are asked for, in one query."""
+        """Load the requested objects in one query."""
         loads, self._loads = self._loads, []
         loads = [load for load in loads if not load[1].done()]
         if not loads:
@@ -248,7 +252,7 @@ class RowReader:
                 await self._load_alone(load)
             return
         for (_, future), instance in zip(loads, instances, strict=True):
-            _settle(future, instance)
+            _set_result(future, instance)
 
     async def _load_alone(self, load: Load) -> None:
         try:
@@ -260,18 +264,18 @@ class RowReader:
             if not load[1].done():
                 load[1].set_exception(error)
         else:
-            _settle(load[1], instance)
+            _set_result(load[1], instance)
 
     async def _instances(self, loads: list[Load]) -> list[Any]:
         work = partial(_load_all, rows=self.rows, keys=[key for key, _ in loads])
         return await self._listener.reads.run(
-            work, lane=self.rows, timeout=self._pace.answer, rows=len(loads)
+            work, lane=self.rows, timeout=self._pace.query_timeout, rows=len(loads)
         )
 
     async def _postpone(
         self, due: set[Any], asked: list[asyncio.Future[int]], error: Exception
     ) -> None:
-        """Read again later; where PostgreSQL was never reached, waits get the error instead."""
+        """Read again later; if PostgreSQL was never reached, fail the waits instead."""
         waits = [wait for question in self.rows.questions(due) for wait in question.each()]
         for wait in waits:
             wait.failure = error
@@ -284,7 +288,9 @@ class RowReader:
             await asyncio.sleep(LOCKED_DELAY)
             return
         if is_hopeless(error):
-            logger.error("%s: reading has failed and begins again", self.label, exc_info=error)
+            logger.error(
+                "%s: the read failed unexpectedly and is repeated", self.label, exc_info=error
+            )
             reason = describe(error)
             self._listener.hooks.task_restarted(task=f"reads of {self.label}", reason=reason)
         for future in asked:
@@ -311,10 +317,10 @@ def _end(waits: Iterable[Subscription], error: BaseException) -> int:
 
 def _resolve(futures: Iterable[asyncio.Future[int]], ended: int) -> None:
     for future in futures:
-        _settle(future, ended)
+        _set_result(future, ended)
 
 
-def _settle(future: asyncio.Future[Any], value: Any) -> None:
+def _set_result(future: asyncio.Future[Any], value: Any) -> None:
     if not future.done():
         future.set_result(value)
 

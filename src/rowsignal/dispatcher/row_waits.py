@@ -1,4 +1,4 @@
-"""The waits for rows of one model, found by primary key and by the key that triggers send."""
+"""The waits for rows of one model, indexed by primary key and by the key that triggers send."""
 
 import asyncio
 from collections import Counter
@@ -10,7 +10,7 @@ from sqlalchemy import Table
 
 from rowsignal.dispatcher.comparison import is_same
 from rowsignal.dispatcher.conditions import Condition, Criterion, Matches
-from rowsignal.dispatcher.row_query import Found, Values
+from rowsignal.dispatcher.row_query import RowState, Values
 from rowsignal.exceptions import NotFoundError
 from rowsignal.mapping import PrimaryKey, RowShape, hashable
 from rowsignal.payload import Hint, Key
@@ -19,11 +19,11 @@ UNKNOWN: Any = object()  # stands in a baseline for a value that the caller has 
 
 
 class Subscription:
-    """One wait: what was last seen of a row, and a future for the read that ends the wait.
+    """One wait: the values of a row that were seen last, and a future for the result.
 
-    `future` gives the `Found` row, None for a row that is not there, or raises `NotFoundError`.
-    `needs` are the attributes to read for it, `names` the database's names of the columns whose
-    changes concern it (None: all).
+    `future` returns the `RowState`, or None for a missing row, or raises `NotFoundError`. `needs`
+    are the attributes to read, `names` the database's names of the columns whose changes concern
+    the wait (None: all).
     """
 
     __slots__ = (
@@ -66,20 +66,20 @@ class Subscription:
         self.is_read = False
         self.was_found = False
         self.failure: BaseException | None = None
-        self.future: asyncio.Future[Found | None] = asyncio.get_running_loop().create_future()
+        self.future: asyncio.Future[RowState | None] = asyncio.get_running_loop().create_future()
 
     @property
     def criterion(self) -> Criterion | None:
-        """Return what PostgreSQL is to evaluate for this wait."""
+        """Return the SQL criterion of the wait, if it has one."""
         return self.condition.criterion if isinstance(self.condition, Matches) else None
 
     def reopen(self) -> None:
-        """Give the wait a new future, if its own was cancelled with the task that awaited it."""
+        """Create a new future if the old one was cancelled with the task that awaited it."""
         if self.future.cancelled():
             self.future = asyncio.get_running_loop().create_future()
 
-    def offer(self, found: Found | None) -> bool:
-        """Judge a row just read; tell whether that ended the wait."""
+    def offer(self, found: RowState | None) -> bool:
+        """Check a row that was just read; tell whether it ended the wait."""
         if self.future.done():
             return False
         self.is_read = True
@@ -99,11 +99,11 @@ class Subscription:
             self.future.set_exception(error)
 
     def concerns(self, hint: Hint) -> bool:
-        """Tell whether a hint may be of a column that is waited for."""
+        """Tell whether a hint may be about a column that the wait concerns."""
         return self.names is None or hint.changed is None or not self.names.isdisjoint(hint.changed)
 
     def differs(self, values: Mapping[str, Any]) -> bool:
-        """Tell whether values by attribute name differ from what was last seen."""
+        """Tell whether values by attribute name differ from the values seen last."""
         if self.baseline is None:
             return False
         names = tuple(self.watch.shape.columns)
@@ -114,7 +114,7 @@ class Subscription:
             for place, seen in zip(self.columns, self.baseline, strict=True)
         )
 
-    def _is_over(self, found: Found | None) -> bool:
+    def _is_over(self, found: RowState | None) -> bool:
         if found is None:
             if self.condition.needs_row:
                 raise NotFoundError(self._absence())
@@ -131,7 +131,7 @@ class Subscription:
             return f"{model} {key!r} does not exist, or its insert is not committed."
         return f"{model} {key!r} does not exist any more: it was deleted before the wait began."
 
-    def _is_changed(self, found: Found) -> bool:
+    def _is_changed(self, found: RowState) -> bool:
         current = found.values
         if len(self.columns) < len(current):
             current = tuple(map(current.__getitem__, self.columns))
@@ -165,7 +165,7 @@ class Selection:
 
 @dataclass(slots=True)
 class Question:
-    """Waits whose rows are read in one query: `waits[n]` are those of `keys[n]`."""
+    """Waits whose rows are read in one query: `waits[n]` are the waits for `keys[n]`."""
 
     criterion: Criterion | None
     keys: list[PrimaryKey]
@@ -176,7 +176,7 @@ class Question:
         return len(self.keys)
 
     def halves(self) -> "tuple[Question, Question]":
-        """Return the question in two parts, to find the row that cannot be read."""
+        """Split the query in two, to find the row that cannot be read."""
         middle = len(self) // 2
         first, second = slice(None, middle), slice(middle, None)
         return self._part(first), self._part(second)
@@ -214,7 +214,7 @@ class RowWatch:
 
     @property
     def row_ids(self) -> frozenset[Any]:
-        """Return the ids of all rows that are waited for."""
+        """Return the ids of all waited-for rows."""
         return frozenset(self._waits)
 
     @property
@@ -224,7 +224,7 @@ class RowWatch:
         return tuple(name for name in self.shape.columns if name in needed)
 
     def selection(self, attributes: Sequence[str] | None) -> Selection:
-        """Return what attributes (None: all) are in rows; thousands of waits share it."""
+        """Return the selection of attributes (None: all), one object for thousands of waits."""
         key = None if attributes is None else tuple(attributes)
         if key not in self._selections:
             # In the shape's order: with all columns, a row's values are the baseline as they are.
@@ -235,12 +235,12 @@ class RowWatch:
         return self._selections[key]
 
     def shared(self, *attributes: Iterable[str]) -> frozenset[str]:
-        """Return the union of attributes as one object, however many waits need the same."""
+        """Return equal sets of attributes as one shared object."""
         union = frozenset[str]().union(*attributes)
         return self._shared.setdefault(union, union)
 
     def needs_only(self, columns: tuple[str, ...]) -> bool:
-        """Tell whether every wait is for some of these columns (of the database's names)."""
+        """Tell whether these columns (the database's names) cover the columns of every wait."""
         return all(wait.names is not None and wait.names <= set(columns) for wait in self)
 
     def equal(self, place: int, seen: object, value: object) -> bool:
@@ -248,14 +248,14 @@ class RowWatch:
         return is_same(self._types[place], seen, value)
 
     def add(self, subscription: Subscription) -> None:
-        """Take a wait in."""
+        """Add a wait."""
         self._waits.setdefault(subscription.row_id, []).append(subscription)
         self.intervals[subscription.interval] += 1
         self._needs[subscription.needs] += 1
         self._criteria += subscription.criterion is not None
 
     def remove(self, subscription: Subscription) -> None:
-        """Let a wait go."""
+        """Remove a wait."""
         waits = self._waits[subscription.row_id]
         waits.remove(subscription)
         if not waits:
@@ -266,7 +266,7 @@ class RowWatch:
         self._criteria -= subscription.criterion is not None
 
     def questions(self, row_ids: Iterable[Any]) -> list[Question]:
-        """Return what to ask about rows: one question for all plain waits, one a criterion."""
+        """Return the queries for rows: one for all plain waits, one for each criterion."""
         found: dict[Criterion | None, Question] = {}
         for row_id in row_ids:
             waits = tuple(self._waits.get(row_id, ()))
@@ -292,15 +292,15 @@ class RowWatch:
         if isinstance(waits[0].condition, Matches):
             question.parameters.append(waits[0].condition.parameters)
 
-    def answer(self, waits: Sequence[Subscription], found: Found | None) -> int:
-        """Hand a row that was read to waits for it; return how many that ended."""
+    def answer(self, waits: Sequence[Subscription], found: RowState | None) -> int:
+        """Pass a row that was read to its waits; return how many of them it ended."""
         row_id = waits[0].row_id
         if row_id in self._waits:
             self._index(row_id, (found.keys or self._unknown_keys) if found else self._unknown_keys)
         return sum([wait.offer(found) for wait in waits])
 
     def concerned(self, table: Table, hint: Hint) -> set[Any]:
-        """Return the ids of the rows that a hint for one of the shape's tables is about."""
+        """Return the ids of the rows that a hint for one of the shape's tables concerns."""
         if hint.key is None:
             return set(self._waits)
         place = self.shape.tables.index(table)

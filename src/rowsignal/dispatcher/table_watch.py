@@ -1,4 +1,4 @@
-"""One watched table: which of its changes are told, and how they come."""
+"""The watch of one table: its triggers, its mode, and the hints that it can give."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -14,21 +14,21 @@ from rowsignal.triggers.catalog import Capture, captures
 from rowsignal.triggers.settings import TableName
 
 
-class Audience(Protocol):
-    """The waits for rows of the table, and the readers of its hints."""
+class TableSubscribers(Protocol):
+    """The waits for rows of a table and the readers of its hints."""
 
     @property
     def interval(self) -> float:
-        """Return the shortest interval between reads that one of them asked for."""
+        """Return the shortest polling interval that a wait requested."""
 
     @property
     def is_streaming(self) -> bool:
-        """Tell whether the notifications themselves are read, so that all are needed."""
+        """Tell whether a stream needs each hint."""
 
     def is_content_with(self, columns: tuple[str, ...] | None) -> bool:
-        """Tell whether hints for these columns (None: all) are all that is waited for."""
+        """Tell whether hints for these columns (None: all) are enough for every wait."""
 
-    async def look(self) -> bool:
+    async def read(self) -> bool:
         """Read every waited-for row; tell whether one had changed."""
 
     def mode_changed(self, mode: str) -> None:
@@ -36,45 +36,47 @@ class Audience(Protocol):
 
 
 class TableWatch:
-    """What a `Pacer` needs to know of one table, and what its mode means for hints."""
+    """The subject of a `Pacer` for one table."""
 
-    def __init__(self, name: TableName, listener: Listener, audience: Audience, pace: Pace) -> None:
+    def __init__(
+        self, name: TableName, listener: Listener, subscribers: TableSubscribers, pace: Pace
+    ) -> None:
         self.name = name
         self.capture: Capture | None = None
         self._listener = listener
-        self._audience = audience
+        self._subscribers = subscribers
         self._pace = pace
         self._pacer = Pacer(listener, self, pace)
 
     @property
     def mode(self) -> Mode:
-        """Return how the table is watched."""
+        """Return the mode of the table."""
         return self._pacer.mode
 
     @property
     def label(self) -> str:
-        """Return the table's name for people and metrics."""
+        """Return the table's name for logs and metrics."""
         return ".".join(part for part in self.name if part)
 
     @property
     def interval(self) -> float:
-        """Return the seconds between reads while hints do not come."""
-        return self._audience.interval
+        """Return the polling interval in seconds."""
+        return self._subscribers.interval
 
     @property
     def is_streaming(self) -> bool:
-        """Tell whether hints are read for themselves."""
-        return self._audience.is_streaming
+        """Tell whether a stream needs each hint."""
+        return self._subscribers.is_streaming
 
     @property
     def tokens(self) -> frozenset[str]:
-        """Return what marks the hints of this table."""
+        """Return the tokens by which hints name this table."""
         channels = self.capture.channels if self.capture else ()
         return frozenset(token for token, _ in channels)
 
     @property
     def hinted_key(self) -> tuple[str, ...] | None:
-        """Return the columns of the key that hints carry; None where there are no hints."""
+        """Return the columns of the key that hints carry; None for a table without hints."""
         capture = self.capture
         if capture is None or capture.kind != "hint" or not capture.is_notifying:
             return None
@@ -84,17 +86,17 @@ class TableWatch:
 
     @property
     def is_logged(self) -> bool:
-        """Tell whether the table's changes are told by the wake-up of the change log."""
+        """Tell whether changes of the table are announced by the notification of the change log."""
         return self.capture is not None and self.capture.kind == "log"
 
     @property
     def is_armed(self) -> bool:
-        """Tell whether every change from now on will be told, or that it was not."""
+        """Tell whether every change from now on is reported, or its loss is."""
         return self._pacer.is_armed
 
     @property
     def is_notifying(self) -> bool:
-        """Tell whether writers notify, if not yet all earlier ones."""
+        """Tell whether writers notify; transactions that began earlier may not."""
         return self._pacer.is_notifying
 
     def hinted(self, hints: Iterable[Hint]) -> None:
@@ -102,52 +104,54 @@ class TableWatch:
         self.woken(len({hint.transaction_id for hint in hints}))
 
     def woken(self, transactions: int) -> None:
-        """Count transactions that notified because the table was armed."""
+        """Count transactions that notified while the table was armed."""
         self._pacer.notified(transactions)
 
     def wake(self) -> None:
-        """Decide again how to watch: the listener's state has changed."""
+        """Choose the mode again: the listener's state has changed."""
         self._pacer.wake()
 
-    def joined(self, columns: frozenset[str] | None, *, is_hurried: bool) -> None:
-        """Take notice of a new wait for some columns, perhaps with the shortest interval."""
+    def wait_added(self, columns: frozenset[str] | None, *, is_hurried: bool) -> None:
+        """Choose the mode again if a new wait needs more columns or a shorter interval."""
         if (is_hurried and self.mode == "polling") or not self._tells_of(columns):
             self._pacer.wake()
 
     async def run(self) -> None:
-        """Keep the audience informed until cancelled."""
+        """Watch the table until cancelled."""
         await self._pacer.run()
 
     async def buckets(self) -> Sequence[int] | None:
-        """Ask the catalogue which buckets make the triggers notify; None where they do not."""
+        """Return the buckets that make the triggers notify; None without fitting triggers."""
         self.capture = capture = await self._ask_catalogue()
-        if not capture.is_notifying or not self._audience.is_content_with(capture.columns):
+        if not capture.is_notifying or not self._subscribers.is_content_with(capture.columns):
             return None
         if capture.kind == "log":
             return [LOG_BUCKET]
         return sorted({bucket for _, bucket in capture.channels})
 
     async def has_altered(self) -> bool:
-        """Tell whether the triggers, or the tables beneath, are not what they were."""
+        """Tell whether the triggers or the partitions of the table have changed."""
         return await self._ask_catalogue() != self.capture
 
     async def writers(self) -> frozenset[str]:
-        """Return the transactions that hold a writer's lock on the table or one beneath it."""
+        """Return the transactions that hold a writer's lock on the table or a partition of it."""
         relations = list(self.capture.relations) if self.capture else []
 
         async def work(connection: AsyncConnection) -> frozenset[str]:
             rows = await connection.exec_driver_sql(query("writers_in_flight"), (relations,))
             return frozenset(rows.scalars())
 
-        return await self._listener.reads.run(work, lane="catalogue", timeout=self._pace.answer)
+        return await self._listener.reads.run(
+            work, lane="catalogue", timeout=self._pace.query_timeout
+        )
 
     async def read(self) -> bool:
         """Read every waited-for row; tell whether one had changed."""
-        return await self._audience.look()
+        return await self._subscribers.read()
 
     def mode_changed(self, mode: Mode) -> None:
-        """Pass on the mode."""
-        self._audience.mode_changed(mode)
+        """Pass the mode on to the subscribers."""
+        self._subscribers.mode_changed(mode)
 
     def _tells_of(self, columns: frozenset[str] | None) -> bool:
         told = self.capture.columns if self.capture else None
@@ -155,5 +159,7 @@ class TableWatch:
 
     async def _ask_catalogue(self) -> Capture:
         work = partial(captures, tables=[self.name])
-        (found,) = await self._listener.reads.run(work, lane="catalogue", timeout=self._pace.answer)
+        (found,) = await self._listener.reads.run(
+            work, lane="catalogue", timeout=self._pace.query_timeout
+        )
         return found

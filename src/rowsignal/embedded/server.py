@@ -41,20 +41,21 @@ MAX_TEMP_DIR = 64  # characters
 class EmbeddedPostgres:
     """Run a PostgreSQL server for as long as a `with` or `async with` block lasts.
 
-    It listens on a Unix socket in a folder that only its owner may enter, and lets everybody who
-    gets there in as `postgres`. Several can run at once. However the process ends, SIGKILL
-    included, no server process and no temporary folder stays behind.
+    It listens on a Unix socket in a folder that only its owner may enter, and trusts every
+    connection as `postgres`. Several can run at once. No server process and no temporary folder
+    remains after this process ends, not even after SIGKILL.
 
-    - `data_dir`: folder for data that outlives the block, made when it is missing; its commits are
-      flushed to disk. Without it the data is thrown away and nothing is flushed: commits survive a
-      crash of the server, not one of the machine.
-    - `bin_dir`: programs to use, of PostgreSQL 14 or newer; by default what `find_bin_dir` finds.
+    - `data_dir`: folder for data that outlives the block, created if it is missing; its commits are
+      flushed to disk. Without it the data is deleted at the end and not flushed: commits survive a
+      crash of the server, but not of the machine.
+    - `bin_dir`: programs to use, of PostgreSQL 14 or newer (default: `find_bin_dir()`).
     - `settings`: server settings by name, such as `{"max_prepared_transactions": "10"}`.
     - `port`: a port of 127.0.0.1 to listen on as well, 0 for a free one. Every user of the machine
       can then connect.
-    - `timeout`: seconds that initialising, and each start, may take.
+    - `timeout`: seconds for the initialisation, and for each start.
 
-    Root's servers run as the owner of `data_dir`, or else as the user postgres or nobody.
+    Under root the server runs as the owner of `data_dir`, or else as the user `postgres` or
+    `nobody`.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class EmbeddedPostgres:
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
-            # A thread cannot be cancelled: what it has started has to be stopped.
+            # A thread cannot be cancelled, so stop the server that it has started.
             await asyncio.wait([starting])
             await asyncio.to_thread(self.stop)
             raise
@@ -101,7 +102,7 @@ class EmbeddedPostgres:
     def start(self) -> Self:
         """Start the server and return when it accepts connections: the first time in a second.
 
-        Raises `EmbeddedPostgresError`, with the end of the server's log where it has one.
+        Raises `EmbeddedPostgresError`, with the end of the server's log if there is one.
         """
         if self._cluster is not None:
             raise EmbeddedPostgresError(f"{self!r} was started already.")
@@ -111,14 +112,14 @@ class EmbeddedPostgres:
         return self
 
     def stop(self) -> None:
-        """Stop the server and remove what is not to stay; harmless where it does not run."""
+        """Stop the server and remove temporary files; idempotent."""
         # The copy of this object in a forked child leaves its parent's server alone.
         if self._cluster is not None and self._owner == os.getpid():
             self._cluster = None
             self._cleanup.close()
 
     def restart(self, mode: Literal["fast", "immediate"] = "fast") -> None:
-        """Stop the server, by a clean shutdown or as in a crash, and start it in the same place.
+        """Stop the server, by a clean shutdown or as in a crash, and start it again.
 
         Socket, port and data stay. After `kill`, start the server again.
         """
@@ -128,7 +129,7 @@ class EmbeddedPostgres:
         self._started().launch(self._all_settings())
 
     def kill(self) -> None:
-        """Kill the server's first process with SIGKILL; the others end when they notice that."""
+        """Kill the server's first process with SIGKILL; the others end soon after."""
         self._started().end(signal.SIGKILL)
 
     @property
@@ -137,7 +138,7 @@ class EmbeddedPostgres:
         return self.url_of("postgres")
 
     def url_of(self, database: str) -> str:
-        """Return the SQLAlchemy URL of a database on this server, which need not exist yet."""
+        """Return the SQLAlchemy URL of a database on this server; it need not exist."""
         escaped = re.sub(r"[%?]", lambda found: quote(found[0]), database)
         return f"postgresql+asyncpg://postgres@/{escaped}?{self._place()}"
 
@@ -147,12 +148,12 @@ class EmbeddedPostgres:
         return self.dsn_of("postgres")
 
     def dsn_of(self, database: str) -> str:
-        """Return the libpq URL of a database on this server, which need not exist yet."""
+        """Return the libpq URL of a database on this server; it need not exist."""
         return f"postgresql://postgres@/{quote(database, safe='')}?{self._place()}"
 
     @property
     def port(self) -> int:
-        """Port of 127.0.0.1, where one was asked for."""
+        """Port of 127.0.0.1, if one was requested."""
         self._started()
         if self._port is None:
             raise EmbeddedPostgresError(
@@ -170,7 +171,7 @@ class EmbeddedPostgres:
 
     @property
     def bin_dir(self) -> Path:
-        """Folder of the programs in use, `psql` and `pg_dump` among them as a rule."""
+        """Folder of the programs in use, usually with `psql` and `pg_dump`."""
         return self._started().programs.bin_dir
 
     @property
@@ -232,7 +233,7 @@ class EmbeddedPostgres:
     def _place(self) -> str:
         self._started()
         place = f"host={quote(str(self._run_dir), safe='/')}"
-        # Clients that are told no port take PGPORT, which means another server.
+        # Clients without a port would use PGPORT, which may be another server's.
         if self._port is not None or "PGPORT" in os.environ:
             place += f"&port={self._port or DEFAULT_PORT}"
         return place
@@ -242,8 +243,8 @@ class EmbeddedPostgres:
 def postgres_url(server: EmbeddedPostgres | None = None) -> Iterator[str]:
     """Yield the SQLAlchemy URL in `DATABASE_URL`, or that of a server started for the block.
 
-    A URL that names no driver gets asyncpg. `server` is started where `DATABASE_URL` is not set,
-    by default one with throw-away data.
+    A URL that names no driver gets asyncpg. Without `DATABASE_URL` it starts `server`, by default
+    one with temporary data.
     """
     if given := os.environ.get("DATABASE_URL"):
         yield re.sub(r"^postgres(ql)?://", "postgresql+asyncpg://", given)

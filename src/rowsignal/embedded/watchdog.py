@@ -1,4 +1,4 @@
-"""What remains when this process is killed: nothing, thanks to a shell that outlives it."""
+"""The watchdog: a shell that cleans up after this process, even after SIGKILL."""
 
 import contextlib
 import os
@@ -7,8 +7,8 @@ import subprocess
 import weakref
 from pathlib import Path
 
-# A group is signalled as a whole: the children of initdb are in its group. The folder goes last,
-# since a server whose files vanish would spend its last moments complaining.
+# The group is signalled as a whole, since it includes the children of initdb. The folder is removed
+# last, since a server without its files would log errors until its end.
 SCRIPT = """
 group=
 while read -r line; do group=$line; done
@@ -28,10 +28,10 @@ rm -rf "$1"
 
 
 class Watchdog:
-    """Remove a folder, and end the process group last named to it, once this process is gone.
+    """Removes a folder and ends the guarded process group once this process has ended.
 
-    It waits for the end of its standard input, which the system closes however a process ends,
-    SIGKILL included. The group is sent the signal `goodbye`, after 15 s QUIT, after 5 more KILL.
+    It waits for the end of its standard input, which the system closes at every end of a process,
+    also after SIGKILL. It sends the group the signal `goodbye`, after 15 s QUIT, after 5 more KILL.
     """
 
     def __init__(self, folder: Path, *, goodbye: str) -> None:
@@ -49,7 +49,7 @@ class Watchdog:
         _watchdogs.add(self)
 
     def guard(self, group: int | None) -> None:
-        """Name the process group to end; None once it has ended and its id can be used again."""
+        """Set the process group to end; None once it has ended and its id may be reused."""
         with contextlib.suppress(BrokenPipeError):
             os.write(self._writing_end, b"%d\n" % group if group else b"\n")
 

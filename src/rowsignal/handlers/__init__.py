@@ -1,4 +1,4 @@
-"""Handlers with memory: each change of a logged table is handled once, by a named consumer."""
+"""Handlers: a named consumer handles each change of a logged table once."""
 
 from rowsignal.handlers.administration import (
     ConsumerLag,

@@ -1,4 +1,4 @@
-"""What is known of consumers, and what can be done about them: lag, reset, skip, dead letters."""
+"""Administration of consumers: lag, reset, skip, dead letters."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -21,15 +21,15 @@ from rowsignal.postgres.statements import query
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsumerLag:
-    """A partition of a consumer, and what it has yet to handle.
+    """A partition of a consumer, and the changes that it has not handled.
 
-    `position` is the snapshot up to which everything is done. `lag_changes` counts the changes of
-    the consumer's tables after it (of all its partitions, up to 100,000), `lag_seconds` is the age
-    of the first of them. `retention_used` is the share of what the retention keeps that lies after
-    the position: at 1 pruning begins to delete changes that were not handled. `problem` says why
-    the log no longer has them. `holder` is the worker, None where no lease is in force, which would
-    last for another `lease_seconds`. `attempts` of the next change have failed, the last with
-    `error`.
+    `position` is the snapshot up to which everything is handled. `lag_changes` counts the changes
+    of the consumer's tables after it (of all its partitions, up to 100,000), `lag_seconds` is the
+    age of the first of them. `retention_used` is the share of the retention that lies after the
+    position: at 1 pruning begins to delete changes that were not handled. `problem` says why the
+    log no longer has them. `holder` is the worker with the lease, which lasts for another
+    `lease_seconds`; None without a lease. `attempts` attempts at the next change have failed, the
+    last with `error`.
     """
 
     consumer: str
@@ -54,9 +54,9 @@ class ConsumerLag:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
-    """A change whose handler has failed as often as it may, with its last error.
+    """A change whose handler has failed in every attempt, with its last error.
 
-    `is_due` says that a worker is to handle it once more.
+    `is_due` says that a worker will handle it once more.
     """
 
     id: int
@@ -86,9 +86,9 @@ def _lag(row: dict[str, Any]) -> ConsumerLag:
 async def reset_consumer(engine: AsyncEngine, name: str, to: str = "now") -> None:
     """Put a consumer at `"now"`, at the `"start"` of the log, or at a position.
 
-    What lies between is not handled, or is handled again. A worker need not be stopped for it: the
-    change in hand is rolled back. Raises `NotFoundError` for an unknown name, `PositionError` for
-    a position that is none.
+    Changes in between are skipped, or handled again. Workers may keep running: the change that one
+    is handling is rolled back. Raises `NotFoundError` for an unknown name, `PositionError` for a
+    malformed position.
     """
     async with _driver(engine) as driver:
         place = None if to == "start" else await _place(engine, driver, to)
@@ -106,16 +106,16 @@ async def _place(engine: AsyncEngine, driver: asyncpg.Connection, to: str) -> Pl
 
 
 async def skip_failing(engine: AsyncEngine, name: str, partition: int | None = None) -> int:
-    """Make dead letters of the changes that a consumer is failing at; return how many.
+    """Turn the changes at which a consumer fails into dead letters; return how many.
 
-    Without `partition` in all partitions. Nothing happens where none is failing.
+    Without `partition`, in all partitions. Without failing changes it does nothing.
     """
     async with _driver(engine) as driver:
         return int(await driver.fetchval(query("consumer_skip"), name, partition))
 
 
 async def drop_consumer(engine: AsyncEngine, name: str) -> None:
-    """Forget a consumer, its position and its dead letters; a worker of it begins anew."""
+    """Delete a consumer, its position and its dead letters; its workers begin anew."""
     async with _driver(engine) as driver:
         if not await driver.fetchval(query("consumer_drop"), name):
             raise _unknown(name)
@@ -124,7 +124,7 @@ async def drop_consumer(engine: AsyncEngine, name: str) -> None:
 async def dead_letters(
     engine: AsyncEngine, name: str | None = None, *, limit: int = 1000
 ) -> list[DeadLetter]:
-    """Return dead letters, oldest first: of one consumer, or of all."""
+    """Return the dead letters of one consumer or of all, oldest first."""
     async with _driver(engine) as driver:
         rows = await driver.fetch(query("letters"), name, limit)
     return [DeadLetter(**{**row, "change": change_from_json(row["change"])}) for row in rows]
@@ -133,10 +133,10 @@ async def dead_letters(
 async def retry_dead_letters(
     engine: AsyncEngine, name: str, ids: Sequence[int] | None = None
 ) -> int:
-    """Have dead letters handled once more, all of a consumer or some; return how many.
+    """Mark dead letters of a consumer (default: all) to be handled once more; return how many.
 
-    A worker does so within seconds, one transaction each. One that succeeds is gone; one that fails
-    stays, with the new error.
+    A worker handles them within seconds, in one transaction each. A letter that succeeds is
+    deleted; one that fails stays, with the new error.
     """
     return await _letters(engine, "letters_retry", name, ids)
 
@@ -144,7 +144,7 @@ async def retry_dead_letters(
 async def drop_dead_letters(
     engine: AsyncEngine, name: str, ids: Sequence[int] | None = None
 ) -> int:
-    """Delete dead letters, all of a consumer or some; return how many."""
+    """Delete dead letters of a consumer (default: all); return how many."""
     return await _letters(engine, "letters_drop", name, ids)
 
 
@@ -162,7 +162,9 @@ async def _driver(engine: AsyncEngine) -> AsyncIterator[asyncpg.Connection]:
     try:
         async with ours.connect() as connection:
             driver = await driver_of(connection)
-            async with driver.transaction():  # a pooler may stand between
+            async with (
+                driver.transaction()
+            ):  # behind a pooler a statement must be part of a transaction
                 yield driver
     except asyncpg.PostgresError as error:
         raise explained(error) from error

@@ -1,4 +1,4 @@
-"""One attempt to handle changes: the handler's work and the move past them in one transaction."""
+"""One attempt to handle changes: the handler's work and the new position in one transaction."""
 
 import asyncio
 import time
@@ -25,11 +25,11 @@ Work = Callable[[AsyncSession], Awaitable[object]]
 
 
 class ConnectionLostError(Exception):
-    """The handler's connection went away, so the outcome has to be read from the database."""
+    """The handler's connection was lost, so the outcome must be read from the database."""
 
 
 class Attempts:
-    """Runs handlers of one partition, each time in a transaction that moves something as well."""
+    """Runs the handlers of one partition, each in a transaction that also stores the outcome."""
 
     def __init__(
         self,
@@ -49,8 +49,8 @@ class Attempts:
     async def handle(self, changes: Sequence[Change], after: Place) -> Exception | None:
         """Handle changes and store the place after them; return the handler's error if it fails.
 
-        Raises `LeaseLostError` when another worker has the partition, and `ConnectionLostError`
-        when it is not known what has been committed. In both cases the transaction is over.
+        Raises `LeaseLostError` if another worker holds the partition, and `ConnectionLostError` if
+        it is unknown whether the commit succeeded. In both cases the transaction has ended.
         """
         arguments = (*self._partition.key, after.seen, after.upto, after.last_id, len(changes))
         began = time.perf_counter()
@@ -75,7 +75,7 @@ class Attempts:
         return error
 
     async def reset(self, hooks: Sequence[Work], seen: str, reason: str) -> Exception | None:
-        """Tell hooks of a reset and store the position from which the consumer goes on."""
+        """Call the hooks of a reset and store the position from which the consumer goes on."""
 
         async def work(session: AsyncSession) -> None:
             for hook in hooks:
@@ -85,13 +85,13 @@ class Attempts:
         return await self._run(work, "consumer_reset", arguments)
 
     async def skip(self, after: Place) -> None:
-        """Store a place to which no change had to be handled."""
+        """Store a place; the changes before it were not wanted."""
         arguments = (*self._partition.key, after.seen, after.upto, after.last_id, 0)
         async with self._connection.alone() as driver:
             await self._move(driver, "consumer_move", arguments)
 
     async def fail(self, changes: Sequence[Change], after: Place | None, error: Exception) -> int:
-        """Record that an attempt has failed; return how many have."""
+        """Record a failed attempt; return the number of failed attempts."""
         failing = None if after is None else _failing(changes, after)
         arguments = (*self._partition.key, error_text(error), failing)
         async with self._connection.alone() as driver:
@@ -102,12 +102,12 @@ class Attempts:
         return int(count)
 
     async def fail_letter(self, letter_id: int, error: Exception) -> None:
-        """Record that a dead letter has failed again."""
+        """Record another failure of a dead letter."""
         async with self._connection.alone() as driver:
             await driver.execute(query("letter_failed"), letter_id, error_text(error))
 
     async def bury(self, change: Change, after: Place, error: Exception, attempts: int) -> None:
-        """Make a change a dead letter and store the place after it."""
+        """Turn a change into a dead letter and store the place after it."""
         _, driver = await self._connection.open()
         moved = (*self._partition.key, after.seen, after.upto, after.last_id, 0)
         letter = (self._partition.consumer, self._partition.number, change_to_json(change))
@@ -148,13 +148,15 @@ class Attempts:
         return error
 
     async def _try(self, work: Work, connection: AsyncConnection) -> Exception | None:
-        """Run a handler; an error of its own is returned, that of the connection is raised."""
+        """Run a handler; return its error, but raise errors of the connection."""
         options = {"join_transaction_mode": "rollback_only", "binds": {}}
         try:
             async with self._sessions(bind=connection, **options) as session:
                 async with asyncio.timeout(self._consumer.retry.timeout):
                     await work(session)
-                    await session.commit()  # flushes, no more: the transaction is the connection's
+                    await (
+                        session.commit()
+                    )  # only flushes: the transaction belongs to the connection
         except Exception as error:
             if self._connection.is_broken and not isinstance(error, TimeoutError):
                 raise ConnectionLostError from error
@@ -168,7 +170,7 @@ class Attempts:
             raise LeaseLostError
 
     async def _end(self, connection: AsyncConnection) -> None:
-        """Leave no transaction open; a connection that cannot end its own is closed."""
+        """End the transaction; close the connection if that fails."""
         transaction = connection.get_transaction() if not self._connection.is_broken else None
         if self._connection.is_broken:
             await self._connection.discard()
@@ -190,13 +192,13 @@ class Attempts:
 
 
 def _failing(changes: Sequence[Change], after: Place) -> str:
-    """Return failing changes and the place after them, for those that skip them."""
+    """Return the failing changes and the place after them, for a later skip."""
     place = {"seen": after.seen, "upto": after.upto, "last_id": after.last_id}
     return f'{write(place)[:-1]}, "changes": [{", ".join(map(change_to_json, changes))}]}}'
 
 
 def error_text(error: Exception) -> str:
-    """Return what kind of error it is, and what it says, within bounds."""
+    """Return the kind and the message of an error, shortened."""
     text = f"{type(error).__name__}: {error}".replace("\0", "\N{REPLACEMENT CHARACTER}")
     text = text.encode("utf-8", "replace").decode()
     return text if len(text) <= MAX_ERROR else f"{text[:MAX_ERROR]}..."

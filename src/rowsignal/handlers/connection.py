@@ -1,4 +1,4 @@
-"""The connection of a partition's handlers: one, as long as there is something to handle."""
+"""The connection of a partition's handlers, open while there are changes to handle."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,15 +13,15 @@ from rowsignal.handlers.leases import LeaseLostError, Partition
 from rowsignal.postgres.connections import is_direct, throw_away
 from rowsignal.postgres.statements import query
 
-# A worker that is stopped in the middle of a transaction, and whose connection its successor cannot
-# end (another role, a pooler), holds its locks for so long after the handler's time is over.
+# A worker that is stopped inside a transaction, and whose connection the next holder cannot end
+# (another role, a pooler), keeps its locks for this many seconds after the handler's timeout.
 IDLE_MARGIN = 60.0
 
 
 class HandlerConnection:
-    """Opened when a change is to be handled, closed after an error or a while without changes.
+    """One connection for handlers, closed after an error or an idle timeout.
 
-    The server is told which connection it is, so that the partition's next holder can end it.
+    It registers at the server for its partition, so that the next holder can terminate it.
     """
 
     def __init__(self, engine: AsyncEngine, partition: Partition, timeout: float) -> None:
@@ -33,13 +33,13 @@ class HandlerConnection:
         self.is_pooled = False
 
     async def open(self) -> tuple[AsyncConnection, asyncpg.Connection]:
-        """Return the connection and, for statements that cost little, asyncpg's own."""
+        """Return the connection, and asyncpg's own connection for cheap statements."""
         if self._connection is not None and self._driver is not None:
             return self._connection, self._driver
         connection = await self._engine.connect()
         try:
             adapted: Any = (await connection.get_raw_connection()).dbapi_connection
-            if adapted.autocommit:  # position and effect have to be one transaction
+            if adapted.autocommit:  # position and effect must be one transaction
                 connection = await connection.execution_options(isolation_level="READ COMMITTED")
             self.is_pooled = not await is_direct(connection)
             await connection.rollback()
@@ -56,7 +56,8 @@ class HandlerConnection:
     async def alone(self) -> AsyncIterator[asyncpg.Connection]:
         """Lend asyncpg's connection for a statement that is a transaction by itself.
 
-        Behind a pooler it is wrapped in one: the driver prepares and executes in two steps.
+        Behind a pooler it is wrapped in an explicit transaction: the driver prepares and executes
+        in two steps.
         """
         _, driver = await self.open()
         if self.is_pooled:
@@ -71,7 +72,7 @@ class HandlerConnection:
             raise LeaseLostError
 
     async def begin(self) -> None:
-        """Bound the time that a transaction may stand still, behind a pooler for this one only."""
+        """Limit the idle time of a transaction; behind a pooler, of this transaction only."""
         connection, _ = await self.open()
         if self.is_pooled:
             setting = "select set_config('idle_in_transaction_session_timeout', $1, true)"
@@ -79,7 +80,7 @@ class HandlerConnection:
 
     @property
     def is_broken(self) -> bool:
-        """Tell whether the connection is of no use any more."""
+        """Tell whether the connection is unusable."""
         return (
             self._connection is None
             or self._connection.invalidated
@@ -88,7 +89,7 @@ class HandlerConnection:
         )
 
     async def discard(self) -> None:
-        """Close the connection; the next use opens another."""
+        """Close the connection; the next use opens a new one."""
         connection, self._connection, self._driver = self._connection, None, None
         if connection is not None:
             await asyncio.shield(throw_away(connection))

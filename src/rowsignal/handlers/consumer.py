@@ -1,4 +1,4 @@
-"""What is registered: a named consumer, its handler, and how its changes are handled."""
+"""Registered consumers: a name, a handler, and the rules by which it gets changes."""
 
 import random
 import zlib
@@ -24,11 +24,11 @@ MAX_NAME = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """How often a failed change is handled again, and after how many seconds.
+    """The rules for failed changes: number of attempts and delays in seconds.
 
     The delay doubles with each attempt, up to `max_delay`, and is shortened by up to a half at
-    random. After `attempts` failures the change becomes a dead letter, and the next one's turn
-    comes. An attempt that takes longer than `timeout` seconds has failed.
+    random. After `attempts` failures the change becomes a dead letter, and the next change is
+    handled. An attempt that takes longer than `timeout` seconds fails.
     """
 
     attempts: int = 8
@@ -43,7 +43,7 @@ class Retry:
             )
 
     def pause(self, failures: int) -> float:
-        """Return the seconds to wait after so many failures."""
+        """Return the seconds to wait after a number of failures."""
         longest = min(self.delay * 2.0 ** min(failures - 1, 60), self.max_delay)
         return random.uniform(longest / 2, longest)  # noqa: S311 -- spreads attempts
 
@@ -52,8 +52,8 @@ class Retry:
 class ConsumerReset:
     """Changes of a consumer are missing: its handler goes on from `position`.
 
-    `reason` is a sentence for people. Every partition of the consumer is told for itself, and is
-    `partition` of `partitions`.
+    `reason` is a sentence for people. Each partition of the consumer gets its own reset, with its
+    number as `partition` of `partitions`.
     """
 
     consumer: str
@@ -65,7 +65,7 @@ class ConsumerReset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Consumer:
-    """A handler under a name, with everything that decides which changes it gets, and how."""
+    """A handler with a name, and the rules by which it gets changes."""
 
     name: str
     models: tuple[type[Any], ...]
@@ -78,7 +78,7 @@ class Consumer:
     retry: Retry = Retry()
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work, before anything is asked of the database."""
+        """Check the arguments before any query."""
         if not 1 <= len(self.name) <= MAX_NAME or not self.name.isprintable():
             raise ValueError(f"{self.name!r} is no name of a consumer: 1 to {MAX_NAME} characters.")
         if not self.models:
@@ -93,7 +93,7 @@ class Consumer:
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """The tables of a consumer as the database has them, and which of their changes it wants."""
+    """The tables of a consumer in the database, and the filter of their changes."""
 
     consumer: Consumer
     tables: WatchedTables
@@ -101,7 +101,7 @@ class Feed:
 
     @classmethod
     async def of(cls, engine: AsyncEngine, consumer: Consumer) -> "Feed":
-        """Look the tables up; `TriggerInstallError` for one without a log."""
+        """Find the tables; raise `TriggerInstallError` for a table without a log."""
         request = WatchRequest(consumer.models, consumer.filter, consumer.columns, None)
         tables = await request.find_tables(engine)
         for name in tables.names:
@@ -120,7 +120,7 @@ class Feed:
         return sorted(qualify(name, schema) for schema, name in self.tables.names)
 
     def wants(self, change: Change, partition: int) -> bool:
-        """Tell whether a change is for the handler, and of this partition."""
+        """Tell whether a change is for this handler and this partition."""
         name = (change.schema, change.table)
         if name not in self.tables.names or not self.tables.wants(change):
             return False
@@ -128,7 +128,7 @@ class Feed:
         return partitions == 1 or partition_of(change, partitions) == partition
 
     def typed(self, change: Change) -> Change:
-        """Return a change whose row has the values that the ORM would load."""
+        """Return the change with the row values that the ORM would load."""
         types = self.types.get((change.schema, change.table))
         return change if change.row is None or types is None else types.typed(change)
 
@@ -136,8 +136,8 @@ class Feed:
 def partition_of(change: Change, partitions: int) -> int:
     """Return the partition of a row: always the same for the same key.
 
-    What concerns a whole table belongs to the first. A multiple of `partitions` splits each of
-    them.
+    Changes of a whole table belong to the first partition. A multiple of `partitions` splits each
+    partition.
 
     >>> from rowsignal import Operation
     >>> change = Change(operation=Operation.INSERT, schema="public", table="t", key={"id": 42})

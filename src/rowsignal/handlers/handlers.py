@@ -1,4 +1,4 @@
-"""`ChangeHandlers`: functions that handle each change of a table once, whatever happens."""
+"""`ChangeHandlers`: functions that handle each change of a table once, across crashes."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -30,15 +30,15 @@ class ChangeHandlers:
         async with changes:  # or: await changes.run(), or: rowsignal work module:changes
             ...
 
-    The session that a handler gets is in the transaction that moves the position past the change:
-    what the handler does with it happens once for each change, across crashes and restarts of
-    workers and of PostgreSQL, and with any number of workers. What it does elsewhere may happen
-    again after a crash. One worker at a time handles a partition of a consumer, in the order of the
-    log; when it ends, or stops renewing its lease for `lease` seconds, another goes on.
+    The session that a handler gets is in the transaction that stores the position after the change:
+    its writes are committed once for each change, across crashes and restarts of workers and of
+    PostgreSQL, and with any number of workers. Effects outside this session may happen again after
+    a crash. One worker at a time handles a partition of a consumer, in the order of the log; when
+    it ends, or does not renew its lease for `lease` seconds, another worker takes over.
 
-    `grace` is how many seconds a change that is being handled may take when the worker is stopped.
-    `session_maker` makes the handlers' sessions, with a `bind` of ours. `hooks` hears what happens
-    (by default those of the engine's `Listener`).
+    `grace` is how many seconds the present change may take when the worker is stopped.
+    `session_maker` creates the handlers' sessions; their `bind` is replaced. `hooks` receive events
+    (default: the hooks of the engine's `Listener`).
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class ChangeHandlers:
 
     @property
     def consumers(self) -> tuple[Consumer, ...]:
-        """Return what is registered."""
+        """Return the registered consumers."""
         return tuple(self._consumers.values())
 
     def on(
@@ -80,12 +80,13 @@ class ChangeHandlers:
     ) -> Callable[[Function], Function]:
         """Register a handler for the changes of models, `async def handler(session, change)`.
 
-        `name` is the consumer's, under which its position is stored: by default the function's.
-        `operations` and `columns` (of which an update must have changed one) narrow what is
-        handled. With `partitions` rows are spread by their keys, and handled side by side, by one
-        process or several; the changes of a row stay in order. With `batch` the handler gets a list
-        of up to so many changes, in one transaction. A new consumer begins at `start`: `"now"`, or
-        the `"beginning"` of the log. `retry` says what becomes of a change whose handler fails.
+        `name` is the name of the consumer, under which its position is stored (default: the name of
+        the function). `operations` and `columns` (an update must have changed one of them) filter
+        the changes. With `partitions`, rows are distributed by their keys and handled concurrently,
+        by one process or several; the changes of a row stay in order. With `batch`, the handler
+        gets a list of up to that many changes, in one transaction. A new consumer begins at
+        `start`: `"now"`, or the `"beginning"` of the log. `retry` has the rules for changes whose
+        handler fails.
         """
         wanted = ChangeFilter(
             operations=None if operations is None else frozenset(map(Operation, operations))
@@ -122,11 +123,11 @@ class ChangeHandlers:
     @overload
     def on_reset(self, consumer: ResetHook) -> ResetHook: ...
     def on_reset(self, consumer: str | ResetHook) -> ResetHook | Callable[[ResetHook], ResetHook]:
-        """Register what is to be done when changes of one consumer, or of any, are missing.
+        """Register a hook that is called when changes of one consumer, or of any, are missing.
 
-        `async def hook(session, reset)` gets a `ConsumerReset`, in the transaction that moves the
-        position: read the tables as they are now, and what comes after is handled as before.
-        Without a hook the consumer goes on, and the reset is recorded all the same.
+        `async def hook(session, reset)` gets a `ConsumerReset`, in the transaction that stores the
+        new position: read the tables as they are now; later changes are handled as before. Without
+        a hook the consumer goes on, and the reset is still recorded.
         """
         if not isinstance(consumer, str):
             self._reset_hooks.append((None, consumer))
@@ -139,7 +140,7 @@ class ChangeHandlers:
         return register
 
     async def __aenter__(self) -> Self:
-        """Begin to handle changes; what keeps that from happening is raised."""
+        """Start to handle changes."""
         if self._is_at_work:
             raise RuntimeError("These handlers are at work already.")
         if not self._consumers:

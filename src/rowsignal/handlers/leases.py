@@ -1,4 +1,4 @@
-"""Leases: which partitions this process handles, renewed in one statement for all of them."""
+"""Leases: the right of this process to handle partitions, renewed in one statement."""
 
 import json
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ QUERY_TIMEOUT = 10.0
 
 
 class LeaseLostError(Exception):
-    """Another worker holds the partition, or will: nothing more can be committed for it."""
+    """Another worker holds the partition or will soon: nothing can be committed for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """A partition of a consumer, under one lease of it."""
+    """A partition of a consumer, under one lease."""
 
     consumer: str
     number: int
@@ -28,7 +28,7 @@ class Partition:
 
     @property
     def key(self) -> tuple[str, int, int]:
-        """Return the first three arguments of all statements that move it."""
+        """Return the first three arguments of all statements about the partition."""
         return self.consumer, self.number, self.generation
 
     def __str__(self) -> str:
@@ -37,7 +37,7 @@ class Partition:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """What one call found: whether the partition is for another worker, has letters to retry."""
+    """The state of a lease: whether to pass the partition on, and whether letters are due."""
 
     partition: Partition
     is_surplus: bool
@@ -46,14 +46,14 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Leases:
-    """The partitions that a worker holds, and when another worker's next lease is over."""
+    """The leases of a worker, and the time at which another worker's next lease ends."""
 
     held: tuple[Lease, ...]
     wait: float | None
 
     @classmethod
     def of(cls, text: str) -> Self:
-        """Read the answer of `lease_consumers_v1`."""
+        """Read the result of `lease_consumers_v1`."""
         answer = json.loads(text)
         held = tuple(
             Lease(
@@ -67,7 +67,7 @@ class Leases:
 
 
 class LeaseTable:
-    """Renews, takes and gives back leases, on a side connection."""
+    """Takes, renews and releases leases on a side connection."""
 
     def __init__(
         self, engine: AsyncEngine, worker: UUID, label: str, names: list[str], seconds: float
@@ -77,15 +77,15 @@ class LeaseTable:
         self._arguments = (worker, label, names, timedelta(seconds=seconds))
 
     async def renew(self) -> Leases:
-        """Renew what is held, and take what is free."""
+        """Renew the held leases, and take free ones."""
         return Leases.of(await self._ask("consumer_lease", *self._arguments))
 
     async def release(self, partition: Partition) -> None:
-        """Give a partition back, so that another worker need not wait for its lease to end."""
+        """Release a lease, so that another worker need not wait for its end."""
         await self._ask("consumer_release", *partition.key)
 
     async def leave(self) -> None:
-        """Say that this worker ends."""
+        """Report that this worker ends."""
         await self._ask("consumer_leave", self._worker)
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Dead letters: changes as JSON that loses no digit, and back."""
+"""Dead letters: conversion of changes to JSON and back, without loss of digits."""
 
 import json
 from datetime import datetime
@@ -11,7 +11,7 @@ _decode = json.JSONDecoder(parse_float=Decimal).decode
 
 
 def change_to_json(change: Change) -> str:
-    """Return all of a change as JSON.
+    """Return a complete change as JSON.
 
     >>> change_to_json(Change(operation=Operation.DELETE, schema="public", table="t"))
     '{"operation": "delete", "schema": "public", "table": "t"}'
@@ -31,7 +31,7 @@ def change_to_json(change: Change) -> str:
 
 
 def write(value: Any) -> str:
-    """Return a value as JSON, decimals as numbers: json.dumps has no way to write those.
+    """Return a value as JSON, with decimals as numbers, which json.dumps cannot write.
 
     >>> write({"price": Decimal("1.10"), "tags": [None, "a"]})
     '{"price": 1.10, "tags": [null, "a"]}'

@@ -1,4 +1,4 @@
-"""Positions as the database keeps them: snapshots that it can compare, without the log's name."""
+"""Places: positions as the database stores them, which it can compare."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,10 +20,10 @@ Snapshots = tuple[str, str | None]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Everything visible in `seen` is done, and of what is visible in `upto` ids up to `last_id`.
+    """Everything visible in `seen` is handled; of `upto`, ids up to `last_id`.
 
-    Unlike a position it holds no incarnation of the log. It is written to the WAL after all that it
-    has seen, so a crash that takes transactions back takes it back as well.
+    Unlike a position it holds no incarnation of the log. It is written to the WAL after all changes
+    that it includes, so a crash that loses transactions loses it as well.
     """
 
     seen: str
@@ -32,7 +32,7 @@ class Place:
 
 
 async def place_of(driver: asyncpg.Connection, text: str) -> Place:
-    """Return the place that a position names."""
+    """Return the place of a position."""
     prefix, dot, last = text.partition(".")
     found = _snapshots(f"{prefix}.0" if dot else text)
     if isinstance(found, UUID):
@@ -45,7 +45,7 @@ async def place_of(driver: asyncpg.Connection, text: str) -> Place:
 
 @lru_cache(maxsize=256)
 def _snapshots(text: str) -> Snapshots | UUID:
-    """Return the snapshots of a position, or the key under which the server has them."""
+    """Return the snapshots of a position, or the key under which the server stores them."""
     position = decode(text)
     if isinstance(position, StoredPosition):
         return position.key
@@ -54,7 +54,7 @@ def _snapshots(text: str) -> Snapshots | UUID:
 
 
 async def position_of(driver: asyncpg.Connection, place: Place, incarnation: UUID) -> str:
-    """Return the position of a place in the log of today."""
+    """Return the position of a place in the present log."""
     seen = Snapshot.parse(place.seen)
     upto = None if place.upto is None else Snapshot.parse(place.upto)
     text = Position(incarnation, seen, upto, place.last_id).encode()

@@ -1,4 +1,4 @@
-"""Logged values as the ORM has them: attribute names, and values of SQLAlchemy's types."""
+"""Conversion of logged values to attribute names and values of SQLAlchemy's types."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,13 +18,13 @@ from rowsignal.mapping import Target
 
 Parser = Callable[[Any], Any]
 
-# What SQLAlchemy's processors of numbers ask for: the oids of float8 and numeric.
+# The oids of float8 and numeric, which SQLAlchemy's processors of numbers expect.
 FLOAT8, NUMERIC = 701, 1700
 
 
 @dataclass(frozen=True, slots=True)
 class RowTypes:
-    """The columns of a table by their names in the database: attribute, and how to read it."""
+    """The columns of a table by their names in the database: attribute and converter."""
 
     columns: dict[str, tuple[str, Parser]]
 
@@ -41,7 +41,7 @@ class RowTypes:
         }
 
     def typed(self, change: Change) -> Change:
-        """Return a change with its row read; a column that the model lacks stays as it is."""
+        """Return a change with its row converted, except columns that the model lacks."""
         row: dict[str, Any] = {}
         for name, value in (change.row or {}).items():
             attribute, parse = self.columns.get(name, (name, _as_it_is))
@@ -63,9 +63,9 @@ def _columns(mapper: Mapper[Any], table: Table, dialect: Dialect) -> dict[str, t
 
 
 def reader_of(kind: TypeEngine[Any], dialect: Dialect) -> Parser:
-    """Return what reads a JSON value as a column of a type would be loaded.
+    """Return a function that converts a JSON value to the value that the ORM would load.
 
-    The value is made what the driver would have given; SQLAlchemy's own processor does the rest.
+    It converts to the driver's value first, then calls SQLAlchemy's own processor.
     """
     inner = kind.dialect_impl(dialect)
     while isinstance(inner, TypeDecorator):
@@ -80,7 +80,7 @@ def reader_of(kind: TypeEngine[Any], dialect: Dialect) -> Parser:
 
 
 def parser_of(kind: TypeEngine[Any]) -> Parser:
-    """Return what makes of a JSON value what asyncpg gives for a type."""
+    """Return a function that converts a JSON value to asyncpg's value for a type."""
     if isinstance(kind, ARRAY):
         parse = parser_of(kind.item_type)
         return lambda value: _items(value, parse)
@@ -106,7 +106,7 @@ def _bytes(value: Any) -> bytes:
 
 
 def _document(value: Any) -> Any:
-    """Return a JSON document as json.loads reads it: numbers with a point are floats."""
+    """Return a JSON document with numbers as json.loads reads them."""
     if isinstance(value, dict):
         return {name: _document(item) for name, item in value.items()}
     if isinstance(value, list):

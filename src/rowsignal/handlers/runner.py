@@ -1,4 +1,4 @@
-"""The handling of one partition, for as long as this process holds its lease."""
+"""The runner of one partition, active while this process holds its lease."""
 
 import asyncio
 import logging
@@ -29,7 +29,9 @@ from rowsignal.postgres.statements import query
 
 logger = logging.getLogger("rowsignal.handlers")
 
-CHECKPOINT_INTERVAL = 60.0  # between moves past changes that nobody wants: retention asks for them
+CHECKPOINT_INTERVAL = (
+    60.0  # seconds between stored positions after unwanted changes, for the retention
+)
 IDLE_TIMEOUT = 30.0
 
 ResetHook = Callable[[AsyncSession, ConsumerReset], Awaitable[object]]
@@ -37,7 +39,7 @@ ResetHook = Callable[[AsyncSession, ConsumerReset], Awaitable[object]]
 
 @dataclass(frozen=True, slots=True)
 class HandlerContext:
-    """What all handlers of a process work with."""
+    """The objects that all handlers of a process share."""
 
     engine: AsyncEngine
     side_engine: AsyncEngine
@@ -47,10 +49,10 @@ class HandlerContext:
 
 
 class Runner:
-    """Reads the log from the stored position on and hands its changes to the handler.
+    """Reads the log from the stored position and passes its changes to the handler.
 
-    Whatever goes wrong beside the handler, the position is read again from the database: only there
-    is known what has been committed.
+    After any error outside the handler it reads the position from the database again, since only
+    the database knows what was committed.
     """
 
     def __init__(self, context: HandlerContext, feed: Feed, partition: Partition) -> None:
@@ -67,7 +69,7 @@ class Runner:
         self._woken = asyncio.Event()
         self._is_stopping = False
         self._is_due = False
-        self._doubt: str | None = None  # the reader's reason for a reset that the server denies
+        self._doubt: str | None = None  # reason of a reset that the stored position contradicts
         self._distrusted = 0  # resets in a row
         self._moves = 0
         self._moved_at = time.monotonic()
@@ -75,24 +77,24 @@ class Runner:
         self._used_at = time.monotonic()
 
     def stop(self) -> None:
-        """End after the change that is being handled."""
+        """End after the present change."""
         self._is_stopping = True
         self._woken.set()
 
     def retry_letters(self) -> None:
-        """Handle the dead letters that are due, soon."""
+        """Handle the due dead letters soon."""
         self._is_due = True
         self._woken.set()
 
     async def run(self) -> None:
-        """Handle changes until stopped, or until another worker has the partition."""
+        """Handle changes until stopped, or until another worker takes the partition."""
         delays = reconnect_delays()
         while not self._is_stopping:
             moves = self._moves
             try:
                 await self._follow()
             except LeaseLostError:
-                logger.info("another worker has taken %s", self.partition)
+                logger.info("another worker has taken the partition %s", self.partition)
                 return
             except Exception as error:  # noqa: BLE001 -- the task must not end unseen
                 self._report(error)
@@ -106,14 +108,14 @@ class Runner:
         is_outage = isinstance(error, (*OUTAGES, RowSignalError, ConnectionLostError))
         cause = error.__cause__ or error
         logger.warning(
-            "consumer %s cannot go on just now: %s",
+            "consumer %s is interrupted and tries again: %s",
             self.partition,
             cause,
             exc_info=None if is_outage else error,
         )
 
     async def _follow(self) -> None:
-        """Read from the stored position until stopped, or until the reader says `Reset`."""
+        """Read from the stored position until stopped, or until a `Reset`."""
         async with self._connection.alone() as driver:
             row = await driver.fetchrow(query("consumer_load"), *self.partition.key)
         if row is None:
@@ -139,13 +141,17 @@ class Runner:
                 await self._take(item)
 
     def _distrust(self, reset: Reset) -> None:
-        """Note a reset: after a crash the stored position is good in the log's new incarnation."""
+        """Count a reset; the first may end with a new read of the stored position."""
         self._distrusted += 1
         self._doubt = reset.reason if self._distrusted > 1 else None
-        logger.info("consumer %s reads its position again: %s", self.partition, reset.reason)
+        logger.info(
+            "consumer %s reads its stored position again, because the log was reset: %s",
+            self.partition,
+            reset.reason,
+        )
 
     async def _items(self, subscription: LogSubscription) -> AsyncGenerator[Batch | Reset, None]:
-        """Yield what the log has; handle dead letters in between."""
+        """Yield the batches of the log; handle dead letters in between."""
         coming: asyncio.Future[Batch | Reset] | None = None
         try:
             while not self._is_stopping:
@@ -170,7 +176,7 @@ class Runner:
         self._woken.clear()
 
     async def _take(self, batch: Batch) -> None:
-        """Handle the changes of a batch that are of this partition, in groups."""
+        """Handle the changes of a batch that belong to this partition, in groups."""
         number = self.partition.number
         wanted = [change for change in batch.changes if self._feed.wants(change, number)]
         size = self._consumer.batch or 1
@@ -184,7 +190,7 @@ class Runner:
             await self._pass(batch)
 
     async def _handle(self, changes: Sequence[Change], position: str) -> None:
-        """Handle changes as often as may be; a batch that fails is tried change by change."""
+        """Handle changes until they succeed or attempts run out; try a failed batch one by one."""
         after = await self._place(position)
         while not self._is_stopping:
             error = await self._attempts.handle(changes, after)
@@ -223,7 +229,9 @@ class Runner:
         await self._attempts.bury(change, after, error, failures)
         self._moved()
         label = self._label(change)
-        logger.error("%s is a dead letter after %d attempts", label, failures, exc_info=error)
+        logger.error(
+            "%s has become a dead letter after %d attempts", label, failures, exc_info=error
+        )
 
     async def _handle_letters(self) -> None:
         self._is_due = False
@@ -240,7 +248,7 @@ class Runner:
                 logger.warning("dead letter %d failed again", row["id"], exc_info=error)
 
     async def _pass(self, batch: Batch) -> None:
-        """Store the position after changes that are not wanted, when the log falls quiet."""
+        """Store the position after unwanted changes when the log is quiet."""
         now = time.monotonic()
         is_due = now - self._moved_at >= CHECKPOINT_INTERVAL
         if is_due or (self._has_passed and not batch.changes):
@@ -251,7 +259,7 @@ class Runner:
             await self._connection.discard()
 
     async def _reset(self, reason: str, now: str) -> None:
-        """Tell the application that changes are missing, and go on from now."""
+        """Call the reset hooks, and go on from now."""
         reset = ConsumerReset(
             consumer=self._consumer.name,
             partition=self.partition.number,
@@ -259,7 +267,7 @@ class Runner:
             reason=f"Changes are missing: {reason}.",
             position=now,
         )
-        logger.warning("consumer %s begins anew: %s", self.partition, reset.reason)
+        logger.warning("consumer %s goes on from now: %s", self.partition, reset.reason)
         seen = (await self._place(now)).seen
         hooks = [
             partial(_told, hook, reset)
@@ -273,7 +281,11 @@ class Runner:
                 self._context.hooks.reset(table=self._consumer.name, reason=reset.reason)
                 return
             failures = await self._attempts.fail((), None, error)
-            logger.warning("%s could not be told of a reset", self.partition, exc_info=error)
+            logger.warning(
+                "the reset hook of consumer %s failed and is called again",
+                self.partition,
+                exc_info=error,
+            )
             await self._pause(self._consumer.retry.pause(failures))
 
     def _moved(self) -> None:
@@ -286,7 +298,7 @@ class Runner:
         return f"{self.partition}: {change.operation} of {change.schema}.{change.table}{key}"
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, but not when this is to end."""
+        """Wait for a delay, or until the runner is stopped."""
         if self._is_stopping:
             return
         stopping = asyncio.ensure_future(self._woken.wait())

@@ -1,4 +1,4 @@
-"""One process's share of the work: leases on partitions, and a runner for each."""
+"""The worker of one process: leases on partitions, and a runner for each."""
 
 import asyncio
 import logging
@@ -25,7 +25,7 @@ from rowsignal.postgres.statements import query
 
 logger = logging.getLogger("rowsignal.handlers")
 
-RENEWALS = 3.0  # in the time of a lease
+RENEWALS = 3.0  # renewals per lease
 SOONEST = 0.1
 LAG_INTERVAL = 30.0
 OTHER_PARTITIONS = "RS003"
@@ -38,7 +38,7 @@ class _Running:
 
 
 class Worker:
-    """Holds leases and runs the partitions that they are for."""
+    """Holds leases and runs their partitions."""
 
     def __init__(self, context: HandlerContext, feeds: Sequence[Feed], *, lease: float) -> None:
         self._context = context
@@ -53,7 +53,7 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Make the consumers known, take what is free, and go to work."""
+        """Create the consumers, take free partitions, and start their runners."""
         for feed in self._feeds.values():
             await self._create(feed)
         self._apply(await self._leases.renew())
@@ -64,7 +64,7 @@ class Worker:
         ]
 
     async def stop(self, grace: float) -> None:
-        """End after the changes in hand, or after `grace` seconds in the middle of them."""
+        """End after the present changes, or cancel them after `grace` seconds."""
         for task in self._tasks:
             task.cancel()
         for running in self._running.values():
@@ -80,7 +80,7 @@ class Worker:
                 await self._leases.release(running.runner.partition)
             await self._leases.leave()
         except OUTAGES as error:
-            logger.warning("leases are left to run out: %s", error)
+            logger.warning("leases of consumers could not be released and will expire: %s", error)
         finally:
             await self._leases.close()
             await LogTail.of(self._context.engine).close_unused()
@@ -90,7 +90,9 @@ class Worker:
         position = await LogTail.of(self._context.engine).log.position()
         async with self._context.side_engine.connect() as connection:
             driver = await driver_of(connection)
-            async with driver.transaction():  # a pooler may stand between
+            async with (
+                driver.transaction()
+            ):  # behind a pooler a statement must be part of a transaction
                 if not await driver.fetchval(query("consumer_schema")):
                     raise SchemaVersionError(
                         "Schema rowsignal is too old for consumers: install_triggers(...) of this"
@@ -101,12 +103,12 @@ class Worker:
                 await _create_consumer(driver, arguments)
 
     async def _keep_leases(self) -> None:
-        """Renew leases until cancelled; what another worker leaves is taken at once."""
+        """Renew leases until cancelled; take partitions that other workers release."""
         said = ""
         delay = self._interval
         while True:
             self._ended.clear()
-            with suppress(TimeoutError):  # the usual case: no runner has ended
+            with suppress(TimeoutError):  # the usual case: no runner has ended meanwhile
                 async with asyncio.timeout(delay):
                     await self._ended.wait()
             try:
@@ -117,7 +119,7 @@ class Worker:
                 delay = self._interval
                 if said != str(error):
                     said = str(error)
-                    _warn("leases cannot be renewed just now", error)
+                    _warn("leases of consumers cannot be renewed; trying again", error)
 
     def _delay(self, leases: Leases) -> float:
         if leases.wait is None:
@@ -125,7 +127,7 @@ class Worker:
         return min(self._interval, max(leases.wait, SOONEST))
 
     def _apply(self, leases: Leases) -> None:
-        """Start runners for new leases, end those whose lease is another worker's."""
+        """Start runners for new leases, stop runners whose lease goes to another worker."""
         held = {(it.partition.consumer, it.partition.number): it for it in leases.held}
         for key, running in tuple(self._running.items()):
             lease = held.get(key)
@@ -146,14 +148,14 @@ class Worker:
         self._running[partition.consumer, partition.number] = _Running(runner, task)
 
     def _abandon(self, key: tuple[str, int]) -> None:
-        """Cancel a runner whose lease is lost; it can commit nothing any more."""
+        """Cancel a runner whose lease is lost; it cannot commit any more."""
         task = self._running.pop(key).task
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
         task.cancel()
 
     async def _run(self, runner: Runner) -> None:
-        """Run a partition; give it back when the runner has ended by itself."""
+        """Run a partition; release it when the runner has ended."""
         await runner.run()
         key = (runner.partition.consumer, runner.partition.number)
         running = self._running.get(key)
@@ -162,12 +164,14 @@ class Worker:
         try:
             await self._leases.release(runner.partition)
         except OUTAGES as error:
-            logger.warning("the lease of %s is left to run out: %s", runner.partition, error)
+            logger.warning(
+                "the lease of %s could not be released and will expire: %s", runner.partition, error
+            )
         self._running.pop(key, None)
         self._ended.set()
 
     async def _report_lag(self) -> None:
-        """Tell the hooks now and then how far behind the consumers are."""
+        """Report the lag of the consumers to the hooks in intervals."""
         while True:
             await asyncio.sleep(LAG_INTERVAL)
             try:
@@ -176,7 +180,7 @@ class Worker:
                     if lag.consumer in self._feeds:
                         self._tell(lag)
             except Exception as error:  # noqa: BLE001 -- as above
-                _warn("the lag of consumers cannot be read just now", error)
+                _warn("the lag of consumers cannot be read; trying again", error)
 
     def _tell(self, lag: ConsumerLag) -> None:
         self._context.hooks.consumer_lagged(
@@ -189,7 +193,7 @@ class Worker:
 
 
 def _warn(sentence: str, error: Exception) -> None:
-    """Log what went wrong; where it is no outage, with its traceback."""
+    """Log an error, with a traceback unless it is an outage."""
     is_outage = isinstance(error, OUTAGES)
     logger.warning("%s: %s", sentence, error, exc_info=None if is_outage else error)
 

@@ -1,4 +1,4 @@
-"""The listening connection of a process, and what depends on its notifications."""
+"""The connection on which a process LISTENs, and the machine that chooses how to watch."""
 
 from rowsignal.listener.listener import (
     OUTAGES,

@@ -1,4 +1,4 @@
-"""One connection that LISTENs, from its opening to the first sign that it is dead."""
+"""One connection that LISTENs: how it is opened, tested and found dead."""
 
 import asyncio
 import secrets
@@ -20,7 +20,7 @@ QUEUE_FULL = "54000"  # program_limit_exceeded, raised by the commit of a NOTIFY
 
 
 class Side(Protocol):
-    """Runs work on another connection than the one that listens."""
+    """Runs queries on a side connection, not on the one that listens."""
 
     async def run(
         self, work: Callable[[AsyncConnection], Awaitable[object]], *, timeout: float
@@ -29,7 +29,7 @@ class Side(Protocol):
 
 
 class CanaryError(ConnectionError):
-    """A notification that we sent to ourselves did not come back."""
+    """The canary, a notification that this process sends to itself, did not arrive."""
 
 
 class Wire:
@@ -51,7 +51,7 @@ class Wire:
 
     @classmethod
     async def open(cls, engine: AsyncEngine, receive: Receive, *, timeout: float) -> "Wire":
-        """Connect and LISTEN; raise what the server or the network has to say."""
+        """Connect and LISTEN; raise the error of the server or the network."""
         async with asyncio.timeout(timeout):
             connection = await engine.connect()
             try:
@@ -64,7 +64,7 @@ class Wire:
             return wire
 
     async def keep_alive(self) -> None:
-        """Switch off what would end an idle session.
+        """Switch off the timeouts that would end an idle session.
 
         After the canary has come back: through a transaction pooler these settings would stay on
         a connection that other clients use.
@@ -76,10 +76,10 @@ class Wire:
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     async def prove(self, side: Side, *, timeout: float) -> None:
-        """Send a notification from another connection and see it arrive; else `CanaryError`.
+        """Send the canary from a side connection; raise `CanaryError` unless it arrives.
 
-        From another connection, because a pooler passes on what arrives within one's own
-        statement, and drops the same from a connection that is idle.
+        A pooler delivers a notification that arrives during a statement of the same connection,
+        but drops one that arrives while the connection is idle. Only a side connection shows that.
         """
         self._canary.clear()
         try:
@@ -95,7 +95,7 @@ class Wire:
             raise CanaryError(self._explain()) from error
 
     async def ask(self, statement: str, *arguments: object, timeout: float) -> Any:
-        """Return the first value that a statement gives; a wire that does not answer is lost."""
+        """Run a statement and return its first value; a timeout marks the connection as lost."""
         async with self._turn:
             try:
                 async with asyncio.timeout(timeout):
@@ -106,7 +106,7 @@ class Wire:
                 self.lost.set()
                 raise
             except asyncio.CancelledError:
-                self.lost.set()  # the statement may have run: what is armed is no longer known
+                self.lost.set()  # the statement may have run: the armed buckets are unknown
                 raise
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The connection on which a process listens to a database: what it serves, arms and survives."""
+"""The listener: one LISTEN connection per engine and event loop, with reconnects and leases."""
 
 import asyncio
 import logging
@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, Self, TypeVar
+from types import MappingProxyType
+from typing import Any, Protocol, Self, TypedDict, TypeVar, Unpack
 
 import asyncpg
 from sqlalchemy.exc import SQLAlchemyError
@@ -15,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.hooks import Hooks, guarded
 from rowsignal.listener.connection import CanaryError, Wire
+from rowsignal.options import RenamedOptions
 from rowsignal.payload import LOCK_CLASS
 from rowsignal.postgres.connections import SideConnection, beside
 from rowsignal.postgres.errors import describe, is_hopeless, sqlstate
@@ -23,7 +25,7 @@ from rowsignal.postgres.statements import query
 
 logger = logging.getLogger("rowsignal.listener")
 
-# What a server, a driver or a network says when it is not there just now.
+# Errors of a server, a driver or a network that is not available.
 OUTAGES = (
     OSError,
     TimeoutError,
@@ -43,16 +45,16 @@ class Receiver(Protocol):
     """Callback interface of a listener. Methods must not block."""
 
     def connected(self) -> None:
-        """Note that notifications arrive from now on; nothing is armed yet."""
+        """Handle a new connection: notifications arrive from now on; nothing is armed yet."""
 
     def degraded(self) -> None:
-        """Note that notifications no longer arrive; nothing is armed any more."""
+        """Handle the loss of notifications; nothing is armed any more."""
 
     def received(self, channel: str, payload: str) -> None:
-        """Take one notification."""
+        """Handle one notification."""
 
     async def stopped(self) -> None:
-        """End what is no longer needed: the listener was closed."""
+        """Handle the end of the listener."""
 
 
 def reconnect_delays() -> Iterator[float]:
@@ -63,21 +65,43 @@ def reconnect_delays() -> Iterator[float]:
         ceiling = min(ceiling * 2, 30.0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timings:
-    """How patient a listener is, in seconds.
+class TimingOptions(TypedDict, total=False):
+    """The keywords of `Timings`; `answer` and `linger` are the names of 0.1."""
+
+    canary: float
+    query_timeout: float
+    idle_timeout: float
+    full_queue: float
+    delays: Callable[[], Iterator[float]]
+    answer: float
+    linger: float
+
+
+@dataclass(frozen=True, init=False)
+class Timings(RenamedOptions):
+    """How a listener times its work, in seconds.
 
     `canary` is how often an idle connection proves that notifications still come through,
-    `answer` how long anything may take before the connection counts as dead, `linger` how long
-    the connection stays after its last user has gone, `full_queue` the share of PostgreSQL's
-    notification queue above which notifications are no longer counted on.
+    `query_timeout` how long a query may take before the connection counts as dead, `idle_timeout`
+    how long the connection stays after its last user has gone, `full_queue` the share of
+    PostgreSQL's notification queue above which the listener polls, `delays` yields the seconds
+    before each attempt to reconnect.
+
+    >>> Timings(idle_timeout=1.0).query_timeout
+    5.0
     """
 
     canary: float = 20.0
-    answer: float = 5.0
-    linger: float = 5.0
+    query_timeout: float = 5.0
+    idle_timeout: float = 5.0
     full_queue: float = 0.4
     delays: Callable[[], Iterator[float]] = reconnect_delays
+
+    RENAMED = MappingProxyType({"answer": "query_timeout", "linger": "idle_timeout"})
+    KIND = "timing"
+
+    def __init__(self, **given: Unpack[TimingOptions]) -> None:
+        super().__init__(**given)
 
 
 @dataclass(slots=True)
@@ -96,14 +120,14 @@ class ListenerState:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A hold on a bucket; PostgreSQL counts holds, and drops them with the connection."""
+    """A shared advisory lock on one bucket; PostgreSQL drops it with the connection."""
 
     bucket: int
     wire: Wire
     timeout: float
 
     async def release(self) -> None:
-        """Give the hold back: after the last one writers no longer notify."""
+        """Release the lock; after the last release writers no longer notify."""
         if not self.wire.lost.is_set():
             await self.wire.ask(query("disarm"), LOCK_CLASS, self.bucket, timeout=self.timeout)
 
@@ -175,7 +199,7 @@ class Listener:
     def __post_init__(self) -> None:
         self.hooks = guarded(self.hooks)
         self.state = ListenerState()
-        self.own = SideConnection(beside(self.engine, self.listen_url))
+        self.side = SideConnection(beside(self.engine, self.listen_url))
         self.reads = ReadConnections(lambda: beside(self.engine, self.listen_url))
         self._companions: dict[type[Any], Any] = {}
         self._failure = ""
@@ -193,16 +217,16 @@ class Listener:
         return _registry.get(engine)
 
     def companion(self, kind: type[Companion], make: Callable[[], Companion]) -> Companion:
-        """Return what lives and ends with this listener, one of a kind; make it at first."""
+        """Return the object of a class that shares this listener's life; create it at first use."""
         if kind not in self._companions:
             self._companions[kind] = make()
         found: Companion = self._companions[kind]
         return found
 
     async def __aenter__(self) -> Self:
-        """Connect, or raise what the first connection raises.
+        """Connect; raise the error of the first connection.
 
-        Where PostgreSQL answers, and only notifications do not arrive, it begins by polling.
+        If PostgreSQL answers and only notifications do not arrive, the listener starts by polling.
         """
         _registry.put(self)
         self._is_kept_open = True
@@ -216,11 +240,11 @@ class Listener:
         return self
 
     async def __aexit__(self, *exception: object) -> None:
-        """Stop listening; waits that are left poll from now on."""
+        """Stop listening; remaining waits poll from now on."""
         await self.close()
 
     def attach(self, receiver: Receiver) -> None:
-        """Work for `receiver`; start for the first one."""
+        """Register `receiver`; the first one starts the listener."""
         self._receivers.add(receiver)
         if self._retirement is not None:
             self._retirement.cancel()
@@ -228,31 +252,31 @@ class Listener:
         self._start()
 
     def detach(self, receiver: Receiver) -> None:
-        """Stop working for `receiver`; after the last one, stop altogether soon."""
+        """Remove `receiver`; after the last one the listener stops at its idle timeout."""
         self._receivers.discard(receiver)
         if self._receivers or self._is_kept_open or self._retirement is not None:
             return
         loop = asyncio.get_running_loop()
-        self._retirement = loop.call_later(self.timings.linger, self._retire)
+        self._retirement = loop.call_later(self.timings.idle_timeout, self._retire)
 
     async def arm(self, bucket: int) -> "Lease | None":
         """Take the shared advisory lock that makes triggers notify, and return the lease on it.
 
-        Returns None where notifications do not arrive, or another session holds the lock
-        exclusively: poll then. What triggers decided before the lock was there is for the caller:
-        drain writers. See the PostgreSQL manual, "Advisory Lock Functions".
+        Returns None if notifications do not arrive or another session holds the lock exclusively:
+        the caller polls then. Triggers that ran before the lock was taken did not notify, so the
+        caller must drain writers. See the PostgreSQL manual, "Advisory Lock Functions".
         """
         for delay in PROBE_COLLISION_DELAYS:  # a writer's own probe is gone in microseconds
             await asyncio.sleep(delay)
             wire = self._wire
             if wire is None or self.state.mode != "listening":
                 return None
-            if await wire.ask(query("arm"), LOCK_CLASS, bucket, timeout=self.timings.answer):
-                return Lease(bucket, wire, self.timings.answer)
+            if await wire.ask(query("arm"), LOCK_CLASS, bucket, timeout=self.timings.query_timeout):
+                return Lease(bucket, wire, self.timings.query_timeout)
         return None
 
     async def close(self) -> None:
-        """Close the connections; leave no task."""
+        """Close the connections and end all tasks."""
         self._is_kept_open = False
         _registry.drop(self)
         if self._task is not None:
@@ -263,7 +287,7 @@ class Listener:
         if self._retirement is not None:
             self._retirement.cancel()
             self._retirement = None
-        await asyncio.gather(self.own.close(), self.reads.close())
+        await asyncio.gather(self.side.close(), self.reads.close())
 
     def _start(self, first: asyncio.Future[None] | None = None) -> None:
         if self._task is None or self._task.done():
@@ -274,7 +298,9 @@ class Listener:
     def _retire(self) -> None:
         self._retirement = None
         if not self._receivers and not self._is_kept_open:
-            _registry.drop(self)  # now: the next wait gets a listener that is not about to close
+            _registry.drop(
+                self
+            )  # now, so that the next wait creates a listener instead of using this one
             loop = asyncio.get_running_loop()
             self._closing = loop.create_task(self.close(), name="rowsignal listener closing")
 
@@ -290,28 +316,30 @@ class Listener:
                     if self._is_first(error, first):
                         return
                     self._tell(error)
-                if loop.time() - began > STEADY:  # it worked for a while: start over, soon
+                if (
+                    loop.time() - began > STEADY
+                ):  # the connection worked for a while: reconnect without delay
                     delays = self.timings.delays()
                 await asyncio.sleep(next(delays))
         finally:
             self._degrade("the listener was stopped", level=logging.INFO)
             self.state.mode = "stopped"
             _registry.drop(self)
-            await asyncio.gather(self.own.close(), self.reads.close())
+            await asyncio.gather(self.side.close(), self.reads.close())
             await self._wire_engine.dispose()
 
     def _is_first(self, error: Exception, first: asyncio.Future[None] | None) -> bool:
-        """Degrade; or tell whether it is the first connection, whose errors are the caller's."""
+        """Tell whether this is the first connection, whose error the caller gets; else degrade."""
         if first is None or first.done() or isinstance(error, CanaryError):
             self._degrade(describe(error))
-            if first is not None and not first.done():  # polling will do for a beginning
+            if first is not None and not first.done():  # the first connection may start by polling
                 first.set_result(None)
             return False
         first.set_exception(error)
         return True
 
     def _tell(self, error: Exception) -> None:
-        """Say once what failed unforeseen; what a server or a network says is no such thing."""
+        """Log an unexpected error once; errors of the server or the network are not logged here."""
         if sqlstate(error) is not None or not is_hopeless(error):
             return
         cause = describe(error)
@@ -321,14 +349,14 @@ class Listener:
         self.hooks.task_restarted(task="listener", reason=cause)
 
     async def _serve(self, first: asyncio.Future[None] | None) -> None:
-        """Listen on one connection until it is lost; raise why it could not be, or no longer is."""
+        """Listen on one connection until it is lost; raise the cause."""
         if self.state.mode == "stopped":
             self.state.mode = "connecting"
-        answer = self.timings.answer
-        wire = await Wire.open(self._wire_engine, self._received, timeout=answer)
+        timeout = self.timings.query_timeout
+        wire = await Wire.open(self._wire_engine, self._received, timeout=timeout)
         self.reads.attempts.forgive()  # the server answers: no need to space attempts
         try:
-            await wire.prove(self.reads, timeout=answer)
+            await wire.prove(self.reads, timeout=timeout)
             await wire.keep_alive()
             self._connect(wire)
             if first is not None and not first.done():
@@ -349,9 +377,9 @@ class Listener:
         return True
 
     async def _check(self, wire: Wire) -> None:
-        """See that notifications still arrive, and that PostgreSQL's queue of them is not full."""
-        used = await wire.ask(query("queue_usage"), timeout=self.timings.answer)
-        await wire.prove(self.reads, timeout=self.timings.answer)
+        """Check that notifications still arrive and that PostgreSQL's queue of them has room."""
+        used = await wire.ask(query("queue_usage"), timeout=self.timings.query_timeout)
+        await wire.prove(self.reads, timeout=self.timings.query_timeout)
         if used > self.timings.full_queue:
             self._degrade(f"PostgreSQL's notification queue is {used:.0%} full")
         elif self.state.mode != "listening":
@@ -383,7 +411,7 @@ class Listener:
 
 
 def _report(task: asyncio.Task[None], first: asyncio.Future[None] | None) -> None:
-    """Fail what waits for a first connection that will not come."""
+    """Pass the error to the task that waits for the first connection."""
     error = None if task.cancelled() else task.exception()
     if error is not None:
         logger.error("the listener has ended: polling from now on", exc_info=error)

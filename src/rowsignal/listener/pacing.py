@@ -1,8 +1,8 @@
-"""How changes reach this process: by notification while it is quiet, else by reads in intervals.
+"""How changes reach this process: by notification while a table is quiet, by polling while busy.
 
-Being notified costs writers; reading costs this process. What is watched is armed while it is quiet
-and read in intervals while it is busy, as network drivers turn interrupts into polling. Waits for
-rows and the change log use the same machine.
+Notifications cost the writers, reads cost this process. So a table is armed while it is quiet and
+polled while it is busy, as network drivers replace interrupts by polling. Waits for rows and the
+change log use the same machine.
 """
 
 import asyncio
@@ -27,29 +27,30 @@ RELAPSE = 1.0  # seconds after arming within which too many notifications count 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How often something is read, in seconds, and how busy it may be while it notifies.
+    """How often something is read, in seconds, and when it counts as busy.
 
-    `settle` and `settle_longest` bound the growing interval of reads while earlier writers are
-    drained, `safety` is the interval of reads while armed, `recheck` that of asking whether there
-    are triggers by now. Above `busy_rate` notifying transactions a second it is read instead, every
-    `busy_look` seconds but at most `share_of_time` of the time and with pauses of at most
-    `longest_pause`, until nothing has changed for the cooldown: `quiet` seconds at first, up to
-    `longest_stay` after relapses. `linger` is the idle timeout of a table without waits, `answer`
-    the query timeout. A row whose table is `missing` for so long ends its waits.
+    `drain_interval` and `longest_drain_interval` bound the growing interval of reads while earlier
+    writers are drained; `safety` is the interval of reads while armed, `recheck` that of the check
+    for new triggers. Above `busy_rate` notifying transactions a second the subject is busy: it is
+    read every `busy_interval` seconds instead, but for at most `share_of_time` of the time and with
+    pauses of at most `longest_pause`, until nothing has changed for the cooldown. The cooldown is
+    `cooldown` seconds at first and grows to `longest_cooldown` after relapses. `idle_timeout` is
+    how long a table without waits is kept. Waits for a row end when its table has been `missing`
+    for so long.
     """
 
-    settle: float = 0.02
-    settle_longest: float = 0.5
+    drain_interval: float = 0.02
+    longest_drain_interval: float = 0.5
     safety: float = 30.0
     recheck: float = 5.0
     busy_rate: float = 50.0
-    busy_look: float = 0.025
+    busy_interval: float = 0.025
     share_of_time: float = 0.1
     longest_pause: float = 0.5
-    quiet: float = 0.25
-    longest_stay: float = 30.0
-    linger: float = 3.0
-    answer: float = 5.0
+    cooldown: float = 0.25
+    longest_cooldown: float = 30.0
+    idle_timeout: float = 3.0
+    query_timeout: float = 5.0
     missing: float = 10.0
 
 
@@ -72,28 +73,28 @@ class Rate:
 
     @property
     def is_high(self) -> bool:
-        """Tell whether a second's worth has come together."""
+        """Tell whether the level has reached the limit of one second."""
         return self._level >= self._limit
 
 
 class Lease(Protocol):
-    """A hold on what makes triggers notify."""
+    """A lock that makes triggers notify."""
 
     async def release(self) -> None:
-        """Give the hold back."""
+        """Release the lock."""
 
 
 class Arming(Protocol):
-    """What takes the holds: the listener."""
+    """Takes leases; the listener implements it."""
 
     hooks: Hooks
 
     async def arm(self, bucket: int) -> Lease | None:
-        """Make the triggers of a bucket notify; None where notifications do not arrive."""
+        """Make the triggers of a bucket notify; return None if notifications do not arrive."""
 
 
 class Paced(Protocol):
-    """What a `Pacer` reads. No method but `read`, `buckets` and `writers` may block."""
+    """The subject of a `Pacer`. Only `read`, `buckets`, `has_altered` and `writers` may wait."""
 
     @property
     def label(self) -> str:
@@ -101,34 +102,34 @@ class Paced(Protocol):
 
     @property
     def interval(self) -> float:
-        """Return the seconds between reads while notifications do not arrive."""
+        """Return the polling interval in seconds."""
 
     @property
     def is_streaming(self) -> bool:
-        """Tell whether notifications themselves are needed, so that reads do not replace them."""
+        """Tell whether a stream needs each notification, so that reads cannot replace them."""
 
     async def buckets(self) -> Sequence[int] | None:
-        """Ask which buckets to arm now; None where notifications would not tell enough."""
+        """Return the buckets to arm; None if notifications would not report every change."""
 
     async def has_altered(self) -> bool:
-        """Ask whether `buckets` would be answered otherwise than last time."""
+        """Tell whether `buckets` would return another result than last time."""
 
     async def writers(self) -> frozenset[str]:
-        """Return the transactions under way whose triggers may have run before the arming."""
+        """Return the open transactions whose triggers may have run before the arming."""
 
     async def read(self) -> bool:
-        """Read what may have changed; tell whether it had."""
+        """Read the subject; tell whether it has changed."""
 
     def mode_changed(self, mode: Mode) -> None:
-        """Take note of the mode."""
+        """Handle a change of mode."""
 
 
 class Pacer:
-    """Goes between the modes, for one watched thing.
+    """Chooses the mode of one subject and reads it accordingly.
 
-    `mode` is `starting`, `settling` (armed, and reading until earlier writers are over), `armed`,
-    `busy` (read in intervals because it notified too often) or `polling` (notifications do not
-    come). Each mode begins with a read, so no change falls between two of them.
+    `mode` is `starting`, `settling` (armed, and reading until earlier writers have ended), `armed`,
+    `busy` (polling because the subject notified too often) or `polling` (notifications do not
+    arrive). Each mode begins with a read, so no change is lost between two modes.
     """
 
     def __init__(self, listener: Arming, subject: Paced, pace: Pace) -> None:
@@ -137,7 +138,7 @@ class Pacer:
         self._listener = listener
         self._subject = subject
         self._pace = pace
-        self._cooldown = pace.quiet
+        self._cooldown = pace.cooldown
         self._leases: list[Lease] = []
         self._read_due = math.inf
         self._event = asyncio.Event()
@@ -147,21 +148,21 @@ class Pacer:
 
     @property
     def is_armed(self) -> bool:
-        """Tell whether every change from now on will be told, or that it was not."""
+        """Tell whether every change from now on is reported, or its loss is."""
         return self.mode == "armed" and bool(self._leases) and not self._must_think
 
     @property
     def is_notifying(self) -> bool:
-        """Tell whether writers notify, if not yet all earlier ones."""
+        """Tell whether writers notify; transactions that began earlier may not."""
         return self.mode in {"settling", "armed"}
 
     def wake(self) -> None:
-        """Decide again which mode fits: the listener or the need has changed."""
+        """Choose the mode again: the listener's state or the subject's needs have changed."""
         self._must_think = True
         self._event.set()
 
     def request_read(self) -> None:
-        """Read soon, in whatever mode."""
+        """Read soon, in any mode."""
         self._must_read = True
         self._event.set()
 
@@ -169,10 +170,10 @@ class Pacer:
         """Count transactions that notified because of the arming."""
         self.rate.add(transactions)
         if self._leases and self.rate.is_high and not self._subject.is_streaming:
-            self.wake()  # without leases these are stragglers: it is disarmed already
+            self.wake()  # without leases these are late notifications: it is disarmed already
 
     async def run(self) -> None:
-        """Keep reading at the right pace until cancelled, whatever fails."""
+        """Read at the pace of the mode until cancelled; errors do not end the loop."""
         try:
             while True:
                 try:
@@ -185,7 +186,7 @@ class Pacer:
             await self._disarm()
 
     async def _round(self) -> None:
-        """Do what fits now; return when that is to be decided again."""
+        """Run the mode that fits; return when the mode must be chosen again."""
         self._must_think = False
         self.rate.clear()
         buckets = await self._subject.buckets()
@@ -219,14 +220,16 @@ class Pacer:
                 logger.debug("%s: %s", self._subject.label, describe(error))
 
     async def _drain_writers(self) -> None:
-        """Read until every transaction is over whose triggers may have run before the arming."""
+        """Read until every transaction whose triggers may have run before the arming has ended."""
         self._enter("settling")
-        delay = self._pace.settle
+        delay = self._pace.drain_interval
         writers = await self._subject.writers()
         await self._read()
         while writers and not await self._woken_within(min(delay, self._subject.interval)):
-            delay = min(delay * 1.5, self._pace.settle_longest)
-            writers &= await self._subject.writers()  # before the read: what is gone has committed
+            delay = min(delay * 1.5, self._pace.longest_drain_interval)
+            writers &= (
+                await self._subject.writers()
+            )  # before the read: transactions that have ended are visible to it
             await self._read()
 
     async def _stay_armed(self) -> None:
@@ -240,14 +243,14 @@ class Pacer:
             await self._read()
 
     def _lengthen_cooldown(self, *, since: float) -> None:
-        is_relapse = time.monotonic() - since < RELAPSE + self._pace.quiet
-        longer = min(self._cooldown * 2, self._pace.longest_stay)
-        self._cooldown = longer if is_relapse else self._pace.quiet
+        is_relapse = time.monotonic() - since < RELAPSE + self._pace.cooldown
+        longer = min(self._cooldown * 2, self._pace.longest_cooldown)
+        self._cooldown = longer if is_relapse else self._pace.cooldown
 
     async def _stay_busy(self) -> None:
-        """Read in short intervals until nothing has changed for the cooldown.
+        """Poll in short intervals until nothing has changed for the cooldown.
 
-        Reads do not replace notifications that a stream needs: for a stream it is armed at once.
+        Reads cannot replace the notifications that a stream needs: for a stream, arm at once.
         """
         self._enter("busy")
         self._must_think = False
@@ -260,13 +263,13 @@ class Pacer:
                 return
 
     def _pause(self, cost: float) -> float:
-        """Return the seconds until the next read; a slow read may have queued behind others."""
-        wanted = max(self._pace.busy_look, cost / self._pace.share_of_time)
+        """Return the seconds until the next read, longer after a slow read."""
+        wanted = max(self._pace.busy_interval, cost / self._pace.share_of_time)
         return min(wanted, self._pace.longest_pause, self._subject.interval)
 
     async def _poll(self) -> None:
-        """Read in the subject's own interval until notifications may be possible."""
-        if self.mode not in {"starting", "polling"}:  # what was to be told may be lost
+        """Poll in the subject's own interval until notifications may arrive."""
+        if self.mode not in {"starting", "polling"}:  # notifications may be lost
             self._read_due = 0.0
         self._enter("polling")
         until = time.monotonic() + self._pace.recheck * _spread()
@@ -283,7 +286,7 @@ class Pacer:
         return await self._subject.read()
 
     async def _woken_within(self, seconds: float) -> bool:
-        """Sleep; return early for a read, or, with True, to decide on the mode again."""
+        """Sleep; return early for a requested read, or with True to choose the mode again."""
         if self._must_think or self._must_read:
             return self._must_think
         self._event.clear()
@@ -307,14 +310,14 @@ class Pacer:
         await asyncio.sleep(min(self._subject.interval, LONGEST_ERROR_PAUSE))
 
     def _tell(self, error: Exception) -> None:
-        """Say once what failed; outages are no failures of this process."""
+        """Log an error once; an outage of the database is logged as information."""
         label, cause = self._subject.label, describe(error)
         if not is_hopeless(error):
-            logger.info("%s: reading again soon: %s", label, cause)
+            logger.info("%s: the read failed and is repeated soon: %s", label, cause)
             return
         if cause != self._failure:
-            logger.error("%s: watching has failed and begins again: %s", label, cause)
-            logger.debug("%s: the failure", label, exc_info=error)
+            logger.error("%s: watching failed unexpectedly and starts again: %s", label, cause)
+            logger.debug("%s: traceback of the failure", label, exc_info=error)
         self._failure = cause
         self._listener.hooks.task_restarted(task=label, reason=cause)
 

@@ -1,4 +1,4 @@
-"""Live queries: the result of a SELECT, now and whenever it has become another."""
+"""Live queries: the result of a SELECT, now and whenever it changes."""
 
 from rowsignal.live_queries.queries import LiveQuery, live_query
 

@@ -1,4 +1,4 @@
-"""`live_query`: one query for all that ask the same, run again when its tables have changed."""
+"""`live_query`: one shared query for equal statements, run again when its tables change."""
 
 import asyncio
 import logging
@@ -20,8 +20,8 @@ from rowsignal.postgres.errors import sqlstate
 
 logger = logging.getLogger("rowsignal.live_queries")
 
-SAFETY_INTERVAL = 30.0  # triggers may come and go
-GONE = ("08", "53", "57")  # SQLSTATE classes of a server that is not there just now
+SAFETY_INTERVAL = 30.0  # triggers may be installed or dropped
+GONE = ("08", "53", "57")  # SQLSTATE classes of an unavailable server
 
 
 def live_query(
@@ -33,15 +33,15 @@ def live_query(
             async for orders in results:
                 show(orders)
 
-    Yields the result, a list, first as it is and then whenever it is another. A statement of one
-    entity or column gives its values, as `session.scalars` does, one of several gives rows. Objects
-    are detached, and shared by all that run an equal statement on the engine in this event loop:
-    the database is asked once for them all, at most every `interval` seconds. A reader that takes
-    long gets the newest result, not those between.
+    Yields the result as a list, at first and whenever it changes. A statement of one entity or
+    column yields its values, as `session.scalars` does, a statement of several yields rows. Objects
+    are detached, and shared by all readers of an equal statement on the engine in this event loop:
+    one query serves them all, at most every `interval` seconds. A slow reader gets the newest
+    result and skips older ones.
 
-    Tables with triggers say that they have changed, with or without a log. Tables without, and
-    views, are polled: the query runs every `poll` seconds. An error of the query is raised for
-    those that read it; while the server is away the last result stands.
+    Tables with triggers report their changes, with or without a log. Tables without triggers, and
+    views, are polled: the query runs every `poll` seconds. All readers get an error of the query;
+    while the server is unavailable they keep the last result.
     """
     if interval < 0 or poll <= 0:
         raise ValueError("interval is not negative, and poll is a number of seconds above 0.")
@@ -62,10 +62,10 @@ class LiveQuery:
         self._query: _SharedQuery | None = None
         self._published = asyncio.Event()
         self._version = 0
-        self._begun_before = 0  # reads of the query that began before this reader
+        self._begun_before = 0  # reads that began before this reader
 
     async def __aenter__(self) -> Self:
-        """Join the query, or begin it."""
+        """Join the shared query, or start it."""
         self._query = _Queries.of(self._engine).join(self, self._statement, self._pace)
         self._begun_before = self._query.begun
         return self
@@ -79,7 +79,7 @@ class LiveQuery:
         return self
 
     async def __anext__(self) -> list[Any]:
-        """Wait for a result that was not yielded yet."""
+        """Wait for a new result."""
         query = self._query
         if query is None:
             raise RuntimeError("The live query is not open: use it in `async with`.")
@@ -102,7 +102,7 @@ _known: WeakKeyDictionary[Listener, "_Queries"] = WeakKeyDictionary()
 
 
 class _Queries:
-    """The live queries of an engine in an event loop, which share a pool beside the engine's."""
+    """The live queries of an engine in an event loop; they share a side pool."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
@@ -134,7 +134,7 @@ class _Queries:
 
 
 class _SharedQuery:
-    """One statement that is run for all its readers."""
+    """One statement, run for all its readers."""
 
     def __init__(
         self, queries: _Queries, key: object, statement: Select[Any], pace: tuple[float, float]
@@ -153,12 +153,12 @@ class _SharedQuery:
         self._task = asyncio.create_task(self._run(), name="rowsignal live query")
 
     def add(self, reader: LiveQuery) -> None:
-        """Read for one more, which is to see what is committed by now."""
+        """Add a reader, whose first result must include everything committed by now."""
         self.readers.add(reader)
         self._has_changed.set()
 
     async def leave(self, reader: LiveQuery) -> None:
-        """End the query with its last reader."""
+        """Remove a reader; the last one ends the query."""
         self.readers.discard(reader)
         if not self.readers:
             self._task.cancel()
@@ -174,7 +174,7 @@ class _SharedQuery:
             self._wake_readers()
 
     async def _follow(self) -> None:
-        """Read again and again, listening to the tables that were read."""
+        """Run the query again and again, following the tables that it read."""
         delays = reconnect_delays()
         while True:
             tables = self.result.tables if self.result is not None else frozenset()
@@ -182,23 +182,23 @@ class _SharedQuery:
                 async with TableChanges(
                     self._queries.engine, tables, self._has_changed.set
                 ) as changes:
-                    self._has_changed.set()  # what happened before it listened
+                    self._has_changed.set()  # changes before it listened
                     await self._keep_current(changes)
             except (*OUTAGES, RowSignalError) as error:
                 if not is_away(error):
                     raise
-                logger.warning("a live query cannot be run just now: %s", error)
+                logger.warning("a live query cannot run and is tried again: %s", error)
                 await asyncio.sleep(next(delays))
             else:
                 delays = reconnect_delays()
 
     async def _keep_current(self, changes: TableChanges) -> None:
-        """Read whenever something has changed; return when other tables are read, or may tell."""
+        """Run the query after each change; return when the tables must be examined again."""
         listening_since = time.monotonic()
         while True:
             await self._changed_within(self._poll if changes.is_polling else SAFETY_INTERVAL)
             began = time.monotonic()
-            self._has_changed.clear()  # before it is read: what comes now is read next time
+            self._has_changed.clear()  # before the read, so that later changes cause another
             result = await self._read()
             is_same = self.result is not None and result.tables == self.result.tables
             self._publish(result)
@@ -231,7 +231,7 @@ class _SharedQuery:
 
 
 def is_away(error: BaseException) -> bool:
-    """Tell whether an error is of a server that is away, and not of the statement."""
+    """Tell whether an error means that the server is unavailable, not that the statement failed."""
     if isinstance(error, DBAPIError):
         return error.connection_invalidated or (sqlstate(error) or "08")[:2] in GONE
     return isinstance(error, OSError | TimeoutError | RowSignalError)

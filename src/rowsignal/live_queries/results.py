@@ -1,4 +1,4 @@
-"""What a statement gives: its rows, the tables they are of, and whether two results differ."""
+"""Results of a statement: rows, the tables that were read, and comparison of results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ TableName = tuple[str | None, str]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Rows, detached; what tells them from others; the tables that were read for them."""
+    """Detached rows, a fingerprint to compare them, and the tables that were read."""
 
     rows: list[Any]
     fingerprint: object
@@ -27,8 +27,8 @@ class Result:
 async def read(engine: AsyncEngine, statement: Select[Any], *, is_unique: bool) -> Result:
     """Run a statement in a session of its own.
 
-    One entity or column gives its values, several give rows. With `is_unique` entities come once,
-    as joined eager loading of collections asks for.
+    A statement of one entity or column returns its values, of several returns rows. `is_unique`
+    removes duplicate entities, as joined eager loading of collections requires.
     """
     tables: set[TableName] = set()
     async with engine.connect() as connection:
@@ -47,7 +47,7 @@ async def read(engine: AsyncEngine, statement: Select[Any], *, is_unique: bool) 
 async def read_as_needed(
     engine: AsyncEngine, statement: Select[Any], *, is_unique: bool
 ) -> tuple[Result, bool]:
-    """Run a statement; find out whether its entities must be made unique."""
+    """Run a statement, with unique entities if SQLAlchemy requires it."""
     try:
         return await read(engine, statement, is_unique=is_unique), is_unique
     except InvalidRequestError:
@@ -57,7 +57,7 @@ async def read_as_needed(
 
 
 def _note_tables(connection: AsyncConnection, tables: set[TableName]) -> None:
-    """Note the tables of everything that runs on a connection, what the ORM adds included."""
+    """Collect the tables of all statements on a connection, including those of the ORM."""
 
     def note(
         _connection: Any, _cursor: Any, _sql: Any, _values: Any, context: Any, _many: Any
@@ -77,7 +77,7 @@ def _note_tables(connection: AsyncConnection, tables: set[TableName]) -> None:
 
 
 def fingerprint(value: Any, seen: frozenset[int] = frozenset()) -> object:
-    """Return what is equal for equal results: of mapped objects, all that is loaded."""
+    """Return a value that is equal for equal results; for mapped objects, all loaded values."""
     if isinstance(value, list | tuple | set | frozenset | Row):
         return [fingerprint(item, seen) for item in value]
     if isinstance(value, dict):
@@ -107,8 +107,8 @@ def _loaded(state: InstanceState[Any]) -> dict[str, Any]:
 
 
 def key_of(statement: Select[Any], *pace: float) -> object:
-    """Return what equal statements have in common; the statement itself where it cannot be told."""
-    key = statement._generate_cache_key()  # the only thing that knows about loader options
+    """Return a key that equal statements share; the statement itself if there is none."""
+    key = statement._generate_cache_key()  # the only key that includes loader options
     if key is None:
         return id(statement)
     values: Sequence[Any] = [parameter.effective_value for parameter in key.bindparams]

@@ -1,4 +1,4 @@
-"""What says that a live query may have another result: the log, hints, or the clock."""
+"""Sources of changes for a live query: the log, hints, or a timer."""
 
 import asyncio
 import logging
@@ -22,9 +22,9 @@ LOG_LIMIT = 100
 
 
 class TableChanges:
-    """Calls `changed` whenever one of some tables may have changed, while it is entered.
+    """Calls `changed` when a table may have changed, inside `async with`.
 
-    `is_polling` says that some of them do not tell, at least just now.
+    `is_polling` says that at least one table does not report its changes at present.
     """
 
     def __init__(
@@ -40,13 +40,13 @@ class TableChanges:
 
     @property
     def is_polling(self) -> bool:
-        """Tell whether changes may come without being told."""
+        """Tell whether there may be changes that are not reported."""
         if self._has_silent or self._log_failed:
             return True
         return bool(self._hinted) and not Dispatcher.of(self._engine).are_armed(self._hinted)
 
     async def __aenter__(self) -> Self:
-        """Find out how each table tells of its changes, and listen."""
+        """Find out how each table is captured, and listen."""
         async with self._engine.connect() as connection:
             found = await captures(connection, self._tables)
         logged = [(c.schema or "public", c.table) for c in found if c.kind == "log"]
@@ -76,20 +76,22 @@ class TableChanges:
                 if not isinstance(item, Batch) or item.changes:
                     self._changed()
         except Exception as error:  # noqa: BLE001 -- the task must not end unseen
-            logger.warning("a live query polls, for the log cannot be followed: %s", error)
+            logger.warning(
+                "a live query polls because the change log cannot be followed: %s", error
+            )
             self._log_failed = True
             self._changed()
 
     def hinted(self, hint: Hint) -> None:  # noqa: ARG002 -- which row it was does not matter
-        """Take a hint."""
+        """Handle a hint."""
         self._changed()
 
     def interrupted(self, reason: str) -> None:  # noqa: ARG002 -- `is_polling` says it
-        """Take note that hints may be missing."""
+        """Handle a gap: hints may be missing."""
         self._changed()
 
     def armed(self) -> None:
-        """Take note that hints come; what they do not tell has happened before."""
+        """Handle the end of a gap: changes during the gap may need a read."""
         self._changed()
 
 

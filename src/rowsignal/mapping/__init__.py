@@ -1,4 +1,4 @@
-"""What a model maps to: rows, keys and columns, and the engine that a caller reads them with."""
+"""Mapping of models: rows, keys and columns, and the engine that reads them."""
 
 from rowsignal.mapping.keys import hashable, primary_key_of
 from rowsignal.mapping.shapes import (

@@ -1,7 +1,7 @@
-"""Primary keys as callers give them, checked before anything is asked of PostgreSQL.
+"""Primary keys from callers, checked before any query.
 
-A key that its column cannot hold would fail the query in which it is read together with others;
-a text cut to its column's length would find another row.
+A key that its column cannot hold would fail the query that it shares with other keys; a text cut to
+its column's length would match another row.
 """
 
 import json
@@ -32,7 +32,8 @@ class _WrongTypeError(Exception):
 def primary_key_of(mapper: Mapper[Any], value: object) -> PrimaryKey:
     """Return a primary key as a tuple, from a scalar, a tuple or a dict by attribute name.
 
-    `TypeError` for a value of the wrong type, `ValueError` for one that the column cannot hold.
+    Raises `TypeError` for a value of the wrong type, `ValueError` for one that the column cannot
+    hold.
     """
     return tuple(
         _checked(mapper, column, part)
@@ -74,7 +75,7 @@ def _checked(mapper: Mapper[Any], column: Any, value: Any) -> Any:
 
 
 def _normal(type_: Any, value: Any) -> Any:
-    """Return a value as the session's rows have it, so that what it holds is found."""
+    """Return a value in the form of loaded rows, so that the session's object is found."""
     impl = _impl(type_)
     if isinstance(type_, types.TypeDecorator):
         return value
@@ -86,12 +87,12 @@ def _normal(type_: Any, value: Any) -> Any:
 
 
 def complaint_about(type_: Any, value: Any) -> str | None:
-    """Return what keeps a value from being in a column of this type; None if nothing does."""
+    """Return why a column of this type cannot hold a value; None if it can."""
     if isinstance(type_, types.Interval):  # a decorator, too, which PostgreSQL does not need
         return _interval(type_, value)
     if isinstance(type_, types.TypeDecorator):
         if type(type_).bind_processor is not types.TypeDecorator.bind_processor:
-            return None  # such as PickleType: what it makes of values is its own affair
+            return None  # such as PickleType: it converts values itself
         try:
             value = type_.process_bind_param(value, DIALECT)
         except NotImplementedError:
@@ -278,7 +279,7 @@ _CHECKS: tuple[tuple[Any, Check], ...] = (
 
 
 def hashable(primary_key: PrimaryKey) -> Any:
-    """Return what stands for a key in dictionaries, where its values may be JSON or arrays."""
+    """Return a hashable form of a key, whose values may be JSON or arrays."""
     try:
         hash(primary_key)
     except TypeError:

@@ -1,4 +1,4 @@
-"""What a model maps to: the rows, keys and columns of its tables."""
+"""Shapes: the rows, keys and columns of a model's tables."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ QUERIES_KEPT = 200  # of a shape: criteria and columns may differ from wait to w
 
 
 class RowCriterion(Protocol):
-    """A condition on a row that PostgreSQL evaluates, its parameters one for each wait."""
+    """A condition on a row that PostgreSQL evaluates, with parameters for each wait."""
 
     @property
     def types(self) -> tuple[TypeEngine[Any], ...]:
@@ -42,7 +42,7 @@ class RowCriterion(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RowQuery:
-    """What is asked of each row: attributes, its keys in the words of triggers, a criterion."""
+    """The content of a query for rows: attributes, keys as triggers write them, a criterion."""
 
     attributes: tuple[str, ...]
     key_columns: KeyColumns = ()
@@ -51,7 +51,7 @@ class RowQuery:
 
 @dataclass(frozen=True)
 class RowShape:
-    """What there is to read of a model: columns, primary key and tables.
+    """The columns, primary key and tables of a model.
 
     `translation` is SQLAlchemy's `schema_translate_map`. Two shapes of the same model and
     translation are equal.
@@ -81,7 +81,7 @@ class RowShape:
         return dict(self.translation)
 
     def name_of(self, table: Table) -> tuple[str | None, str]:
-        """Return a table's schema (None: found by search_path) and name, translated."""
+        """Return a table's translated schema (None: resolved by search_path) and name."""
         return self.schema_translate_map.get(table.schema, table.schema), table.name
 
     def names_in_database(self, attributes: Sequence[str]) -> frozenset[str]:
@@ -95,12 +95,12 @@ class RowShape:
 
     @cached_property
     def eager_attributes(self) -> tuple[str, ...]:
-        """Return the attributes that are loaded with the row unless told otherwise."""
+        """Return the attributes that are loaded with the row by default."""
         return tuple(name for name in self.columns if not self.mapper.column_attrs[name].deferred)
 
     @cached_property
     def is_plain(self) -> bool:
-        """Tell whether the columns are all there is to an object when it is loaded."""
+        """Tell whether a loaded object consists of columns only."""
         mapper = self.mapper
         return (
             mapper.polymorphic_on is None
@@ -145,7 +145,7 @@ class RowShape:
     def _waited(
         self, parameters: Sequence[TypeEngine[Any]]
     ) -> tuple[TableValuedAlias, ColumnElement[bool]]:
-        """Return the keys that are asked for as a table, and the condition that joins it."""
+        """Return the requested keys as a table, and its join condition."""
         # By ordinal, not by value: equal keys may look different (citext, char(n), 1.0 and 1.00).
         primary = self.mapper.primary_key
         arrays = {f"k{number}": column.type for number, column in enumerate(primary)}
@@ -160,7 +160,7 @@ class RowShape:
 
 
 def _key(table: Table, names: Sequence[str] | None) -> ColumnElement[Any]:
-    """Return the key of a table's row in the words of its trigger, NULL where it has none."""
+    """Return the key of a table's row as its trigger writes it; NULL without triggers."""
     by_name = {column.name: column for column in table.columns}
     if names is None or not by_name.keys() >= set(names):
         return null()
@@ -168,7 +168,7 @@ def _key(table: Table, names: Sequence[str] | None) -> ColumnElement[Any]:
 
 
 def key_text(values: Sequence[ColumnElement[Any]]) -> ColumnElement[str]:
-    """Return the expression for a key as hints carry it: the text of a JSON array."""
+    """Return the expression for a key in the form of hints: the text of a JSON array."""
     # Text: decoded by the driver, JSON would lose the difference of 1.0 and 1.00.
     marks = chain(["'['"], repeat("','"))
     parts: list[ColumnElement[Any]] = []

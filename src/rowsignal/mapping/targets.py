@@ -1,4 +1,4 @@
-"""What a caller waits with: its engine, its session, and what that session holds or wrote."""
+"""The target of a wait: the caller's engine and session, and the session's objects."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class Target:
 
 
 def mapper_of(model: type[Any]) -> Mapper[Any]:
-    """Return a model's mapper; `TypeError` for what is not a mapped class."""
+    """Return a model's mapper; raise `TypeError` for a class that is not mapped."""
     try:
         mapper = inspect(model)
     except NoInspectionAvailable:
@@ -91,7 +91,7 @@ def held_instance(session: AsyncSession, mapper: Mapper[Model], key: PrimaryKey)
 
 
 def has_deleted(session: Session, mapper: Mapper[Any], key: PrimaryKey) -> bool:
-    """Tell whether the session is about to delete a row, or has in its open transaction."""
+    """Tell whether the session's open transaction deletes a row, flushed or not."""
     doomed = [inspect(instance, raiseerr=True) for instance in session.deleted]
     transaction = session.get_nested_transaction() or session.get_transaction()
     while transaction is not None:

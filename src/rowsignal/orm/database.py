@@ -1,4 +1,4 @@
-"""Database: an engine, its sessions, and the dependency that gives them to requests."""
+"""`Database`: an engine, its sessions, and a FastAPI dependency for them."""
 
 import inspect
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -37,7 +37,7 @@ class Database(SessionDependency[AsyncSession]):
 
     - `url` (text, SQLAlchemy's `URL`, pydantic's `PostgresDsn` or `SecretStr`, also of a sync
       driver, see `async_url`): the engine is made from it with `connect_args` and
-      `engine_options`, and disposed at the end of `lifespan`. `engine` is one of your own, which
+      `engine_options`, and disposed at the end of `lifespan`. `engine` is an existing engine, which
       is never disposed.
     - `session_class`, `expire_on_commit`, `autoflush`: of the sessions.
     - `session_execution_options`: for every statement of a session, such as
@@ -91,10 +91,10 @@ class Database(SessionDependency[AsyncSession]):
         mode: LockMode | str = LockMode.SHARE_UPDATE_EXCLUSIVE,
         timeout: Duration | None = "5s",
     ) -> AbstractAsyncContextManager[AsyncSession]:
-        """Lock tables, as `lock_tables` does, in the transaction of `session`, or one of its own.
+        """Lock tables, as `lock_tables` does, in the transaction of `session` or in a new one.
 
-        One of its own takes a second connection, and its block must not write through the
-        request's session what the lock keeps others from writing.
+        A new transaction needs a second connection; the block must then not write to the locked
+        tables through the request's session.
         """
         owner = self.session_maker if session is None else session
         return lock_tables(owner, tables, mode=mode, timeout=timeout)
@@ -108,7 +108,7 @@ class Database(SessionDependency[AsyncSession]):
             await self.dispose()
 
     def install(self, app: Any) -> None:
-        """Put `lifespan` around the one that an application has already."""
+        """Wrap the existing lifespan of an application in `lifespan`."""
         inner = app.router.lifespan_context
 
         @asynccontextmanager
@@ -119,7 +119,7 @@ class Database(SessionDependency[AsyncSession]):
         app.router.lifespan_context = composed
 
     async def dispose(self) -> None:
-        """Close the pool, unless the engine is one of the application's own; idempotent."""
+        """Close the pool, unless the engine was given by the application; idempotent."""
         if self.is_owner:
             await self.engine.dispose()
 
@@ -144,5 +144,5 @@ def _session_maker(
         return async_sessionmaker(engine, **arguments)
     if TAKES_OPTIONS:
         return async_sessionmaker(engine, execution_options=dict(options), **arguments)
-    # Sessions of SQLAlchemy 2.0 have no options of their own: their engine has them
+    # Sessions of SQLAlchemy 2.0 have no execution options, only their engine has
     return async_sessionmaker(engine.execution_options(**options), **arguments)

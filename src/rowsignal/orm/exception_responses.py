@@ -24,13 +24,13 @@ RETRY_AFTER = "1"
 
 
 def add_exception_handlers(app: Any) -> None:
-    """Let a FastAPI or Starlette application answer errors of rowsignal with fitting statuses.
+    """Register handlers that answer errors of rowsignal with fitting statuses.
 
         add_exception_handlers(app)
 
     `NotFoundError` becomes 404; `PoolExhaustedError`, `PoolTimeoutError`, `LockTimeoutError` and
     `DeadlockError` become 503 with a `Retry-After`. The body is `{"detail": ...}`, as FastAPI's.
-    A handler that is registered afterwards for one of them replaces it.
+    A handler that the application registers later for one of them replaces it.
     """
     for error, status in STATUSES.items():
         app.add_exception_handler(error, _handler(status))

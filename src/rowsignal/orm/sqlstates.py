@@ -1,4 +1,4 @@
-"""SQLSTATE codes (PostgreSQL manual, appendix A), and where drivers keep them."""
+"""SQLSTATE codes (PostgreSQL manual, appendix A), and the attributes that drivers store them in."""
 
 from sqlalchemy.exc import DBAPIError
 
@@ -13,6 +13,6 @@ LOCK_NOT_AVAILABLE = "55P03"
 
 
 def sqlstate(error: DBAPIError) -> str | None:
-    """Return the five-letter code of a server's error, whatever the driver calls it."""
+    """Return the SQLSTATE of a server's error, for every driver."""
     code = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
     return None if code is None else str(code)

@@ -1,4 +1,4 @@
-"""Database URLs: from those that synchronous tools take to those that async drivers take."""
+"""Conversion of database URLs of synchronous tools for async drivers."""
 
 import logging
 from types import MappingProxyType
@@ -77,7 +77,7 @@ DEMANDS = frozenset({("gssencmode", "require"), ("channel_binding", "require")})
 
 
 def revealed(url: Any) -> str | URL:
-    """Return a URL that works; `str` of a secret or of SQLAlchemy's URL would be masked."""
+    """Return a URL with its password, which `str` of a secret or a SQLAlchemy URL masks."""
     if hasattr(url, "get_secret_value"):
         url = url.get_secret_value()
     return url if isinstance(url, URL) else str(url)
@@ -93,8 +93,8 @@ def async_url(url: str | URL) -> URL:
     >>> async_url("postgres://ann@db.example/shop?sslmode=require")
     postgresql+asyncpg://ann@db.example/shop?ssl=require
 
-    Raises `ValueError` for a dialect without a known async driver, and for a demand that
-    asyncpg could only ignore.
+    Raises `ValueError` for a dialect without a known async driver, and for a parameter that asyncpg
+    could only ignore.
     """
     given = make_url(url)
     dialect, _, driver = given.drivername.partition("+")
@@ -129,7 +129,7 @@ def _for_asyncpg(url: URL) -> URL:
 
 
 def _credentials_in_place(url: URL) -> URL:
-    """Move what libpq allows in the query to where SQLAlchemy masks it."""
+    """Move credentials from the query to the place where SQLAlchemy masks them."""
     query = url.query
     found = {name: str(query[name]) for name in IN_URL & query.keys()}
     rest = {name: value for name, value in query.items() if name not in found}

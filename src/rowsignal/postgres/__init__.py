@@ -1,1 +1,1 @@
-"""Connections, schema and statements: what every other part asks PostgreSQL with."""
+"""Access to PostgreSQL: connections, schema, statements, rows and errors."""

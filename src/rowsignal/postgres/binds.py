@@ -19,7 +19,7 @@ IN_TRANSACTION: dict[str, Any] = {"isolation_level": "READ COMMITTED"}  # not AU
 
 
 class Statement(ExecutableDDLElement):
-    """SQL text that is sent, or written to an offline script, as it stands."""
+    """SQL text, sent or written to an offline script without changes."""
 
     inherit_cache = False
 
@@ -44,10 +44,10 @@ def execute(connection: SyncConnection, sql: str) -> None:
 def run_on(
     bind: AsyncBind | SyncBind, work: Callable[[SyncConnection], Result]
 ) -> Result | Awaitable[Result]:
-    """Run `work` with a connection of `bind`; what is awaitable for an async bind.
+    """Run `work` with a connection of `bind`; the result is awaitable for an async bind.
 
-    An engine gets a transaction of its own, committed at the end, in AUTOCOMMIT too. A connection
-    or session works in the caller's transaction, which is never committed here.
+    With an engine it runs in a new transaction, committed at the end, also in AUTOCOMMIT. With a
+    connection or session it runs in the caller's transaction, which is never committed here.
     """
     if isinstance(bind, Engine | AsyncEngine) and bind.dialect.name != "postgresql":
         raise ValueError(f"rowsignal works with PostgreSQL, not with {bind.dialect.name}.")

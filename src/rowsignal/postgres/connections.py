@@ -1,4 +1,4 @@
-"""A connection of our own beside the application's pool: same server, not counted against it."""
+"""Side connections: beside the application's pool, to the same server."""
 
 import asyncio
 import inspect
@@ -42,11 +42,11 @@ POOLER_ADVICE = (
 
 
 def beside(engine: AsyncEngine, url: str | None = None) -> AsyncEngine:
-    """Return an engine that connects as `engine` does (or to `url`), from a pool of its own.
+    """Return an engine with its own pool that connects as `engine` does, or to `url`.
 
-    Everything that decides how a connection is made (arguments, `creator`, pool events such as
-    those that fetch a token) is kept; the application's pool is neither used nor counted against.
-    With a `url`, or for another driver than asyncpg, `connect_args` are kept.
+    Everything that decides how a connection is made is kept (arguments, `creator`, pool events such
+    as those that fetch a token); the application's pool is not used. With a `url`, or for another
+    driver than asyncpg, `connect_args` are kept.
     """
     ours = engine.sync_engine
     if url is None and ours.dialect.driver == "asyncpg":
@@ -74,9 +74,9 @@ def beside_with_options(engine: AsyncEngine) -> AsyncEngine:
 
 
 def connect_arguments(engine: Engine) -> dict[str, Any]:
-    """Return an engine's `connect_args` in asyncpg's words; SQLAlchemy has no way to ask for them.
+    """Return an engine's `connect_args` in asyncpg's terms; SQLAlchemy has no interface for them.
 
-    They are in the closure of the function that connects, mixed with what comes from the URL.
+    They are in the closure of the function that connects, mixed with arguments from the URL.
     """
     creator = engine.pool._creator
     if not inspect.isfunction(creator):
@@ -90,7 +90,7 @@ def connect_arguments(engine: Engine) -> dict[str, Any]:
 
 
 def _in_words_of_asyncpg(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate what libpq calls otherwise: `options` with -c, the application's name, TLS."""
+    """Translate arguments of libpq: `options` with -c, the application's name, TLS."""
     settings = dict(LIBPQ_OPTION.findall(str(arguments.get("options", ""))))
     if "application_name" in arguments:
         settings["application_name"] = str(arguments["application_name"])
@@ -109,7 +109,7 @@ def attempt_delays() -> Iterator[float]:
 
 
 class Attempts:
-    """Bounds how often a connection is tried for, however many ask for it."""
+    """Limits the rate of attempts to connect, whatever the number of callers."""
 
     def __init__(self, delays: Callable[[], Iterator[float]] = attempt_delays) -> None:
         self.have_worked = False
@@ -119,36 +119,36 @@ class Attempts:
         self._reason, self._is_pooler = "", False
 
     def check(self) -> None:
-        """Raise what the last attempt came to while the next one has to wait."""
+        """Raise the error of the last attempt until the next attempt is allowed."""
         if time.monotonic() < self._not_before:
             if self._is_pooler:
                 raise PoolerError(POOLER_ADVICE.format(self._reason))
             raise UnavailableError(f"PostgreSQL cannot be reached just now: {self._reason}")
 
     def failed(self, error: BaseException) -> None:
-        """Let the next attempt wait, longer each time."""
+        """Delay the next attempt, longer each time."""
         self._reason, self._is_pooler = describe(error), is_pooler_conflict(error)
         self._not_before = time.monotonic() + next(self._delays)
 
     def forgive(self) -> None:
-        """Allow an attempt at once: the server is known to answer."""
+        """Allow an attempt at once: the server answers."""
         self._not_before = 0.0
         self._delays = self._make_delays()
 
     def worked(self) -> None:
-        """Start over with short delays."""
+        """Reset the delays after a success."""
         self.have_worked = True
         self.forgive()
 
 
 class SideConnection:
-    """One connection beside the pool, opened at first use; what is run on it queues up.
+    """One connection beside the pool, opened at first use; calls on it run one after another.
 
-    It never takes part in a caller's transaction, so it sees what is committed: in autocommit, or
-    in a transaction for each use where a pooler might otherwise prepare a statement on one
-    connection and execute it on another. A connection that was lost while it was idle is replaced
-    and the work run again, so `work` must be repeatable. After a time-out, a cancellation or an
-    error that is not the server's answer to a statement, the connection is thrown away.
+    It never takes part in a caller's transaction, so it sees committed rows only. It works in
+    autocommit; behind a pooler, which might prepare a statement on one connection and execute it on
+    another, in one transaction per call. If the connection was lost while idle, it is replaced and
+    the work run again, so `work` must be repeatable. After a timeout, a cancellation or an error
+    other than a refused statement, the connection is discarded.
 
     `settings` are PostgreSQL's; through a pooler they last for one transaction.
     """
@@ -237,7 +237,7 @@ class SideConnection:
         await connection.exec_driver_sql(query("side_settings"), (names, values, is_local))
 
     async def _recover(self, error: BaseException) -> None:
-        """Keep a connection on which the server has refused a statement, else throw it away."""
+        """Keep the connection if the server refused a statement, else discard it."""
         connection = self._connection
         is_answer = sqlstate(error) is not None and not (is_outage(error) or is_stale(error))
         if connection is None or self.is_pooled or not is_answer:
@@ -259,7 +259,7 @@ OwnConnection = SideConnection  # its name in 0.1
 
 
 async def throw_away(connection: AsyncConnection) -> None:
-    """Close a connection for good, whatever state it is in."""
+    """Close a connection in any state."""
     try:
         await connection.invalidate()
         await connection.close()
@@ -268,7 +268,7 @@ async def throw_away(connection: AsyncConnection) -> None:
 
 
 async def is_direct(connection: AsyncConnection) -> bool:
-    """Tell whether the server's process is the one that introduced itself, and no pooler's word."""
+    """Tell whether the connection leads to a server process directly, not through a pooler."""
     raw = await connection.get_raw_connection()
     result = await connection.exec_driver_sql("select pg_catalog.pg_backend_pid()")
     return raw.driver_connection is not None and (
@@ -277,10 +277,10 @@ async def is_direct(connection: AsyncConnection) -> bool:
 
 
 async def suit_pooler(engine: AsyncEngine) -> None:
-    """Prepare nothing for later on connections that lead through a pooler; call it before others.
+    """Disable prepared statements if the engine leads through a pooler; call it first.
 
     A pooler may run the next transaction on another server connection, where a statement of this
-    name is unknown, or that of another client. Connects once, to find out.
+    name is unknown or belongs to another client. It connects once to find out.
     """
     probe = create_async_engine(engine.url, poolclass=NullPool)
     event.listen(probe.sync_engine, "do_connect", _prepare_nothing)

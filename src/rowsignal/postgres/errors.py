@@ -1,8 +1,8 @@
-"""What an exception from PostgreSQL, a driver or the network means: the one place that judges.
+"""Classification of exceptions from PostgreSQL, a driver or the network.
 
-Judged by SQLSTATE (PostgreSQL manual, "PostgreSQL Error Codes"), never by the text of a message,
-which depends on `lc_messages`. A class of exceptions alone does not tell: SQLAlchemy wraps a
-refused value and a restarting server in the same one.
+Errors are classified by SQLSTATE (PostgreSQL manual, "PostgreSQL Error Codes"), not by the text of
+a message, which depends on `lc_messages`, and not by the class alone: SQLAlchemy wraps a refused
+value and a restarting server in the same class.
 """
 
 import asyncpg
@@ -28,7 +28,7 @@ def cause_of(error: BaseException) -> BaseException:
 
 
 def sqlstate(error: BaseException) -> str | None:
-    """Return the five characters by which PostgreSQL names an error; None where there are none."""
+    """Return the SQLSTATE of an error; None if it has none."""
     original = error.orig if isinstance(error, DBAPIError) else error
     for one in (original, getattr(original, "__cause__", None)):
         code = getattr(one, "sqlstate", None) or getattr(one, "pgcode", None)
@@ -38,7 +38,7 @@ def sqlstate(error: BaseException) -> str | None:
 
 
 def message(error: BaseException) -> str:
-    """Return what went wrong in one line, without statement and parameter values."""
+    """Return an error's message in one line, without statement and parameter values."""
     cause = cause_of(error)
     diagnostics = getattr(cause, "diag", None)  # psycopg's
     text = getattr(diagnostics or cause, "message_primary" if diagnostics else "message", None)
@@ -61,7 +61,7 @@ def is_locked(error: BaseException) -> bool:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Tell whether the server or the path to it is not there just now: trying again may help."""
+    """Tell whether the server or the network is unavailable, so that a retry may help."""
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
     state = sqlstate(error)
@@ -78,7 +78,7 @@ def is_outage(error: BaseException) -> bool:
 
 
 def is_stale(error: BaseException) -> bool:
-    """Tell whether a plan, a prepared statement or a type is not what this connection knew."""
+    """Tell whether a plan, prepared statement or type known to this connection is outdated."""
     state = sqlstate(error)
     if state in STALE_STATES:
         return True
@@ -93,12 +93,12 @@ def is_schema_mismatch(error: BaseException) -> bool:
 
 
 def is_pooler_conflict(error: BaseException) -> bool:
-    """Tell whether a pooler without prepared statements, or in statement mode, is in between."""
+    """Tell whether a pooler without prepared statements, or in statement mode, caused an error."""
     if "in statement pooling mode" in message(error):  # PgBouncer's words, never translated
         return True
     return sqlstate(error) in PREPARED_STATEMENT_STATES
 
 
 def is_hopeless(error: BaseException) -> bool:
-    """Tell whether trying again cannot help: the value, the statement or the schema is at fault."""
+    """Tell whether a retry cannot help, because a value, statement or schema is wrong."""
     return not (is_outage(error) or is_locked(error) or is_stale(error))

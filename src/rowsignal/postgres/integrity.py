@@ -1,4 +1,4 @@
-"""Whether the functions and rights of schema `rowsignal` are those that this library defines."""
+"""Check of schema `rowsignal`: its functions and rights against the library's scripts."""
 
 import re
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ FUNCTION = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """What a function is made of: its text, and whether it runs with its owner's rights."""
+    """The definition of a function: its text, and whether it runs with its owner's rights."""
 
     digest: str
     is_definer: bool
@@ -53,7 +53,7 @@ def open_functions() -> list[str]:
 
 
 def problems(connection: Connection, files: tuple[str, ...]) -> list[str]:
-    """Return a sentence for each function, and each right, that is not as the scripts define it."""
+    """Return a sentence for each function and right that differs from the scripts."""
     expected = definitions(files)
     rows = connection.execute(text(query("schema_functions"))).mappings()
     found = {

@@ -1,8 +1,8 @@
-"""Rows as they are now, in the form in which changes carry them: JSON values by column name.
+"""Reader of current rows in the form of changes: JSON values by column name.
 
-Numbers with a point are `Decimal`; a type that is not built in is its text, as its output function
-writes it. No cast, operator or domain check of a table's owner runs here: `to_json` and `::text`
-would look for a cast, `format` calls the output function alone.
+Numbers with a point are `Decimal`; a value of a type that is not built in is its text, as its
+output function writes it. No cast, operator or domain check of a table's owner runs here: `to_json`
+and `::text` would look for a cast, `format` calls the output function alone.
 """
 
 import json
@@ -67,7 +67,7 @@ EXACT_TYPES = frozenset({*INTEGER_BITS, BOOLEAN, 2950, 1082, 1114, 1184, 1083, *
 class KeyColumn:
     """A column of a primary key: the type that a key is converted to, and the index's operator.
 
-    `base` is the oid of that type, behind domains; `is_exact` says that equal values look alike.
+    `base` is the oid of that type, behind domains; `is_exact`: equal values have equal texts.
     """
 
     name: str
@@ -77,9 +77,9 @@ class KeyColumn:
     is_exact: bool
 
     def accepts(self, value: object) -> bool:
-        """Tell whether a value from outside can be one of this column's, as far as is known here.
+        """Tell whether a value from a request may be a value of this column.
 
-        PostgreSQL would refuse the whole question for one such value.
+        PostgreSQL would refuse the whole query for one bad value.
         """
         if self.base in INTEGER_BITS:
             limit = 2 ** INTEGER_BITS[self.base]
@@ -89,17 +89,17 @@ class KeyColumn:
         return isinstance(value, int) or (isinstance(value, str) and _is_text(value))
 
     def image(self, value: Any) -> Any:
-        """Return what stands for a key's value in a question: documents as their text."""
+        """Return the form of a key's value in a query: documents as their text."""
         return _document(value) if self.base in JSON_TYPES else value
 
 
 @dataclass(frozen=True, slots=True)
 class TableShape:
-    """What the catalogue says of a table whose rows are read.
+    """A table whose rows are read, as the catalogue describes it.
 
-    `plain_domains` are types that are converted as built-in ones; `has_row_security` says that
-    policies decide which rows the connection's role sees, `has_children` that rows of other tables
-    (not partitions) are among its rows.
+    `plain_domains` are types that are converted like built-in ones; `has_row_security`: policies
+    decide which rows the connection's role sees; `has_children`: rows of other tables (not
+    partitions) are among its rows.
     """
 
     schema: str
@@ -117,7 +117,7 @@ class TableShape:
         return self.schema, self.name
 
     def accepts(self, key: Mapping[str, Any]) -> bool:
-        """Tell whether a key from outside can be one of this table's."""
+        """Tell whether a key from a request may be a key of this table."""
         return len(key) == len(self.key) and all(
             part.name in key and part.accepts(key[part.name]) for part in self.key
         )
@@ -129,7 +129,7 @@ class TableShape:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row: its primary key as changes carry it, and the values that were asked for."""
+    """One row: its primary key in the form of changes, and the requested values."""
 
     key: Mapping[str, Any]
     values: Values
@@ -140,7 +140,7 @@ def _is_text(value: str) -> bool:
 
 
 def _document(value: Any) -> str:
-    """Return a JSON document from a key's value: arrays and objects come as their text."""
+    """Return a JSON document of a key's value, with arrays and objects as their text."""
     if isinstance(value, str):
         try:
             if isinstance(json.loads(value), dict | list | None):
@@ -153,7 +153,7 @@ def _document(value: Any) -> str:
 async def pin_settings(
     connection: AsyncConnection, *, is_local: bool, more: Mapping[str, str] | None = None
 ) -> None:
-    """Make values and names mean the same for every role; `is_local` ends with the transaction."""
+    """Set the settings that texts and names depend on; `is_local` ends with the transaction."""
     settings = {**SETTINGS, **(more or {})}
     calls = [func.pg_catalog.set_config(name, it, is_local) for name, it in settings.items()]
     await connection.execute(select(*calls))
@@ -161,7 +161,7 @@ async def pin_settings(
 
 @asynccontextmanager
 async def one_view(engine: AsyncEngine, url: str | None = None) -> AsyncIterator[AsyncConnection]:
-    """Open a connection of its own, on which all that is read is of one moment."""
+    """Open a new connection whose reads see one snapshot."""
     ours = beside(engine, url)
     try:
         async with ours.connect() as connection:
@@ -175,7 +175,7 @@ async def one_view(engine: AsyncEngine, url: str | None = None) -> AsyncIterator
 async def table_shapes(
     connection: AsyncConnection, names: Iterable[QualifiedName]
 ) -> dict[QualifiedName, TableShape]:
-    """Return the shapes of tables by schema and name; those that do not exist are left out."""
+    """Return the shapes of tables by schema and name, without missing tables."""
     pairs = list(names)
     asked = [schema for schema, _ in pairs], [name for _, name in pairs]
     found = await connection.exec_driver_sql(query("table_shapes"), asked)
@@ -208,7 +208,7 @@ async def rows_by_key(
     keys: Sequence[Mapping[str, Any]],
     columns: Sequence[str],
 ) -> list[Row | None]:
-    """Return the rows with these keys, in their order, in one query; None for absent ones."""
+    """Return the rows with these keys, in their order, in one query; None for a missing row."""
     statement = _by_key(shape, tuple(columns))
     result = await connection.execute(statement, {"keys": keys_as_json(shape, keys)})
     numbers, texts = [], []
@@ -230,7 +230,7 @@ async def all_rows(
 ) -> AsyncGenerator[list[Row], None]:
     """Yield the rows of a table in pages, in bounded memory.
 
-    `condition` makes an expression over the table's columns, `keys` narrows to rows with these.
+    `condition` returns an expression over the table's columns, `keys` are the keys to read.
     """
     source = shape.source()
     statement = select(_texts(shape, columns, source)).select_from(source)
@@ -308,7 +308,7 @@ def _by_key(shape: TableShape, columns: tuple[str, ...]) -> Select[Any]:
 def _texts(shape: TableShape, columns: Iterable[str], source: FromClause) -> ColumnElement[Any]:
     """Return an array of the JSON texts of key and columns.
 
-    A row with one column more than the table could be too wide, a function has too few arguments.
+    A row value with one more column could be too wide, and a function takes too few arguments.
     """
     names = [*(part.name for part in shape.key), *columns]
     texts = [_as_json(source.c[name], shape.plain_domains) for name in names]
@@ -316,7 +316,7 @@ def _texts(shape: TableShape, columns: Iterable[str], source: FromClause) -> Col
 
 
 def _as_json(value: ColumnElement[Any], plain_domains: Sequence[int]) -> ColumnElement[Any]:
-    """Return a value's JSON as text; decided by the type that it has when the statement runs."""
+    """Return a value's JSON as text, by its type when the statement runs."""
     type_ = cast(func.pg_typeof(value), OID)
     is_plain = cast(type_, BigInteger) < literal_column(FIRST_USER_OID)
     if plain_domains:

@@ -1,7 +1,7 @@
-"""JSON texts from PostgreSQL as Python values, for every text that PostgreSQL can store.
+"""Decoder of PostgreSQL's JSON to Python values, for every text that PostgreSQL can store.
 
-What Python's decoder refuses or could not write again has a form all the same: a number of too
-many digits is a `Decimal`, a document nested too deep stays text.
+Values that Python's decoder refuses have a defined form: a number with too many digits is a
+`Decimal`, a document nested too deep stays text.
 """
 
 import json
@@ -28,7 +28,7 @@ _decode_any = json.JSONDecoder(parse_float=Decimal, parse_int=_integer).decode
 
 
 def short_integer(digits: str) -> int | str:
-    """Return a key's integer, or the text of one that has too many digits for Python."""
+    """Return a key's integer, or its text if it has too many digits for Python."""
     return int(digits) if len(digits) <= MAX_DIGITS else digits
 
 
@@ -36,14 +36,14 @@ _decode_key = json.JSONDecoder(parse_float=str, parse_int=short_integer).decode
 
 
 def decode_value(text: str | None) -> Any:
-    """Decode one value; no digit is lost. One nested deeper than 200 levels stays text."""
+    """Decode one value without loss of digits; one nested deeper than 200 levels stays text."""
     if text is None:
         return None
     return text if _is_deep(text) else _decode_any(text)
 
 
 def decode_documents(texts: Sequence[str | None]) -> list[Any]:
-    """Decode values, each as `decode_value` does: all at once, unless one needs care."""
+    """Decode values as `decode_value` does, all at once unless one is special."""
     document = f"[{','.join([text or 'null' for text in texts])}]"
     if _openings(document) > MAX_DEPTH and any(_is_deep(text) for text in texts if text):
         return list(map(decode_value, texts))
@@ -55,7 +55,7 @@ def decode_documents(texts: Sequence[str | None]) -> list[Any]:
 
 
 def decode_mapping(text: str | None) -> Values | None:
-    """Decode an object of values; None where one of them needs care, or there is none."""
+    """Decode an object of values; None if one of them is special, or there are none."""
     if text is None or _is_deep(text):
         return None
     try:
@@ -72,7 +72,7 @@ def decode_rows(names: Sequence[str], rows: Sequence[Sequence[str | None]]) -> l
 
 
 def key_value(text: str | None) -> Any:
-    """Decode a key column's value as changes carry it: other than an integer it is text."""
+    """Decode a key column's value in the form of changes: integers, else text."""
     if text is None:
         return None
     if text[:1] in {"{", "["} or text == "null":

@@ -1,4 +1,4 @@
-"""Whose schema `rowsignal` is: its functions run with the rights of the role that calls them."""
+"""Check of the owner of schema `rowsignal`, whose code runs with the caller's rights."""
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -14,10 +14,10 @@ UNTRUSTED = "RS002"
 def check_owner(connection: Connection) -> None:
     """Raise `SchemaOwnerError` unless every object of the schema belongs to a trusted role.
 
-    Trusted are the current role, superusers, and for a role that is no superuser itself the roles
-    that it is a member of. Any other role that owns the schema or one of its objects, or that may
-    create objects in it, could have its code run with the rights of the current role
-    (PostgreSQL manual, 5.10.6).
+    Trusted roles are the current role, superusers, and, for a role that is not a superuser, the
+    roles of which it is a member. Any other role that owns the schema or one of its objects, or
+    may create objects in it, could run its code with the rights of the current role (PostgreSQL
+    manual, 5.10.6).
     """
     try:
         with connection.begin_nested():

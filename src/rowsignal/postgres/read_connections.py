@@ -1,4 +1,4 @@
-"""Reads that must not hold each other up: a quick connection, and one for what is slow or locked.
+"""Reads that do not block each other: a quick connection, and one for slow or locked tables.
 
 A read that meets a lock, or takes long, on the quick connection is moved to the slow one, and so
 are the next reads of the same lane until one is quick again. So a table under ALTER TABLE costs
@@ -26,7 +26,7 @@ SLOW_ROW = 0.0002  # and for each further one
 
 
 class ReadConnections:
-    """Two side connections that share the work by lane; a lane is what may be slow as a whole."""
+    """Two side connections that share reads by lane; a lane groups reads that are slow together."""
 
     def __init__(self, make_engine: Callable[[], AsyncEngine]) -> None:
         self.attempts = Attempts()
@@ -37,7 +37,7 @@ class ReadConnections:
     async def run(
         self, work: Work[Result], *, timeout: float, lane: Hashable = None, rows: int = 1
     ) -> Result:
-        """Run `work`, which may be run twice; raise PostgreSQL's 55P03 while its table is locked.
+        """Run `work`, which may run twice; raise PostgreSQL's 55P03 while its table is locked.
 
         `TimeoutError` after `timeout` seconds of its turn. `rows` is how many it reads: many may
         take their time.
@@ -57,7 +57,7 @@ class ReadConnections:
         return lane in self._slow_lanes
 
     def forget(self, lane: Hashable) -> None:
-        """Drop what is known of a lane that is no longer used."""
+        """Forget a lane that is no longer used."""
         self._slow_lanes.discard(lane)
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The schema `rowsignal` in a database: which version it has, and bringing it up to date."""
+"""The schema `rowsignal` in a database: its version and its migrations."""
 
 from collections.abc import Awaitable
 from dataclasses import dataclass
@@ -44,13 +44,13 @@ def version(connection: Connection) -> int:
     if not may_read:
         raise MissingRightError(
             "The current role may not read rowsignal.migration, as every role should; the owner"
-            " of schema rowsignal mends that by installing triggers again."
+            " of schema rowsignal fixes that by installing triggers again."
         )
     return connection.scalar(text(query("schema_version"))) or 0
 
 
 def apply(connection: SyncConnection) -> list[str]:
-    """Bring the schema to this library's version; return the names of the migrations applied.
+    """Upgrade the schema to this library's version; return the names of the migrations applied.
 
     Runs in the caller's transaction and is safe to call from many processes at once. Raises
     `SchemaVersionError` when the database is newer than the library, and `SchemaOwnerError` when
@@ -78,28 +78,29 @@ def apply(connection: SyncConnection) -> list[str]:
 
 
 def problems(connection: Connection) -> list[str]:
-    """Return what was changed by hand, a sentence each; of another version nothing is said."""
+    """Return a sentence for each change made by hand; none for a schema of another version."""
     return integrity.problems(connection, DEFINITION) if version(connection) == CURRENT else []
 
 
 def repair(connection: Connection) -> None:
-    """Define everything of the current version again: functions and rights that were changed."""
+    """Define the functions and rights of the current version again."""
     _define(connection)
 
 
 def take_lock(connection: Connection) -> None:
-    """Lock our objects against other installations until the transaction ends.
+    """Wait for other installations, and block them until the transaction ends.
 
-    Waits as long as `lock_timeout` allows. A lock on a table of ours: unlike an advisory lock, no
-    other role can take it.
+    Waits as long as `lock_timeout` allows. It locks a table of the schema: unlike an advisory lock,
+    other roles cannot take it.
     """
     connection.execute(text(query("installation_lock")))
 
 
 def migrate(connection: Connection, target: int = CURRENT) -> list[str]:
-    """Bring the schema up or down to a version; return the names of the migrations run.
+    """Upgrade or downgrade the schema to a version; return the names of the migrations run.
 
-    Down takes away what later versions brought, with its data. Runs in the caller's transaction.
+    A downgrade drops the objects of later versions with their data. Runs in the caller's
+    transaction.
     """
     check_owner(connection)
     found = version(connection) or _begin(connection)
@@ -122,7 +123,7 @@ class SchemaStatus:
 
     @property
     def is_current(self) -> bool:
-        """Tell whether they are the same."""
+        """Tell whether the two versions are equal."""
         return self.version == self.wanted
 
 
@@ -131,7 +132,7 @@ def schema_status(bind: AsyncBind) -> Awaitable[SchemaStatus]: ...
 @overload
 def schema_status(bind: SyncBind) -> SchemaStatus: ...
 def schema_status(bind: AsyncBind | SyncBind) -> SchemaStatus | Awaitable[SchemaStatus]:
-    """Return which version of the schema a database has; to be awaited for an async bind."""
+    """Return the version of the schema in a database; awaitable for an async bind."""
 
     def work(connection: SyncConnection) -> SchemaStatus:
         if not isinstance(connection, Connection):
@@ -142,9 +143,9 @@ def schema_status(bind: AsyncBind | SyncBind) -> SchemaStatus | Awaitable[Schema
 
 
 def _begin(connection: Connection) -> int:
-    """Create the schema where there is none; return the version that another process installed.
+    """Create the schema if there is none; return the version that another process installed.
 
-    Two that create it at once wait for each other: the second finds what the first has committed.
+    Two processes that create it at once wait for each other: the second finds the first's schema.
     """
     try:
         with connection.begin_nested():

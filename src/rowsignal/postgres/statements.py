@@ -1,7 +1,7 @@
 """The SQL that runs inside PostgreSQL, read from the `.sql` files of the package `rowsignal.sql`.
 
-Statements that Python sends stand under headings, comment lines `-- :: name`. Files without such
-statements are scripts: they define what the schema consists of, or are migrations of it.
+Statements that Python sends have headings, comment lines `-- :: name`. Files without headings are
+scripts: they define the objects of the schema, or are migrations.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Any URL that PostgreSQL's own tools or SQLAlchemy take, for asyncpg."""
+"""Conversion of the URLs of PostgreSQL's tools and of SQLAlchemy for asyncpg."""
 
 from sqlalchemy.engine import URL, make_url
 

@@ -4,11 +4,11 @@ Name it in the `conftest.py` next to the project's `pyproject.toml`:
 
     pytest_plugins = ["rowsignal.pytest_plugin"]
 
-It is not registered with pytest's entry point `pytest11`: that would import SQLAlchemy, and offer
-these fixtures, in each run of each project whose environment merely has rowsignal.
+It does not use pytest's entry point `pytest11`, which would import SQLAlchemy and offer these
+fixtures in every project whose environment has rowsignal.
 
-Fixtures, of which `postgres_url`, `database_metadata` and `prepare_database` are made to be
-overridden: see their docstrings, or `pytest --fixtures`. Functions, for fixtures of one's own:
+The fixtures `postgres_url`, `database_metadata` and `prepare_database` are meant to be overridden:
+see their docstrings, or `pytest --fixtures`. Functions for further fixtures are
 `worker_database_url`, `create_worker_database`, `create_db_session`, `create_async_client`.
 """
 

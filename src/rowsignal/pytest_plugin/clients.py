@@ -26,9 +26,9 @@ async def create_async_client(
         async with create_async_client(app, dependency_overrides={get_db: override}) as client:
             assert (await client.get("/orders")).status_code == 200
 
-    `dependency_overrides` hold until the client is closed. With `lifespan` the application starts
-    before and shuts down after; what its lifespan yields is `request.state`. `options` go to
-    `httpx.AsyncClient`. Raises `MissingExtraError` without httpx.
+    `dependency_overrides` apply until the client is closed. With `lifespan` the application starts
+    before and shuts down after; the state that its lifespan yields is `request.state`. `options` go
+    to `httpx.AsyncClient`. Raises `MissingExtraError` without httpx.
     """
     try:
         from httpx import ASGITransport, AsyncClient  # noqa: PLC0415 -- not every program has it

@@ -22,12 +22,12 @@ WORKER_INPUT = "rowsignal_postgres_url"
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell a pytest-xdist worker which server to use; there is one for all of them."""
+    """Pass the URL of the shared server to a pytest-xdist worker."""
     node.workerinput[WORKER_INPUT] = _server_url(node.config)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Stop the server of this run, or clear what crashed workers left on somebody else's."""
+    """Stop the server of this run; on another server, drop databases of crashed workers."""
     if server := config.stash.get(SERVER, None):
         server.stop()
     elif (given := os.environ.get("DATABASE_URL")) and config.pluginmanager.has_plugin("dsession"):
@@ -38,7 +38,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def postgres_url(pytestconfig: pytest.Config) -> str:
-    """URL of the PostgreSQL server for this run: that of DATABASE_URL, or one of its own.
+    """URL of the PostgreSQL server for this run: from DATABASE_URL, or of a new server.
 
     Override it to use a server of another kind.
     """
@@ -48,16 +48,16 @@ def postgres_url(pytestconfig: pytest.Config) -> str:
 
 @pytest.fixture(scope="session")
 def database_metadata() -> Any:
-    """Return the declarative base, or MetaData, whose tables tests find in their databases.
+    """Return the declarative base or MetaData with the tables of the test databases.
 
-    Override it; without that the databases are empty.
+    Override it; by default the databases are empty.
     """
     return MetaData()
 
 
 @pytest.fixture(scope="session")
 def prepare_database() -> Preparation | None:
-    """Coroutine function that completes the template, given an engine on it.
+    """Coroutine function that completes the template through an engine.
 
     Override it to install triggers, run migrations or add rows that every test starts with.
     """
@@ -66,7 +66,7 @@ def prepare_database() -> Preparation | None:
 
 @pytest.fixture(scope="session")
 def scratch_databases(postgres_url: str) -> Iterator[ScratchDatabases]:
-    """Databases of this process: `create()` gives the URL of another one."""
+    """Databases of this process: `create()` returns the URL of a new one."""
     databases = ScratchDatabases(postgres_url)
     try:
         yield databases
@@ -80,7 +80,7 @@ def database_template(
     database_metadata: Any,
     prepare_database: Preparation | None,
 ) -> str:
-    """URL of the database that all others are copies of; nobody may be connected to it."""
+    """URL of the template of all test databases; it must have no connections."""
     url = scratch_databases.create()
     run(_prepare(url, getattr(database_metadata, "metadata", database_metadata), prepare_database))
     return url

@@ -1,4 +1,4 @@
-"""Databases of one process of a test run, and what is left of those of killed ones."""
+"""Databases of one process of a test run, and the removal of those of killed processes."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ PREFIX = "rowsignal_test_"
 LEASES = 0x72747374
 
 TAKE_LEASE = text("select pg_advisory_lock(:leases, :process)")
-# An advisory lock belongs to the database it was taken in; pg_locks shows those of all.
+# An advisory lock belongs to one database; pg_locks shows the locks of all databases.
 FIND_ORPHANS = text(
     "with found as ("
     " select datname, ('x' || substr(datname, length(:prefix) + 1, 8))::bit(32)::int as process"
@@ -41,17 +41,17 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 def in_thread(function: Callable[[A], T], argument: A) -> T:
-    """Call a function where no event loop runs, as one may do where a fixture is asked for."""
+    """Call a function in a thread without a running event loop, which a fixture may have."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         return thread.submit(function, argument).result()
 
 
 class ScratchDatabases:
-    """Create databases under names that nobody else uses, and drop them at the latest at the end.
+    """Creates databases under unique names, and drops them at the end.
 
-    The process holds an advisory lock as long as it lives. Databases whose process has none any
-    more are dropped when the next process starts: thus two runs on one server leave each other's
-    alone, and what a killed run left goes with the next one.
+    The process holds an advisory lock while it lives. The next process to start drops the databases
+    of processes without a lock. So two runs on one server leave each other's databases alone, and
+    the databases of a killed run are dropped by the next run.
     """
 
     def __init__(self, server_url: str) -> None:
@@ -59,7 +59,7 @@ class ScratchDatabases:
         self._process = secrets.randbelow(2**31)
         self._numbers = itertools.count()
         self._names: set[str] = set()
-        # A factory, so that nobody's current event loop is replaced.
+        # A factory, so that the current event loop is not replaced.
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._engine = create_async_engine(
             self.server_url, isolation_level="AUTOCOMMIT", poolclass=NullPool
@@ -67,7 +67,7 @@ class ScratchDatabases:
         self._connection: AsyncConnection | None = None
 
     def create(self, template: str | None = None) -> str:
-        """Create a database, as a copy of the one whose URL is given; returns its URL."""
+        """Create a database, a copy of `template` if given; return its URL."""
         name = f"{PREFIX}{self._process:08x}_{next(self._numbers)}"
         source = "" if template is None else f" template {quote(make_url(template).database or '')}"
         self._names.add(name)
@@ -75,17 +75,17 @@ class ScratchDatabases:
         return self.server_url.set(database=name).render_as_string(hide_password=False)
 
     def drop(self, url: str) -> None:
-        """Drop a database, by its URL, with the connections that are still open to it."""
+        """Drop a database by its URL, and end its open connections."""
         name = make_url(url).database or ""
         self._run(self._execute(f"drop database if exists {quote(name)} with (force)"))
         self._names.discard(name)
 
     def drop_orphans(self) -> None:
-        """Drop the databases of processes that have ended without doing so."""
+        """Drop the databases of processes that have ended without dropping them."""
         self._run(self._open())
 
     def close(self) -> None:
-        """Drop what there is still."""
+        """Drop the remaining databases."""
         try:
             self._run(self._close())
         finally:

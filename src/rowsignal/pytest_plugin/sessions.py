@@ -1,4 +1,4 @@
-"""A session on tables of its own."""
+"""A session with new tables, for one test."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -40,12 +40,11 @@ async def create_db_session(
             async with create_db_session(worker_url, Base) as session:
                 yield session
 
-    After the block, however it ends, the tables are dropped (`drop_tables`), or else emptied
+    After the block, also after an error, the tables are dropped (`drop_tables`), or else emptied
     (`cleanup`), or left. `engine_kwargs` go to `create_async_engine`, `session_kwargs` to
-    `async_sessionmaker`. What the test commits is really committed, so that waits and streams
-    see it.
+    `async_sessionmaker`. Commits of the test are real commits, so that waits and streams see them.
 
-    Raises an error after 5 seconds when a session that the test left open still holds a table.
+    Raises an error after 5 seconds if a session that the test left open still holds a table.
     """
     metadata = base if isinstance(base, MetaData) else base.metadata
     engine = create_async_engine(async_url(database_url), echo=echo, **(engine_kwargs or {}))

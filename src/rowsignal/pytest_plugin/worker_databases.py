@@ -18,10 +18,10 @@ def worker_database_url(
 ) -> str:
     """Return the URL of this process's own database, on the same server.
 
-    Its name is that of the database in `database_url`, or `prefix` where it is given, with a
-    suffix: the name of the pytest-xdist worker, such as `gw0`, or `default_test_db` without xdist.
+    Its name is the name of the database in `database_url`, or `prefix` if given, with a suffix: the
+    name of the pytest-xdist worker, such as `gw0`, or `default_test_db` without xdist.
 
-    Raises `ValueError` when that would be the very database of `database_url`.
+    Raises `ValueError` if the result is the database of `database_url` itself.
     """
     url = make_url(database_url)
     suffix = os.environ.get("PYTEST_XDIST_WORKER", default_test_db)
@@ -49,12 +49,12 @@ async def create_worker_database(
             async with create_worker_database("postgresql+asyncpg://localhost/shop") as url:
                 yield url
 
-    What a killed run left under that name is dropped first; afterwards it is dropped however the
-    block ends, with connections that are still open. So two runs at once on one server need
-    different prefixes.
+    A database of this name left by a killed run is dropped first. The database is dropped after the
+    block, also after an error, and its open connections are ended. So two runs at once on one
+    server need different prefixes.
 
-    `server_url` leads to another database of the server, to create this one from: by default
-    `postgres`. Raises `ValueError` when it leads to the worker's database.
+    `server_url` names another database of the server to connect to (default: `postgres`). Raises
+    `ValueError` if it names the worker's database.
     """
     url = worker_database_url(database_url, default_test_db, prefix=prefix)
     name = make_url(url).database or ""

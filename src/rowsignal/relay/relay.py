@@ -31,7 +31,7 @@ from rowsignal.relay.tables import Carried, carried_tables, columns_of
 from rowsignal.relay.timings import RelayTimings
 from rowsignal.streams.feed import ChangeFeed
 from rowsignal.streams.loader import Loaded, RowChange, TableReset
-from rowsignal.streams.sources import Portion
+from rowsignal.streams.sources import SourceBatch
 
 logger = logging.getLogger("rowsignal.relay")
 
@@ -227,13 +227,13 @@ class Term:
 
     async def _publish(self, feed: ChangeFeed, pipeline: Pipeline) -> NoReturn:
         while True:
-            portion = await feed.next()
+            batch = await feed.next()
             columns = await self._follow_columns(feed)
             wanted = {name: frozenset(names) for name, names in columns.items()}
-            loaded = await feed.load(portion, wanted)
+            loaded = await feed.load(batch, wanted)
             for it in loaded:
                 await self._send(feed, pipeline, it, columns)
-            await self._finish(portion, pipeline, is_empty=not loaded)
+            await self._finish(batch, pipeline, is_empty=not loaded)
 
     async def _follow_columns(self, feed: ChangeFeed) -> dict[QualifiedName, tuple[str, ...]]:
         """Return the columns that are carried now; where they have changed, tell gateways."""
@@ -245,16 +245,16 @@ class Term:
         self._described = columns
         return columns
 
-    async def _finish(self, portion: Portion, pipeline: Pipeline, *, is_empty: bool) -> None:
+    async def _finish(self, batch: SourceBatch, pipeline: Pipeline, *, is_empty: bool) -> None:
         now = time.monotonic()
-        if portion.position is None:
+        if batch.position is None:
             return
         if not is_empty:
             self._stored_at = now
         elif now - self._stored_at >= self._timings.checkpoint:
             self._stored_at = now
-            await pipeline.send(self._writer.checkpoint(portion.position, pipeline.sequence))
-        self._reached = portion.position
+            await pipeline.send(self._writer.checkpoint(batch.position, pipeline.sequence))
+        self._reached = batch.position
 
     async def _send(
         self,

@@ -23,7 +23,7 @@ from rowsignal.relay.places import Place, is_place, passes
 from rowsignal.relay.stream_tail import AHEAD, REPLACED, Entry, StreamTail
 from rowsignal.streams.change_source import Feed, Names, RowsView, Wanted
 from rowsignal.streams.loader import Loaded, RowChange, TableReset
-from rowsignal.streams.sources import Portion
+from rowsignal.streams.sources import SourceBatch
 from rowsignal.triggers.catalog import Capture
 
 LIMIT = 10_000
@@ -92,7 +92,7 @@ class JetStreamFeed:
         self._taken.clear()
         await self._taken.wait()
 
-    async def next(self) -> Portion:
+    async def next(self) -> SourceBatch:
         """Wait for changes; a cancellation on the way loses nothing."""
         await self._arrived.wait()
         self._arrived.clear()
@@ -100,11 +100,11 @@ class JetStreamFeed:
         items = tuple(self._items)
         self._items.clear()
         self._taken.set()
-        return Portion(items, self.position)
+        return SourceBatch(items, self.position)
 
-    async def load(self, portion: Portion, wanted: Wanted) -> list[Loaded | Reset]:
-        """Return the items of a portion, whose rows are there already."""
-        return [_complete(item, wanted) for item in portion.items]
+    async def load(self, batch: SourceBatch, wanted: Wanted) -> list[Loaded | Reset]:
+        """Return the items of a batch, whose rows are there already."""
+        return [_complete(item, wanted) for item in batch.items]
 
 
 def concerns(item: RowChange | Reset, names: frozenset[QualifiedName]) -> bool:
@@ -157,11 +157,11 @@ class JetStreamSource:
         else:
             decode_position(text)
 
-    async def look(self) -> None:
+    async def catch_up(self) -> None:
         """Read on to what was the stream's end after this call began."""
-        await self._tail.look()
+        await self._tail.catch_up()
 
-    async def read(self, after: str, until: str, tables: Sequence[QualifiedName]) -> Portion:
+    async def read(self, after: str, until: str, tables: Sequence[QualifiedName]) -> SourceBatch:
         """Return changes of some tables between places, as many as are good at a time."""
         if not is_place(after):
             return _gap(OF_THE_LOG)
@@ -186,12 +186,12 @@ class JetStreamSource:
             is_complete = reached.seen is None
         names = frozenset(tables)
         told = [it for it in items if not isinstance(it, Checkpoint) and concerns(it, names)]
-        return Portion(told, str(reached), is_complete=is_complete)
+        return SourceBatch(told, str(reached), is_complete=is_complete)
 
     @asynccontextmanager
     async def rows(self, *, is_logged: bool) -> AsyncIterator[RowsView]:  # noqa: ARG002 -- it is
         """Open a view of the current rows; it leaves out what it saw of the messages to come."""
-        await self._tail.look()
+        await self._tail.catch_up()
         place = self._tail.place
         async with self._primary().snapshot() as view:
             found = await view.connection.scalar(
@@ -245,8 +245,8 @@ class JetStreamSource:
         return not isinstance(between, Reset) and not between.changes
 
 
-def _gap(reason: str) -> Portion:
-    return Portion([Reset(reason=reason)])
+def _gap(reason: str) -> SourceBatch:
+    return SourceBatch([Reset(reason=reason)])
 
 
 def _unseen(start: Place, entries: Sequence[Entry]) -> tuple[list[Item], bool]:

@@ -106,7 +106,7 @@ class StreamTail:
             if not self._followers:
                 await self._close()
 
-    async def look(self) -> None:
+    async def catch_up(self) -> None:
         """Read on to what was the stream's end after this call began."""
         try:
             async with asyncio.timeout(PATIENCE):

@@ -49,7 +49,7 @@ log = structlog.get_logger("rowsignal.service")
 
 
 class Service:
-    """Everything that one process of the service holds."""
+    """The state of one process of the service."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -71,7 +71,7 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Find the tables, listen, prune; leave no task and no connection."""
+        """Find the tables, listen and prune; close all tasks and connections at the end."""
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(end_in_time, self.engine.dispose)
             await suit_pooler(self.engine)
@@ -89,7 +89,7 @@ class Service:
             yield
 
     async def _find_tables(self) -> None:
-        """Find what to offer, as long as that is nothing."""
+        """Look for tables to offer until there is one."""
         if not self.exposures:
             secret = hashlib.sha256(b"row keys" + self._key_secret()).digest()
             found = await offered_tables(self.engine, self.settings.tables, key_secret=secret)
@@ -115,7 +115,7 @@ class Service:
                 self.hooks.delivery.observe(max(now - event.captured_at.timestamp(), 0.0))
 
     def _key_secret(self) -> bytes:
-        """Return a secret that all hosts share if there is one, else that of this host."""
+        """Return the secret that all hosts share, else the secret of this host."""
         secret = self.settings.token_secret
         return secret.get_secret_value().encode() if secret is not None else self.tickets.secret
 
@@ -124,21 +124,21 @@ class Service:
         return None if url is None else text_of(url.get_secret_value())
 
     async def _prune(self, url: str | None) -> None:
-        """Keep the log within its retention, also while no process reads it."""
+        """Prune the log, also while no process reads it."""
         given = self.settings.retention
         while given:
             try:
                 stored = await get_retention(self.engine, url=url)
                 await set_retention(self.engine, replace(stored, **given), url=url)
                 break
-            except (*OUTAGES, RowSignalError) as error:  # as long as there is no log
+            except (*OUTAGES, RowSignalError) as error:  # expected while there is no log
                 log.info("the retention cannot be stored yet", reason=described(error))
                 await asyncio.sleep(INTERVAL)
         await keep_pruned(self.engine, url)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """Make the application; without settings they come from the environment."""
+    """Create the application; by default the settings come from the environment."""
     settings = settings or Settings()  # type: ignore[call-arg]  # the rest is in the environment
     configure_logs(settings.log_level, settings.log_format)
     for renamed in settings.old_names():
@@ -193,19 +193,19 @@ def _service_router(service: Service) -> APIRouter:
 
     @router.get("/v1/status")
     async def status(
-        grant: Annotated[Grant, Depends(service.gate.admit_to_status)],
+        grant: Annotated[Grant, Depends(service.gate.authorize_status)],
     ) -> dict[str, Any]:
-        """Tell how the service, its listener, its log and the tables of the token are."""
+        """Return the status of the service, its listener, its log and the tables of the token."""
         return await service.status.report(VERSION, grant)
 
     @router.get("/health/live")
     async def live() -> dict[str, str]:
-        """Tell that the process answers."""
+        """Report that the process is alive."""
         return {"status": "ok"}
 
     @router.get("/health/ready")
     async def ready() -> Response:
-        """Tell whether streams can be served just now."""
+        """Report whether streams can be served now."""
         reason = service.status.readiness()
         if reason is None:
             return JSONResponse({"status": "ready"})

@@ -1,4 +1,4 @@
-"""Who may see what: signed tokens, and the grants that they carry."""
+"""Authentication: signed tokens, and the grants that they contain."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ MAX_TOKEN = 8192
 
 
 class TableClaim(BaseModel):
-    """What a token says of one table."""
+    """The claim of a token about one table."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -25,7 +25,7 @@ class TableClaim(BaseModel):
 
 
 class Claims(BaseModel):
-    """The claim `rowsignal` of a token; what is unknown here is refused, not passed over."""
+    """The claim `rowsignal` of a token; unknown members are refused, not ignored."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -34,7 +34,7 @@ class Claims(BaseModel):
 
 
 def grant_of(claims: Mapping[str, Any]) -> Grant:
-    """Return what checked claims grant; raise `AccessDeniedError` when they make no sense."""
+    """Return the grant of verified claims; raise `AccessDeniedError` if they are malformed."""
     try:
         ours = Claims.model_validate(claims.get("rowsignal", {}))
     except ValidationError as error:
@@ -53,10 +53,10 @@ def grant_of(claims: Mapping[str, Any]) -> Grant:
 
 
 class Authenticator:
-    """Checks tokens against keys, each with the one algorithm that it is for.
+    """Verifies tokens with keys; each key has one algorithm.
 
-    Several keys make rotation: add the new one, sign with it, and remove the old one when the last
-    token of it has expired.
+    Several keys allow rotation: add the new key, sign with it, and remove the old key when its last
+    token has expired.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Authenticator:
         self._leeway = leeway
 
     def claims(self, token: str) -> dict[str, Any]:
-        """Return a token's claims; raise `AccessDeniedError` for whatever does not hold."""
+        """Return a token's claims; raise `AccessDeniedError` if it is invalid."""
         if len(token) > MAX_TOKEN:
             raise AccessDeniedError("The token is too long.")
         try:

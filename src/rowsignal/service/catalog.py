@@ -1,4 +1,4 @@
-"""Which tables the service offers: those that were named, or all that have triggers."""
+"""The offered tables of the service: the configured ones, or all with triggers."""
 
 from collections.abc import Mapping
 
@@ -13,9 +13,9 @@ from rowsignal.sse.access.exposures import Exposure, exposures_of
 async def offered_tables(
     engine: AsyncEngine, wanted: Mapping[str, list[str] | None], *, key_secret: bytes
 ) -> dict[str, Exposure]:
-    """Return the exposures of the wanted tables, or of all that have triggers.
+    """Return the exposures of the wanted tables, or of all tables with triggers.
 
-    Raises `NotFoundError` for a wanted table that is not there.
+    Raises `NotFoundError` for a wanted table that does not exist.
     """
     async with engine.connect() as connection:
         names = [_split(name) for name in wanted] or await _watched(connection)

@@ -1,4 +1,4 @@
-"""The gate: where a request's token is found, and what it then permits."""
+"""The gate: finds the token of a request and returns its grant."""
 
 from fastapi import Request
 
@@ -13,7 +13,7 @@ OWN_PAGES = {None, "same-origin", "none"}  # Sec-Fetch-Site; None: not a browser
 
 
 class Gate:
-    """Finds the grant of a request: by a token in the header, or in a cookie, in this order."""
+    """Finds the grant of a request, by the token in the header or else in a cookie."""
 
     def __init__(self, settings: Settings) -> None:
         self._is_open = not settings.keys
@@ -27,12 +27,12 @@ class Gate:
         )
 
     async def authorize(self, request: Request) -> Grant:
-        """Return what the request may see; raise `AccessDeniedError` without a valid token."""
+        """Return the grant of a request; raise `AccessDeniedError` without a valid token."""
         if self._is_open:
             return await grant_everything()
         return grant_of(self._authenticator.claims(self._token(request)))
 
-    async def admit_to_status(self, request: Request) -> Grant:
+    async def authorize_status(self, request: Request) -> Grant:
         """Return the grant of a request that may see the service's status."""
         grant = await self.authorize(request)
         if not grant.status:
@@ -40,7 +40,7 @@ class Gate:
         return grant
 
     async def grant_of_scraper(self, request: Request) -> Grant:
-        """Return which tables a scraper may see metrics of: none when it brings no token."""
+        """Return the grant of a scraper of metrics; without a token it may see no table."""
         has_token = "authorization" in request.headers or self._cookie in request.cookies
         return await self.authorize(request) if has_token or self._is_open else Grant()
 
@@ -55,7 +55,7 @@ class Gate:
         return cookie
 
     def _refuse_strangers(self, request: Request) -> None:
-        """Refuse a cookie that a browser sends along for a page of another origin."""
+        """Refuse a cookie that a browser sends for a page of another origin."""
         origin = request.headers.get("origin")
         if origin in self._origins:
             return

@@ -76,7 +76,7 @@ class Gateway:
         if self.outlet.fanout.is_closing:
             return "stopping"
         try:
-            await self.source.look()
+            await self.source.catch_up()
         except RowSignalError as error:
             return str(error)
         return None

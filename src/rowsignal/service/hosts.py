@@ -1,4 +1,4 @@
-"""What every request passes: headers for all answers, and the guard of a service without tokens."""
+"""Middleware of all requests: response headers, and the protection of a service without tokens."""
 
 from http import HTTPStatus
 
@@ -11,13 +11,13 @@ LOCAL = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
 
 
 class NoSniff:
-    """Tells browsers to believe the content type of every answer, errors included."""
+    """Sets `X-Content-Type-Options: nosniff` on every response, including errors."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one request on."""
+        """Handle one request."""
 
         async def send_on(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -28,17 +28,17 @@ class NoSniff:
 
 
 class LocalHosts:
-    """Refuses requests for other host names.
+    """Refuses requests for host names other than this machine's.
 
-    A page from anywhere can give its own name the address 127.0.0.1 and then counts as the same
-    origin for a browser (DNS rebinding); its requests still carry that name.
+    A foreign page can resolve its own name to 127.0.0.1, so that a browser treats the service as
+    the same origin (DNS rebinding); its requests still carry that name.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one request on, if it was meant for this machine."""
+        """Handle one request, if its host name is this machine's."""
         if scope["type"] == "http" and _host(scope) not in LOCAL:
             detail = "This service has no tokens, so it answers to localhost only."
             await Problem(HTTPStatus.MISDIRECTED_REQUEST, detail)(scope, receive, send)

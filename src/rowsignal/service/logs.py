@@ -26,7 +26,7 @@ QUIET = ("/health/", "/metrics")
 
 
 def configure_logs(level: str, form: str) -> None:
-    """Send everything that is logged, also by libraries, through one formatter."""
+    """Send all log records, also those of libraries, through one formatter."""
     is_text = form == "text" or (form == "auto" and sys.stderr.isatty())
     renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if is_text else None
     formatter = structlog.stdlib.ProcessorFormatter(
@@ -51,13 +51,13 @@ def configure_logs(level: str, form: str) -> None:
 
 
 class Discretion(logging.Filter):
-    """Keeps the messages of errors out of log lines: drivers and schemas quote values in them.
+    """Removes the messages of errors from log lines, since they may quote values.
 
-    What is left of an error is its kind, with PostgreSQL's code, and where it was raised.
+    The kind of an error, PostgreSQL's code and the traceback remain.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let every record pass, without what it must not tell."""
+        """Remove the messages of errors from a record; never drop it."""
         if isinstance(record.args, tuple):
             record.args = tuple(_discreet(it) for it in record.args)
         if isinstance(record.exc_info, tuple) and record.exc_info[1] is not None:
@@ -88,14 +88,14 @@ def _raised(error: BaseException) -> str:
 
 
 class RequestLog:
-    """Writes a line for each request when it is over: the path, never its query or headers."""
+    """Logs each request at its end: the path, never the query or the headers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self.log = structlog.get_logger("rowsignal.http")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one request on."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

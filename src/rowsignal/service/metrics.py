@@ -1,4 +1,4 @@
-"""Metrics of the service beside those of its hooks, and which of them a token may see."""
+"""Metrics of the service in addition to those of its hooks, filtered by the token."""
 
 import platform
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ from rowsignal.sse import Grant, Outlet
 
 
 class ServiceMetrics(Collector):
-    """What a fan-out and a probe know, read when it is asked for."""
+    """Metrics of the fan-out and the probe, read at each scrape."""
 
     def __init__(self, outlet: Outlet, probe: Probe, version: str) -> None:
         self._outlet = outlet
@@ -21,7 +21,7 @@ class ServiceMetrics(Collector):
         self._version = version
 
     def collect(self) -> Iterable[Metric]:
-        """Return the metrics as they are now."""
+        """Return the present metrics."""
         yield self._build()
         fanout, counts = self._outlet.fanout, self._outlet.fanout.counts
         is_ready = self._probe.problem is None and not fanout.is_closing
@@ -68,7 +68,7 @@ class VisibleMetrics:
         self._grant = grant
 
     def collect(self) -> Iterator[Metric]:
-        """Return what is left of each metric."""
+        """Return the visible samples of each metric."""
         for metric in self._registry.collect():
             left = Metric(metric.name, metric.documentation, metric.type, metric.unit)
             left.samples = [it for it in metric.samples if self._is_visible(it.labels.get("table"))]
@@ -79,7 +79,7 @@ class VisibleMetrics:
 
 
 def register_process(registry: CollectorRegistry) -> None:
-    """Add what Prometheus knows of any Python process: CPU, memory, files, garbage."""
+    """Register Prometheus' metrics of Python processes: CPU, memory, files, garbage."""
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)

@@ -1,4 +1,4 @@
-"""The page at `/`, its parts, and `client.js`: files of two packages, served as they are."""
+"""The static files: the page at `/`, its parts, and `client.js`."""
 
 import hashlib
 import mimetypes
@@ -27,14 +27,14 @@ CLIENT = ("client.js", "client.d.ts")
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """One file; its tag changes with its bytes."""
+    """One file, with an entity tag of its content."""
 
     body: bytes
     media_type: str
     tag: str
 
     async def answer(self, request: Request) -> Response:
-        """Answer with the file, or say that the client has it."""
+        """Return the file, or 304 if the client has it."""
         headers = {**HEADERS, "ETag": self.tag}
         known = {tag.strip() for tag in request.headers.get("if-none-match", "").split(",")}
         if self.tag in known:
@@ -66,7 +66,7 @@ def _asset(path: Traversable) -> Asset:
 
 
 def pages_router() -> APIRouter:
-    """Return the routes; only names that are there have one, so no path leads elsewhere."""
+    """Return the routes, one for each file, so that no path reaches other files."""
     router = APIRouter(include_in_schema=False)
     for name, asset in load_assets().items():
         path = "/" if name == "index.html" else f"/dashboard/{name}"

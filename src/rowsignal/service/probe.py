@@ -1,4 +1,4 @@
-"""The probe: a task that asks the database how it is, so that no request waits for it."""
+"""The probe: a task that queries the state of the database, so that requests need not wait."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from rowsignal.change_log.positions import Position, decode
 from rowsignal.exceptions import RowSignalError
 from rowsignal.listener import OUTAGES
-from rowsignal.postgres.connections import OwnConnection, beside
+from rowsignal.postgres.connections import SideConnection, beside
 from rowsignal.postgres.statements import query
 from rowsignal.sse import Outlet
 from rowsignal.sse.http.problems import described
@@ -24,16 +24,16 @@ logger = logging.getLogger("rowsignal.service")
 
 INTERVAL = 1.0
 QUERY_TIMEOUT = 2.0
-SILENCE = 4.0  # seconds without an answer after which the database counts as away
+SILENCE = 4.0  # seconds without an answer after which the database counts as unavailable
 FACTS_INTERVAL = 15.0
 FRESH = 0.25
 FACTS_TIMEOUT = 5.0
 
 
 class Probe:
-    """What is known of the database, kept by a task that `run` is the body of.
+    """The state of the database, as a task that runs `run` has read it.
 
-    `facts` are those of the last successful look at tables, triggers and the log.
+    `facts` are the results of the last successful read of tables, triggers and the log.
     """
 
     def __init__(
@@ -41,8 +41,8 @@ class Probe:
     ) -> None:
         self._outlet = outlet
         self._find_tables = find_tables
-        self._checks = OwnConnection(beside(engine))
-        self._looks = OwnConnection(beside(engine))
+        self._checks = SideConnection(beside(engine))
+        self._reads = SideConnection(beside(engine))
         self._error: str | None = "The database has not been asked yet."
         self._answered_at = 0.0
         self._facts_at = 0.0
@@ -51,13 +51,13 @@ class Probe:
         self.lag = Lag()
 
     async def begin(self) -> None:
-        """Ask for the first time."""
+        """Run the first check."""
         await self.check()
         await self.refreshed()
-        self._facts_at = 0.0  # much happens while a program starts
+        self._facts_at = 0.0  # the state changes quickly while a program starts
 
     async def run(self) -> None:
-        """Ask again and again."""
+        """Run the checks in intervals."""
         due = time.monotonic() + FACTS_INTERVAL
         while True:
             await self.check()
@@ -72,18 +72,18 @@ class Probe:
             self._refreshing.cancel()
             await asyncio.gather(self._refreshing, return_exceptions=True)
         await self._checks.close()
-        await self._looks.close()
+        await self._reads.close()
 
     @property
     def problem(self) -> str | None:
-        """Why streams cannot be served just now, or None; answers at once."""
+        """Why streams cannot be served now, or None; never waits."""
         if self._error is not None:
             return self._error
         silence = time.monotonic() - self._answered_at
         return f"PostgreSQL has not answered for {silence:.0f} s." if silence > SILENCE else None
 
     async def check(self) -> None:
-        """Ask for a sign of life."""
+        """Check that the database answers."""
 
         async def ask(connection: AsyncConnection) -> int:
             result = await connection.exec_driver_sql(query("service_check"))
@@ -92,12 +92,12 @@ class Probe:
         if await self._tried(self._checks.run(ask, timeout=QUERY_TIMEOUT)):
             self._answered_at = time.monotonic()
 
-    async def refreshed(self, patience: float = FACTS_TIMEOUT) -> Mapping[str, Any]:
-        """Return facts of the last moments; after `patience` seconds what was known before."""
+    async def refreshed(self, timeout: float = FACTS_TIMEOUT) -> Mapping[str, Any]:
+        """Return recent facts; after `timeout` seconds, the earlier ones."""
         if time.monotonic() - self._facts_at > FRESH:
             if self._refreshing is None or self._refreshing.done():
                 self._refreshing = asyncio.create_task(self._refresh(), name="rowsignal facts")
-            await asyncio.wait([self._refreshing], timeout=patience)
+            await asyncio.wait([self._refreshing], timeout=timeout)
         return self.facts
 
     async def _tried(self, asking: Awaitable[int]) -> bool:
@@ -105,7 +105,7 @@ class Probe:
             xmax = await asking
         except (*OUTAGES, RowSignalError) as error:
             if self._error is None:
-                logger.warning("the database does not answer: %s", described(error))
+                logger.warning("the database of the service does not answer: %s", described(error))
             self._error = "PostgreSQL cannot be reached, or does not answer."
             return False
         self._error = None
@@ -115,10 +115,10 @@ class Probe:
     async def _refresh(self) -> None:
         try:
             await self._find_tables()
-            await self._outlet.sources.look()
-            self.facts = await self._looks.run(self._read, timeout=FACTS_TIMEOUT)
+            await self._outlet.sources.refresh()
+            self.facts = await self._reads.run(self._read, timeout=FACTS_TIMEOUT)
         except (*OUTAGES, RowSignalError) as error:
-            logger.warning("the state of the tables is not known just now: %s", described(error))
+            logger.warning("the state of the offered tables cannot be read: %s", described(error))
         self._facts_at = time.monotonic()
 
     async def _read(self, connection: AsyncConnection) -> Mapping[str, Any]:
@@ -143,13 +143,13 @@ class Probe:
 
 
 class Lag:
-    """How long ago the oldest transaction ended that the readers of the log have not reached."""
+    """The lag: the age of the oldest transaction that readers of the log have not reached."""
 
     def __init__(self) -> None:
         self._marks: deque[tuple[float, int]] = deque(maxlen=10_000)
 
     def note(self, xmax: int, position: str | None) -> None:
-        """Note how far the database has come, and how far the readers have."""
+        """Record the positions of the database and of the readers."""
         reached = _xmax(position)
         if reached is None:
             self._marks.clear()
@@ -166,7 +166,7 @@ class Lag:
 
 def _xmax(position: str | None) -> int | None:
     found = decode(position) if position else None
-    if not isinstance(found, Position):  # not followed, or kept on the server
+    if not isinstance(found, Position):  # no position, or one that the server stores
         return None
     return (found.upto or found.seen).xmax
 

@@ -1,4 +1,4 @@
-"""Running the service: uvicorn, one process or several."""
+"""The server of the service: uvicorn, with one process or several."""
 
 import errno
 import importlib
@@ -27,14 +27,14 @@ log = structlog.get_logger("rowsignal.service")
 
 
 async def check(engine: AsyncEngine, settings: Settings) -> None:
-    """Raise what would keep the service from starting, in a sentence, before it logs a word."""
+    """Raise the errors that prevent a start, before the first log line."""
     await offered_tables(engine, settings.tables, key_secret=b"")
     TicketOffice(settings.ticket_dir)
     bind(settings).close()
 
 
 def bind(settings: Settings) -> socket.socket:
-    """Return a socket that is bound; raise `AddressError` where that cannot be."""
+    """Return a bound socket; raise `AddressError` if the address cannot be bound."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     found = socket.socket(family)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -52,8 +52,8 @@ def bind(settings: Settings) -> socket.socket:
 def serve(settings: Settings, *, factory: str = APP) -> None:
     """Serve until SIGTERM or SIGINT; open streams get a `bye` and time to end.
 
-    uvicorn writes no access log: its lines would hold queries, and so tickets. Raises
-    `AddressError` where it cannot listen.
+    uvicorn's access log is off, because its lines would contain queries and with them tickets.
+    Raises `AddressError` if the address cannot be bound.
     """
     configure_logs(settings.log_level, settings.log_format)
     with bind(settings) as listener:
@@ -80,7 +80,7 @@ def _options(settings: Settings) -> dict[str, Any]:
 
 
 def page_address(settings: Settings, port: int) -> str:
-    """Return where a browser of this machine finds the page."""
+    """Return the address of the page for a browser on this machine."""
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104 -- compared
     bracketed = f"[{host}]" if ":" in host and not host.startswith("[") else host
     return f"http://{bracketed}:{port}{settings.root_path}/"

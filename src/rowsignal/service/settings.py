@@ -22,10 +22,10 @@ Names = Annotated[tuple[str, ...], NoDecode]
 
 
 class TokenKey(BaseModel):
-    """One key that tokens may be signed with; `algorithm` belongs to the key, not to the token.
+    """One key that signs tokens; `algorithm` belongs to the key, not to the token.
 
-    `kid` tells keys apart while one replaces another; `file` names a PEM file, `key` holds the
-    secret or the PEM text itself.
+    `kid` identifies the key during a rotation; `file` names a PEM file, `key` holds the secret or
+    the PEM text itself.
     """
 
     kid: str | None = None
@@ -50,7 +50,7 @@ class TokenKey(BaseModel):
 
 
 class Settings(BaseSettings):
-    """What the service is told. Every field is also a variable: `ROWSIGNAL_DATABASE_URL`."""
+    """The settings of the service. Each field is also a variable: `ROWSIGNAL_DATABASE_URL`."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
 
@@ -129,7 +129,7 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _take_old_names(cls, given: Any) -> Any:
-        """Take the settings of 0.1 by their old names, where the new ones are not set."""
+        """Accept the settings of 0.1 under their old names, unless the new ones are set."""
         found = dict(given)
         for old, new in RENAMED.items():
             value = found.pop(old, os.environ.get(f"{PREFIX}{old.upper()}"))
@@ -159,7 +159,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _is_protected(self) -> Self:
-        """Refuse to show tables to a network unless that was said."""
+        """Refuse to serve other machines without tokens, unless a setting allows it."""
         if self.keys or self.is_loopback or self.allow_anybody_to_read_everything:
             return self
         raise ValueError(
@@ -170,13 +170,13 @@ class Settings(BaseSettings):
 
     @property
     def retention(self) -> dict[str, Any]:
-        """The limits of the log that are set here; for the others what is stored holds."""
+        """The limits of the log in these settings; others are read from the database."""
         given = {"max_age": self.retention_age, "max_bytes": self.retention_bytes}
         return {name: value for name, value in given.items() if value is not None}
 
     @property
     def keys(self) -> tuple[TokenKey, ...]:
-        """All token keys; none means that everybody may read what is offered."""
+        """All token keys; without keys every client may read the offered tables."""
         if self.token_secret is None:
             return self.token_keys
         return (TokenKey(key=self.token_secret), *self.token_keys)
@@ -204,7 +204,7 @@ class Settings(BaseSettings):
 
     @staticmethod
     def old_names() -> list[str]:
-        """Return which variables are set by their old names, each with the new one."""
+        """Return the variables that are set under their old names, with the new names."""
         return [
             f"{PREFIX}{old.upper()} is now {PREFIX}{new.upper()}"
             for old, new in RENAMED.items()
@@ -212,7 +212,7 @@ class Settings(BaseSettings):
         ]
 
     def export(self) -> None:
-        """Put these settings into the environment, for worker processes that are about to start."""
+        """Put these settings into the environment, for new worker processes."""
         for name in self.model_fields_set:
             os.environ[f"{PREFIX}{name.upper()}"] = _as_text(getattr(self, name))
 

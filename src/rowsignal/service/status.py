@@ -1,4 +1,4 @@
-"""What the service says about itself: to people, to the page, and to monitoring."""
+"""The status of the service, for people, the page, and monitoring."""
 
 import os
 import re
@@ -24,25 +24,25 @@ from rowsignal.triggers import TableStatus
 WINDOW = 30.0
 SAMPLES = 5000
 SAMPLES_A_FLUSH = 50
-PATIENCE = 2.0
+STATUS_TIMEOUT = 2.0
 INTERNAL = re.compile(r"sqlalchemy|asyncpg|<class|Traceback|0x[0-9a-f]{6}")
 
 
 class Latency:
-    """Seconds from a change's capture to its being handed to the readers, of the last while."""
+    """The delivery latency of recent changes: seconds from capture to delivery."""
 
     def __init__(self) -> None:
         self._samples: deque[tuple[float, float]] = deque(maxlen=SAMPLES)
 
     def note(self, events: Sequence[Event]) -> None:
-        """Take in some events that are on their way to the readers just now."""
+        """Add events that are being delivered."""
         now = time.time()
         for event in events[:SAMPLES_A_FLUSH]:
             if event.captured_at is not None:
                 self._samples.append((now, max(now - event.captured_at.timestamp(), 0.0)))
 
     def summary(self) -> dict[str, float | int] | None:
-        """Return median and 99th percentile; None when nothing has happened."""
+        """Return median and 99th percentile; None without events."""
         since = time.time() - WINDOW
         recent = sorted(seconds for at, seconds in self._samples if at >= since)
         if not recent:
@@ -52,7 +52,7 @@ class Latency:
 
 
 class StatusReport:
-    """Puts the status together from what the probe, the listener and the fan-out know."""
+    """Builds the status from the state of the probe, the listener and the fan-out."""
 
     def __init__(
         self, settings: Settings, engine: AsyncEngine, outlet: Outlet, probe: Probe
@@ -67,12 +67,12 @@ class StatusReport:
         self.recent = Recent()
 
     def readiness(self) -> str | None:
-        """Return why the service is not ready, or None; answers at once."""
+        """Return why the service is not ready, or None; never waits."""
         return "stopping" if self._outlet.fanout.is_closing else self._probe.problem
 
     async def report(self, version: str, grant: Grant) -> dict[str, Any]:
         """Return the status as a JSON object, with the tables that a grant names."""
-        facts = await self._probe.refreshed(PATIENCE)
+        facts = await self._probe.refreshed(STATUS_TIMEOUT)
         reason = self.readiness()
         fanout = self._outlet.fanout
         counts = fanout.counts
@@ -162,29 +162,29 @@ class StatusReport:
         }
 
 
-# Counts of all rows would tell of those that a grant's conditions hide.
+# Counts of all rows would reveal rows that a grant's conditions hide.
 UNTOLD: dict[str, Any] = {"estimated_rows": None, "changes": {}, "last_change_at": None}
 
 
 def _trigger(
     name: str, kind: str, triggers: Mapping[str, TableStatus] | None
 ) -> dict[str, str | None]:
-    """Return how the triggers are; what could not be looked up is unknown, not missing."""
+    """Return the state of the triggers: unknown, not missing, if it could not be read."""
     if triggers is None or kind == "unknown":
-        return {"trigger": "unknown", "problem": None, "mend": None}
+        return {"trigger": "unknown", "problem": None, "fix": None, "mend": None}
     found = triggers.get(name)
     if found is not None and kind != "none":
         state, problem = str(found.state), found.problem
     else:
         state, problem = "missing", f"{name} has no triggers: no change of it is told."
     if state == "installed":
-        return {"trigger": state, "problem": None, "mend": None}
-    mend = f"rowsignal install {shlex.quote(name)}" + (" --hints" if kind == "hint" else " --log")
-    return {"trigger": state, "problem": problem, "mend": mend}
+        return {"trigger": state, "problem": None, "fix": None, "mend": None}
+    fix = f"rowsignal install {shlex.quote(name)}" + (" --hints" if kind == "hint" else " --log")
+    return {"trigger": state, "problem": problem, "fix": fix, "mend": fix}  # mend: its name in 0.1
 
 
 def plain_reason(reason: str | None) -> str | None:
-    """Return a reason as a sentence; texts of drivers say nothing to people."""
+    """Return a reason as a sentence, in place of the text of a driver."""
     if reason is None:
         return None
     text = re.sub(r"^\w+(Error|Exception)(: |$)", "", reason)

@@ -1,4 +1,4 @@
-"""Tasks of the service: none ends unseen."""
+"""Supervision of the service's tasks."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ logger = logging.getLogger("rowsignal.service")
 
 
 async def keep_running(name: str, work: Callable[[], Awaitable[None]], hooks: Hooks) -> None:
-    """Run `work` until this is cancelled; after a failure log it, count it and start again."""
+    """Run `work` until cancelled; log and count a failure, then start again."""
     delays = reconnect_delays()
     while True:
         reason = "ended"

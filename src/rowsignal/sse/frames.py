@@ -1,4 +1,4 @@
-"""Frames: what leaves, byte for byte (HTML standard, 9.2: server-sent events)."""
+"""Frames: the bytes of server-sent events (HTML standard, 9.2)."""
 
 import json
 import math
@@ -53,35 +53,35 @@ def retry(delay: float) -> bytes:
 
 
 def jittered(delay: float) -> float:
-    """Spread a delay, so that a thousand readers do not come back in the same instant."""
+    """Add jitter to a delay, so that a thousand readers do not reconnect at the same time."""
     return delay * JITTER.uniform(0.5, 1.5)
 
 
 def heartbeat(interval: float, position: str | None = None) -> bytes:
-    """Say that the stream lives and how far it has come; `interval` is the longest silence."""
+    """Return a heartbeat with the position; `interval` is the longest time without a frame."""
     return frame("heartbeat", {"at": datetime.now(UTC).isoformat(), "interval": interval}, position)
 
 
 def reset(reason: str, *, continues: bool = False) -> bytes:
-    """Say that changes may be missing; the empty id makes a browser forget its place."""
+    """Report that changes may be missing; the empty id makes a browser forget its position."""
     data = {"reason": reason, **({"continues": True} if continues else {})}
     return frame("reset", data, "")
 
 
 def bye(reason: str, delay: float) -> bytes:
-    """Say that the server closes this stream, and when to come back."""
+    """Report that the server closes this stream, and when to reconnect."""
     delay = jittered(delay)
     milliseconds = int(delay * 1000)
     return b"retry: %d\n" % milliseconds + frame("bye", {"reason": reason, "retry": milliseconds})
 
 
 def snapshot_end(tables: Iterable[str], rows: int, position: str | None) -> bytes:
-    """Say that the current rows are complete."""
+    """Report that the current rows are complete."""
     return frame("snapshot-end", {"tables": list(tables), "rows": rows}, position)
 
 
 class FrameParser:
-    """Reads a stream of frames that arrives in pieces cut anywhere, also inside a character.
+    """Parses a stream of frames from pieces that may end anywhere, also inside a character.
 
     For tests, tools and servers that read a stream; browsers have their own. Lines end in LF or
     CRLF; `last_id` is what to send as `Last-Event-ID`. Only what an empty line has finished
@@ -95,7 +95,7 @@ class FrameParser:
         self._on_retry = on_retry
 
     def feed(self, data: bytes) -> list[tuple[str, str]]:
-        """Take the next bytes and return the events that they complete, as (name, data)."""
+        """Parse the next bytes; return the events that they complete, as (name, data)."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         events = []
         for raw in lines:

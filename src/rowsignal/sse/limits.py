@@ -1,10 +1,12 @@
-"""What one process serves at most."""
+"""The limits of one process."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
-# The names of 0.1, still taken.
+from rowsignal.options import RenamedOptions
+
+# The names of 0.1, still accepted.
 RENAMED = MappingProxyType(
     {
         "tick": "write_interval",
@@ -40,8 +42,8 @@ class LimitOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True, init=False)
-class Limits:
-    """What one process serves.
+class Limits(RenamedOptions):
+    """The limits of one process.
 
     `write_interval` is the shortest time between two writes to a reader, `heartbeat` the longest
     (seconds); `max_buffer_bytes` may wait for one reader, one write may take `write_timeout`
@@ -63,18 +65,8 @@ class Limits:
     max_streams_per_principal: int = 100
     max_tracked_rows: int = 100_000
 
-    def __init__(self, **given: Unpack[LimitOptions]) -> None:
-        known = {field.name: field.default for field in fields(self)}
-        for name, value in given.items():
-            new = RENAMED.get(name, name)
-            if new not in known:
-                raise TypeError(f"There is no limit {name!r}; there are {', '.join(known)}.")
-            known[new] = value
-        for name, value in known.items():
-            object.__setattr__(self, name, value)
+    RENAMED = RENAMED
+    KIND = "limit"
 
-    def __getattr__(self, name: str) -> Any:
-        """Return a limit by the name that it had in 0.1."""
-        if name in RENAMED:
-            return getattr(self, RENAMED[name])
-        raise AttributeError(f"Limits has no attribute {name!r}.")
+    def __init__(self, **given: Unpack[LimitOptions]) -> None:
+        super().__init__(**given)

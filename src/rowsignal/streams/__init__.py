@@ -1,4 +1,4 @@
-"""`watch`: the changes of one or more tables as an async iterator."""
+"""`watch`: the changes of tables as an async iterator."""
 
 from rowsignal.streams.stream import ChangeStream, watch
 

@@ -1,7 +1,7 @@
-"""What the catalogue says of streamed tables, asked for all of them at once, again and again.
+"""The state of streamed tables in PostgreSQL's catalogue, read for all tables on a timer.
 
-A trigger that is dropped or disabled, a renamed table, a new partition: nothing of that makes a
-sound, and the changes it hides do not either. So the catalogue is compared on a timer.
+PostgreSQL sends no notification when a trigger is dropped or disabled, a table is renamed or a
+partition is added, and changes without triggers are silent, too. So the catalogue is polled.
 """
 
 import asyncio
@@ -24,25 +24,25 @@ from rowsignal.triggers.catalog import Capture, captures
 logger = logging.getLogger("rowsignal.streams")
 
 INTERVAL = 2.0
-SHARE_OF_TIME = 0.05  # of the catalogue's answers, however many tables there are
+SHARE_OF_TIME = 0.05  # of the time that a query of the catalogue takes
 QUERY_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class TableState:
-    """How changes of a table are captured, and how its rows are read; None where it is not."""
+    """How changes of a table are captured, and how its rows are read; None if they are not."""
 
     capture: Capture
     shape: TableShape | None
 
     @property
     def label(self) -> str:
-        """The table's name for people."""
+        """The table's name for messages."""
         return ".".join(filter(None, (self.capture.schema, self.capture.table)))
 
     @property
     def fault(self) -> str | None:
-        """Return why changes of the table are not all told, in a sentence; None where they are."""
+        """Return a sentence on why changes of the table are lost; None if they are not."""
         if self.capture.oid is None or self.shape is None:
             return f"There is no table {self.label} in this database."
         if self.capture.kind is None:
@@ -52,7 +52,7 @@ class TableState:
         return None
 
     def difference(self, newer: "TableState") -> str | None:
-        """Return what has changed since, in a sentence, as far as it concerns readers."""
+        """Return a sentence on what has changed since, as far as it concerns readers."""
         mine, theirs = self.capture, newer.capture
         if newer.fault is not None:
             return None if newer.fault == self.fault else newer.fault
@@ -78,10 +78,10 @@ def _key(shape: TableShape) -> list[tuple[str, int]]:
 
 
 class StateReader(Protocol):
-    """A stream that follows tables. Its methods must not block."""
+    """Callback interface of a stream that follows tables. Methods must not block."""
 
     def state_changed(self, name: QualifiedName, state: TableState, reason: str | None) -> None:
-        """Take a table's new state; with a `reason`, changes may be missing."""
+        """Handle a table's new state; with a `reason`, changes may be missing."""
 
 
 @dataclass(eq=False)
@@ -106,16 +106,16 @@ class TableCatalog:
     async def follow(
         self, names: Iterable[QualifiedName], reader: StateReader
     ) -> Mapping[QualifiedName, TableState]:
-        """Return the states of tables, and tell `reader` when one changes, until `unfollow`.
+        """Return the states of tables; report changes to `reader` until `unfollow`.
 
-        A state that is known is as old as the last look at most, and corrected by the next.
+        A known state is as old as the last refresh at most; the next refresh corrects it.
         """
         wanted = list(names)
         for name in wanted:
             self._readers.setdefault(name, set()).add(reader)
         if not all(name in self.states and self.states[name].fault is None for name in wanted):
             try:
-                await self.look()
+                await self.refresh()
             except BaseException:
                 self.unfollow(wanted, reader)
                 raise
@@ -124,7 +124,7 @@ class TableCatalog:
         return {name: self.states[name] for name in wanted}
 
     def unfollow(self, names: Iterable[QualifiedName], reader: StateReader) -> None:
-        """Tell `reader` nothing any more."""
+        """Stop reporting to `reader`."""
         for name in names:
             readers = self._readers.get(name, set())
             readers.discard(reader)
@@ -135,8 +135,8 @@ class TableCatalog:
             self._task.cancel()
             self._task = None
 
-    async def look(self) -> None:
-        """Compare the catalogue with what is known, and tell the readers what has changed."""
+    async def refresh(self) -> None:
+        """Read the catalogue and report changes to the readers."""
         async with self._turn:
             names = list(self._readers)
             fresh = await self.reader.read(partial(_states, names=names), timeout=QUERY_TIMEOUT)
@@ -158,9 +158,12 @@ class TableCatalog:
             await asyncio.sleep(pause)
             began = loop.time()
             try:
-                await self.look()
+                await self.refresh()
             except Exception as error:  # noqa: BLE001 -- it is asked again, whatever it was
-                logger.warning("the catalogue cannot be read just now: %s", describe(error))
+                logger.warning(
+                    "the catalogue of streamed tables cannot be read; trying again: %s",
+                    describe(error),
+                )
             pause = max(self.interval, (loop.time() - began) / SHARE_OF_TIME)
 
 

@@ -18,7 +18,7 @@ from rowsignal.streams.catalog import TableCatalog
 from rowsignal.streams.feed import ChangeFeed
 from rowsignal.streams.loader import Loaded
 from rowsignal.streams.side_reader import SideReader
-from rowsignal.streams.sources import Portion, portion_of
+from rowsignal.streams.sources import SourceBatch, batch_of
 from rowsignal.triggers.catalog import Capture
 
 Names = Iterable[QualifiedName]
@@ -58,11 +58,11 @@ class Feed(Protocol):
     def check(self) -> None:
         """Raise `NotWatchedError` when changes of a table are not captured."""
 
-    async def next(self) -> Portion:
+    async def next(self) -> SourceBatch:
         """Wait for changes; a cancellation on the way loses nothing."""
 
-    async def load(self, portion: Portion, wanted: Wanted) -> list[Loaded | Reset]:
-        """Return the items of a portion with their rows."""
+    async def load(self, batch: SourceBatch, wanted: Wanted) -> list[Loaded | Reset]:
+        """Return the items of a batch with their rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +93,10 @@ class ChangeSource(Protocol):
     def check_position(self, text: str) -> None:
         """Raise `PositionError` for text that is no position."""
 
-    async def look(self) -> None:
+    async def catch_up(self) -> None:
         """Read on to a `position` that was the source's end after this call began."""
 
-    async def read(self, after: str, until: str, tables: Sequence[QualifiedName]) -> Portion:
+    async def read(self, after: str, until: str, tables: Sequence[QualifiedName]) -> SourceBatch:
         """Return changes of some tables between positions, as many as are good at a time.
 
         What was lost is a `Reset` among them. Raises `ValueError` where `until` lies before.
@@ -130,15 +130,15 @@ class PostgresSource:
         """Raise `PositionError` for text that is no position."""
         decode(text)
 
-    async def look(self) -> None:
+    async def catch_up(self) -> None:
         """Read the log up to now."""
-        await LogTail.of(self._engine).look()
+        await LogTail.of(self._engine).catch_up()
 
-    async def read(self, after: str, until: str, tables: Sequence[QualifiedName]) -> Portion:
+    async def read(self, after: str, until: str, tables: Sequence[QualifiedName]) -> SourceBatch:
         """Return changes of some tables from the log."""
         item = await LogTail.of(self._engine).log.read(after, until=until, tables=tables)
         is_complete = isinstance(item, Reset) or item.is_complete
-        return replace(portion_of(item), is_complete=is_complete)
+        return replace(batch_of(item), is_complete=is_complete)
 
     @asynccontextmanager
     async def rows(self, *, is_logged: bool) -> AsyncIterator[RowsView]:

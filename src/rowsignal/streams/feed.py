@@ -1,4 +1,4 @@
-"""The changes of some tables with their rows: what `watch` and the streams over HTTP both read."""
+"""The feed of changes with their rows, which `watch` and the streams over HTTP both read."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ from rowsignal.postgres.json_rows import TableShape
 from rowsignal.streams.catalog import TableCatalog, TableState
 from rowsignal.streams.loader import Loaded, RowChange, RowLoader, TableReset
 from rowsignal.streams.side_reader import SideReader
-from rowsignal.streams.sources import HintSource, LogSource, Portion, Source
+from rowsignal.streams.sources import HintSource, LogSource, Source, SourceBatch
 
 logger = logging.getLogger("rowsignal.streams")
 
@@ -30,9 +30,9 @@ LIMIT = 10_000
 class ChangeFeed:
     """Changes of tables, in the order of the log where they have one; open inside `async with`.
 
-    A table whose capture changes (triggers dropped, replaced or disabled, another key, another
-    partition) is told as a `TableReset` with the reason; its changes go on as soon as there are
-    any to be had, and those of the other tables are not touched.
+    If the capture of a table changes (triggers dropped, replaced or disabled, another key, another
+    partition), the feed yields a `TableReset` with the reason. The table's changes continue as soon
+    as they are captured again; other tables are not affected.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class ChangeFeed:
         begin: Callable[["ChangeFeed"], Awaitable[str | None]] | None = None,
         limit: int = LIMIT,
     ) -> None:
-        """Prepare to read on from a position, or from the one that `begin` returns.
+        """Prepare to read from a position, or from the one that `begin` returns.
 
-        `begin` is called once, when no notification is missed any more.
+        `begin` is called once, when no notification can be lost any more.
         """
         self.position: str | None = None
         self.states: dict[QualifiedName, TableState] = {}
@@ -63,12 +63,12 @@ class ChangeFeed:
         self._is_stale = False
         self._log: LogSource | None = None
         self._sources: list[Source] = []
-        self._coming: dict[asyncio.Future[Portion], Source] = {}
+        self._coming: dict[asyncio.Future[SourceBatch], Source] = {}
         self._opened = AsyncExitStack()
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        """Look the tables up and begin; what keeps that from happening is raised."""
+        """Read the tables' states and start."""
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._reader)
             self.states |= await self._catalog.follow(self._names, self)
@@ -84,17 +84,17 @@ class ChangeFeed:
 
     @property
     def is_logged(self) -> bool:
-        """Tell whether changes of all the tables are logged, so that positions stand for them."""
+        """Tell whether all tables are logged, so that the feed has positions."""
         return all(state.capture.kind == "log" for state in self.states.values())
 
     @property
     def is_level(self) -> bool:
-        """Tell whether the tail of the log carries this feed along."""
+        """Tell whether the feed gets its batches from the log tail."""
         return self._log is None or not self._log.subscription.is_behind
 
     @property
     def has_unread(self) -> bool:
-        """Tell whether changes that the tail has handed over are still to be taken."""
+        """Tell whether pushed changes have not been taken yet."""
         return self._log is not None and self._log.subscription.has_unread
 
     @property
@@ -109,7 +109,7 @@ class ChangeFeed:
                 raise NotWatchedError(f"{state.fault} Run `rowsignal install {state.label}`.")
 
     def state_changed(self, name: QualifiedName, state: TableState, reason: str | None) -> None:
-        """Take a table's new state; changes of the others go on."""
+        """Handle a table's new state; other tables go on."""
         was = self.states[name]
         self.states[name] = state
         self._learn()
@@ -119,37 +119,37 @@ class ChangeFeed:
             for source in self._sources:
                 source.interrupt()
 
-    async def next(self) -> Portion:
-        """Wait for changes; a cancellation on the way loses nothing."""
+    async def next(self) -> SourceBatch:
+        """Wait for changes; a cancellation loses nothing."""
         while True:
             if self._is_stale:
                 await self._close()
                 await self._open_patiently()
                 self._is_stale = False
             if self._notices:
-                return Portion([self._notices.popleft()], self.position)
-            portion = await self._take()
-            self.position = portion.position or self.position
-            if portion.items or (portion.position and not self._notices):
-                return portion
+                return SourceBatch([self._notices.popleft()], self.position)
+            batch = await self._take()
+            self.position = batch.position or self.position
+            if batch.items or (batch.position and not self._notices):
+                return batch
 
     async def load(
         self,
-        portion: Portion,
+        batch: SourceBatch,
         wanted: Mapping[QualifiedName, frozenset[str]],
         *,
         prefers_log: bool = True,
     ) -> list[Loaded | Reset]:
-        """Return the items of a portion with their rows; see `RowLoader.load`."""
+        """Return the items of a batch with their rows; see `RowLoader.load`."""
         loaded: list[Loaded | Reset] = []
         run: list[RowChange] = []
-        for item in [*portion.items, None]:
+        for item in [*batch.items, None]:
             if isinstance(item, RowChange):
                 run.append(item)
                 continue
             if run:
                 loaded += await self._loader.load(
-                    run, wanted, prefers_log=prefers_log, is_hearsay=portion.is_hearsay
+                    run, wanted, prefers_log=prefers_log, is_unverified=batch.is_unverified
                 )
                 run = []
             if item is not None:
@@ -168,7 +168,7 @@ class ChangeFeed:
         hinted = [it.capture for it in self.states.values() if it.capture.kind == "hint"]
         async with AsyncExitStack() as stack:
             sources: list[Source] = []
-            if hinted:  # first: what is to be told of the log must not be missed meanwhile
+            if hinted:  # hints first, so that none is lost while the log is opened
                 hints = HintSource(Dispatcher.of(self._engine), hinted, self._limit)
                 sources.append(await stack.enter_async_context(hints))
             if self._begin is not None:
@@ -191,7 +191,9 @@ class ChangeFeed:
             except Exception as error:
                 if not is_outage(error):
                     raise
-                logger.warning("changes cannot be followed just now: %s", describe(error))
+                logger.warning(
+                    "changes of streamed tables cannot be read; trying again: %s", describe(error)
+                )
             await asyncio.sleep(next(delays))
 
     async def _close(self) -> None:
@@ -202,7 +204,7 @@ class ChangeFeed:
         self._sources, self._log = [], None
         await self._opened.aclose()
 
-    async def _take(self) -> Portion:
+    async def _take(self) -> SourceBatch:
         if len(self._sources) == 1:
             return await self._sources[0].next()
         for source in set(self._sources).difference(self._coming.values()):
@@ -214,16 +216,16 @@ class ChangeFeed:
 
 
 class _Silence:
-    """The source of tables that have none just now."""
+    """The source of tables that are not captured."""
 
     def __init__(self) -> None:
         self._interrupted = asyncio.Event()
 
-    async def next(self) -> Portion:
+    async def next(self) -> SourceBatch:
         """Wait for the interruption."""
         await self._interrupted.wait()
         self._interrupted.clear()
-        return Portion(())
+        return SourceBatch(())
 
     def interrupt(self) -> None:
         """Make `next` return."""
@@ -231,6 +233,6 @@ class _Silence:
 
 
 def _source(state: TableState) -> object:
-    """Return what decides where changes of a table come from."""
+    """Return the properties that decide on the source of a table's changes."""
     capture = state.capture
     return capture.oid, capture.kind, capture.channels, capture.key_columns

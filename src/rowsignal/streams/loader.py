@@ -1,4 +1,4 @@
-"""Rows for changes: those that the log has, else the rows as they are now."""
+"""The loader, which adds rows to changes: from the log, else as they are now."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,9 +28,9 @@ Shapes = Mapping[QualifiedName, TableShape]
 
 @dataclass(slots=True)
 class RowChange:
-    """A change with the row as it is now (or as the log has it), None where it is gone.
+    """A change with the row as it is now (or as the log has it); None if the row is gone.
 
-    `old` has values before the change, of the columns that the log keeps.
+    `old` has the values before the change, of the columns that the log keeps.
     """
 
     change: Change
@@ -45,7 +45,7 @@ class RowChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableReset(Reset):
-    """A gap in the changes of one table; `is_of_capture`: how they are captured has changed."""
+    """A gap in the changes of one table; `is_of_capture` if its capture has changed."""
 
     table: QualifiedName
     is_of_capture: bool = False
@@ -56,7 +56,7 @@ Loaded = RowChange | TableReset
 
 @dataclass(slots=True)
 class RowSnapshot:
-    """Rows of one table by the text of the keys that were asked for, None for absent ones.
+    """Rows of one table by the text of the requested keys; None for a missing row.
 
     `refused` are keys that no row can have; `unreadable` says why a row cannot be read.
     """
@@ -67,10 +67,10 @@ class RowSnapshot:
 
 
 class RowLoader:
-    """Adds rows to changes. What it cannot read is a reset of the table concerned, and no more.
+    """Adds rows to changes. A row that cannot be read becomes a reset of its table alone.
 
-    What was changed once more since is shown as it is now, and again when that change comes:
-    a reader that keeps rows by these changes ends up with the table.
+    A row that changed again is shown as it is now, and once more with that later change: a reader
+    that keeps rows by these changes ends up with the table's content.
     """
 
     def __init__(self, reader: SideReader, shapes: Shapes) -> None:
@@ -83,13 +83,13 @@ class RowLoader:
         wanted: Mapping[QualifiedName, frozenset[str]],
         *,
         prefers_log: bool = True,
-        is_hearsay: bool = False,
+        is_unverified: bool = False,
     ) -> list[Loaded]:
         """Return the changes of known tables with their rows, in order.
 
-        `wanted` names the columns that are needed, by table; tables that it leaves out are not
-        read, unless policies decide which rows may be seen. `is_hearsay` is for notifications,
-        which any role can send: they are believed as far as the tables confirm them.
+        `wanted` names the needed columns by table; other tables are not read, unless policies
+        decide which rows may be seen. `is_unverified` marks notifications, which any role can send:
+        the loader reads the tables to confirm them.
         """
         told = [self._bare(it) for it in changes if it.table in self.shapes]
         unread: dict[QualifiedName, dict[str, Key]] = {}
@@ -103,15 +103,15 @@ class RowLoader:
         loaded: list[Loaded] = []
         for it in told:
             if it.change.key is None:
-                loaded.append(await self._without_key(it, is_hearsay=is_hearsay))
+                loaded.append(await self._without_key(it, is_unverified=is_unverified))
             elif it.table in found and repr(it.change.key) in unread[it.table]:
-                loaded += _with_row(it, self.shapes[it.table], found[it.table], is_hearsay)
+                loaded += _with_row(it, self.shapes[it.table], found[it.table], is_unverified)
             else:
                 loaded.append(it)
         return loaded
 
     def _bare(self, it: RowChange) -> RowChange:
-        """Leave out what the log has of a row where policies decide whether it may be seen."""
+        """Remove the logged values of a row if policies decide whether it may be seen."""
         if not self.shapes[it.table].has_row_security:
             return it
         return RowChange(replace(it.change, row=None))
@@ -124,16 +124,16 @@ class RowLoader:
         columns = wanted.get(it.table)
         return columns is not None and not (prefers_log and is_told(it, columns))
 
-    async def _without_key(self, it: RowChange, *, is_hearsay: bool) -> Loaded:
-        """Return what a change without a key is: of all rows, or of unknown ones."""
+    async def _without_key(self, it: RowChange, *, is_unverified: bool) -> Loaded:
+        """Return a change without a key as a change of all rows, or of unknown ones."""
         change = it.change
         if change.operation is not Operation.TRUNCATE:
-            if is_hearsay:
+            if is_unverified:
                 return it
             reason = NO_KEY.format(f"an {change.operation}")
             return TableReset(reason=reason, position=change.position, table=it.table)
         shape = self.shapes[it.table]
-        if (is_hearsay or shape.has_children) and await self._has_rows(shape):
+        if (is_unverified or shape.has_children) and await self._has_rows(shape):
             return TableReset(reason=REFILLED, position=change.position, table=it.table)
         return it
 
@@ -170,7 +170,7 @@ class RowLoader:
         keys: Mapping[str, Key],
         columns: Sequence[str],
     ) -> None:
-        """Read rows; where a question fails because of a value, ask for each half of the keys."""
+        """Read rows; if a query fails because of a value, read each half of the keys."""
         names = list(keys)
         if not names:
             return
@@ -198,7 +198,7 @@ def _give_up(snapshot: RowSnapshot, shape: TableShape, name: str, error: Excepti
 
 
 def is_told(it: RowChange, wanted: Iterable[str]) -> bool:
-    """Tell whether the log itself says all that is to be shown."""
+    """Tell whether the log has all values to be shown."""
     change = it.change
     if change.operation is Operation.DELETE:
         return it.old is not None
@@ -206,10 +206,10 @@ def is_told(it: RowChange, wanted: Iterable[str]) -> bool:
 
 
 def _with_row(
-    it: RowChange, shape: TableShape, found: RowSnapshot, is_hearsay: bool
+    it: RowChange, shape: TableShape, found: RowSnapshot, is_unverified: bool
 ) -> Iterator[Loaded]:
     change, name = it.change, repr(it.change.key)
-    if name in found.refused and is_hearsay:
+    if name in found.refused and is_unverified:
         logger.debug("a notification for %s has a key that no row can have", shape.full_name)
         return
     if name not in found.rows:

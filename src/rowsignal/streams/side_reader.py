@@ -1,4 +1,4 @@
-"""The connection on which streams read rows and the catalogue, shared by all of an event loop."""
+"""The side connection on which all streams of an event loop read rows and the catalogue."""
 
 import asyncio
 import logging
@@ -9,14 +9,14 @@ from weakref import WeakKeyDictionary
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from rowsignal.listener import Listener, reconnect_delays
-from rowsignal.postgres.connections import OwnConnection, beside
+from rowsignal.postgres.connections import SideConnection, beside
 from rowsignal.postgres.errors import describe, is_locked, is_outage, is_stale
 from rowsignal.postgres.json_rows import pin_settings
 
 logger = logging.getLogger("rowsignal.streams")
 
 READ_TIMEOUT = 30.0
-# A locked table delays the reads of other tables by no more than this.
+# A locked table delays the reads of other tables by at most this many seconds.
 SETTINGS = {"lock_timeout": "500ms", "idle_session_timeout": "0"}
 
 Result = TypeVar("Result")
@@ -24,13 +24,13 @@ Work = Callable[[AsyncConnection], Awaitable[Result]]
 
 
 class SideReader:
-    """Reads where positions come from: at the listener's address, which a standby is not.
+    """Reads at the listener's address, which is the primary where positions come from.
 
-    Open while at least one user is inside `async with`.
+    It stays open while at least one user is inside `async with`.
     """
 
     def __init__(self, listener: Listener) -> None:
-        self._own = OwnConnection(beside(listener.engine, listener.listen_url))
+        self._side = SideConnection(beside(listener.engine, listener.listen_url))
         self._pinned: AsyncConnection | None = None
         self._users = 0
 
@@ -49,24 +49,24 @@ class SideReader:
     async def __aexit__(self, *_: object) -> None:
         self._users -= 1
         if not self._users:
-            await self._own.close()
+            await self._side.close()
 
     async def read(self, work: Work[Result], *, timeout: float = READ_TIMEOUT) -> Result:
-        """Run `work` under settings that make values of every role look alike; raise its error."""
+        """Run `work` with settings under which every role gets the same text of values."""
 
         async def pinned(connection: AsyncConnection) -> Result:
-            is_pooled = self._own.is_pooled
+            is_pooled = self._side.is_pooled
             if is_pooled or self._pinned is not connection:
                 await pin_settings(connection, is_local=is_pooled, more=SETTINGS)
                 self._pinned = connection
             return await work(connection)
 
-        return await self._own.run(pinned, timeout=timeout)
+        return await self._side.run(pinned, timeout=timeout)
 
     async def read_patiently(self, work: Work[Result]) -> Result:
-        """Run `work`, again and again while the server is away or a table is locked.
+        """Run `work`; repeat it while the server is unavailable or a table is locked.
 
-        Raises what waiting does not mend.
+        Raises every other error.
         """
         delays, has_retried = reconnect_delays(), False
         while True:
@@ -77,7 +77,9 @@ class SideReader:
                     has_retried = True
                 elif not is_outage(error) and not is_locked(error):
                     raise
-                logger.warning("rows cannot be read just now: %s", describe(error))
+                logger.warning(
+                    "rows of streamed tables cannot be read; trying again: %s", describe(error)
+                )
             await asyncio.sleep(next(delays))
 
 

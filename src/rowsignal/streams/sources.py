@@ -1,4 +1,4 @@
-"""Where the changes of a stream come from: the log, and notifications of tables without one."""
+"""The sources of a stream: the change log, and the hints of tables without a log."""
 
 import asyncio
 from collections import deque
@@ -26,38 +26,38 @@ OVERFLOWN = "Changes are missing: they were not read in time."
 
 
 @dataclass(frozen=True, slots=True)
-class Portion:
-    """Some changes, whose rows are still to be loaded, and the position after the last of them.
+class SourceBatch:
+    """Some changes whose rows are not loaded yet, and the position after the last of them.
 
-    `is_hearsay`: they come from notifications, which any role can send. `is_complete` is false when
-    more is waiting where it was asked for.
+    `is_unverified`: the changes come from notifications, which any role can send. `is_complete` is
+    false if more changes follow before the position that was asked for.
     """
 
     items: Sequence[RowChange | Reset]
     position: str | None = None
-    is_hearsay: bool = False
+    is_unverified: bool = False
     is_complete: bool = True
 
 
 class Source(Protocol):
-    """An endless source of portions."""
+    """An endless source of batches."""
 
-    async def next(self) -> Portion:
-        """Wait for the next portion; a cancellation loses nothing."""
+    async def next(self) -> SourceBatch:
+        """Wait for the next batch; a cancellation loses nothing."""
 
     def interrupt(self) -> None:
-        """Make `next` return, if only an empty portion."""
+        """Make `next` return, perhaps with an empty batch."""
 
 
-def portion_of(item: Batch | Reset) -> Portion:
-    """Return what the log gave as a portion."""
+def batch_of(item: Batch | Reset) -> SourceBatch:
+    """Return a batch or reset of the log as a batch of this source."""
     if isinstance(item, Reset):
-        return Portion([item], item.position)
+        return SourceBatch([item], item.position)
     olds = item.before or repeat(None)
     changes = [
         RowChange(change, change.row, old) for change, old in zip(item.changes, olds, strict=False)
     ]
-    return Portion(changes, item.position)
+    return SourceBatch(changes, item.position)
 
 
 class LogSource:
@@ -66,9 +66,9 @@ class LogSource:
     def __init__(self, subscription: LogSubscription) -> None:
         self.subscription = subscription
 
-    async def next(self) -> Portion:
+    async def next(self) -> SourceBatch:
         """Wait for the next batch of the log."""
-        return portion_of(await anext(self.subscription))
+        return batch_of(await anext(self.subscription))
 
     def interrupt(self) -> None:
         """Make `next` return."""
@@ -76,11 +76,11 @@ class LogSource:
 
 
 class HintSource:
-    """Changes of tables without a log, as their notifications arrive.
+    """Hints of tables without a log, in the order in which they arrive.
 
-    A gap (a lost connection, more than can be kept) is told when it begins, since silence would
-    look like peace, and again when it is over: what arrives from then on misses nothing. Before
-    the stream has begun there is no gap, for no reader relies on it yet.
+    A gap (a lost connection, too many hints) is reported when it begins, since a reader cannot tell
+    it from a quiet table, and again when it ends: from then on no hint is lost. There is no gap
+    before the stream has begun.
     """
 
     def __init__(self, dispatcher: Dispatcher, tables: Sequence[Capture], limit: int) -> None:
@@ -94,7 +94,7 @@ class HintSource:
         self._has_begun = False
 
     async def __aenter__(self) -> Self:
-        """Begin when no hint will be missing; where that takes long, before, and say so."""
+        """Start when no hint is lost any more; if that takes too long, start with a reset."""
         self._dispatcher.follow(self._names, self)
         try:
             with suppress(TimeoutError):
@@ -112,32 +112,32 @@ class HintSource:
     async def __aexit__(self, *_: object) -> None:
         self._dispatcher.unfollow(self._names, self)
 
-    async def next(self) -> Portion:
+    async def next(self) -> SourceBatch:
         """Wait for hints."""
         await self._arrived.wait()
         self._arrived.clear()
         items = tuple(self._items)
         self._items.clear()
-        return Portion(items, is_hearsay=True)
+        return SourceBatch(items, is_unverified=True)
 
     def interrupt(self) -> None:
         """Make `next` return."""
         self._arrived.set()
 
     def hinted(self, hint: Hint) -> None:
-        """Take one hint."""
+        """Handle one hint."""
         capture = self._by_token.get(hint.token)
         if capture is not None:
             self._push(RowChange(_change(capture, hint)))
 
     def interrupted(self, reason: str) -> None:
-        """Tell that hints may have been lost."""
+        """Report a gap: hints may be lost."""
         self._armed.clear()
         if self._has_begun:
             self._push(Reset(reason=LOST.format(reason)))
 
     def armed(self) -> None:
-        """Tell that hints come again, once they do for all tables."""
+        """Report the end of the gap, once all tables are armed."""
         if self._armed.is_set() or not self._dispatcher.are_armed(self._names):
             return
         self._armed.set()
@@ -153,7 +153,7 @@ class HintSource:
 
 
 def _change(capture: Capture, hint: Hint) -> Change:
-    """Return the change that a hint tells of; one without a usable key may be of any rows."""
+    """Return a hint as a change; without a usable key it may concern any row."""
     key, operation = None, hint.operation
     if hint.key is not None and len(hint.key) == len(capture.key_columns):
         key = dict(zip(capture.key_columns, hint.key, strict=True))

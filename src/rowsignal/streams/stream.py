@@ -1,4 +1,4 @@
-"""Streams: the changes of tables as they are committed, from now or from a position on."""
+"""Streams of committed changes of tables, from now or from a position."""
 
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -15,7 +15,7 @@ from rowsignal.listener import Listener
 from rowsignal.postgres.json_rows import all_rows, one_view, pin_settings
 from rowsignal.streams.feed import ChangeFeed
 from rowsignal.streams.loader import Loaded, RowChange
-from rowsignal.streams.sources import Portion
+from rowsignal.streams.sources import SourceBatch
 from rowsignal.streams.tables import Columns, WatchedTables, WatchRequest
 from rowsignal.streams.visibility import VisibleKeys
 
@@ -45,8 +45,8 @@ def watch(
 
     Logged tables (`install_triggers(..., log=True)`) are exact: every committed change once, those
     of a row in order. `after`, the `position` of a change or of the stream, resumes after it, as
-    long as the log is kept. Tables without a log are live only: what happened while nobody
-    listened is not told, a `Reset` says so, and there are no positions.
+    long as the log is kept. Tables without a log are live only: changes while no
+    process listens are lost, a `Reset` reports that, and there are no positions.
 
     `snapshot` yields the current rows first, as inserts, then every change since, without gap;
     `rows` (and `snapshot`) fills `Change.row` with the row as it is now: a row that is gone by then
@@ -94,11 +94,11 @@ class ChangeStream:
         self._tables: WatchedTables | None = None
         self._feed: ChangeFeed | None = None
         self._snapshot: AsyncIterator[list[Change]] | None = None
-        self._pending: Portion | None = None
+        self._pending: SourceBatch | None = None
         self._visible = VisibleKeys(is_known=after is None)
 
     async def __aenter__(self) -> Self:
-        """Find the tables and begin; what keeps that from happening is raised."""
+        """Find the tables and start."""
         tables = self._tables = await self._request.find_tables(self._engine)
         begin = self._begin_snapshot if self._has_snapshot else None
         feed = ChangeFeed(self._engine, tables.names, after=self._after, begin=begin)
@@ -147,7 +147,7 @@ class ChangeStream:
                 self._ready.append((Reset(reason=state.fault), None))
 
     async def _prepare(self, feed: ChangeFeed, tables: WatchedTables) -> None:
-        """Make ready what comes next; a cancellation on the way loses nothing."""
+        """Load the next items; a cancellation loses nothing."""
         if self._snapshot is not None:
             page = await anext(self._snapshot, None)
             if page is not None:
@@ -157,22 +157,22 @@ class ChangeStream:
             await self._reading.aclose()
         if self._pending is None:
             self._pending = await feed.next()
-        portion = self._pending
+        batch = self._pending
         wanted = tables.columns if self._has_rows else {}
-        loaded = await feed.load(portion, wanted, prefers_log=not self._has_rows)
+        loaded = await feed.load(batch, wanted, prefers_log=not self._has_rows)
         self._pending = None
         for it in loaded:
             item = self._shown(feed, it)
             if item is not None and (isinstance(item, Reset) or tables.wants(item)):
                 self._ready.append((item, item.position))
-        self._ready.append((None, portion.position))
+        self._ready.append((None, batch.position))
 
     def _shown(self, feed: ChangeFeed, it: Loaded | Reset) -> Item | None:
-        """Return what is yielded of a change, whose row never is at odds with it.
+        """Return the change to yield, which agrees with its row.
 
-        A row that is gone is deleted, whatever was logged of it, and one that is there is not. So
-        a reader that keeps rows by these changes ends up with the table, in whichever order
-        triggers within one statement have logged.
+        A missing row is a delete, whatever was logged, and an existing row is none. So a reader
+        that keeps rows by these changes ends up with the table's content, in whatever order the
+        triggers of one statement logged them.
         """
         if isinstance(it, Reset):
             return it
@@ -220,7 +220,7 @@ class ChangeStream:
 
 
 def _as_found(it: RowChange, *, has_row: bool) -> Change:
-    """Return a change as the table has its row now."""
+    """Return a change that agrees with the present row."""
     change, row = it.change, it.row if has_row else None
     if it.row is None:
         return replace(change, operation=Operation.DELETE, changed=None, row=None)

@@ -1,4 +1,4 @@
-"""What a stream is about: its tables, how each is captured, and which of their changes count."""
+"""The tables of a stream: how each is captured, and which of its changes are wanted."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,9 +20,9 @@ Columns = Sequence[InstrumentedAttribute[Any] | str]
 
 @dataclass(frozen=True, slots=True)
 class WatchedTables:
-    """Tables under the names that their changes carry, and which of the changes count.
+    """Tables by the names that their changes carry, and the filters of their changes.
 
-    `logged` are those with a change log.
+    `logged` are the tables with a change log.
     """
 
     names: tuple[QualifiedName, ...]
@@ -31,13 +31,13 @@ class WatchedTables:
     columns: dict[QualifiedName, frozenset[str]]
 
     def wants(self, change: Change) -> bool:
-        """Tell whether a change counts."""
+        """Tell whether a change is wanted."""
         return self.filter.matches(change)
 
 
 @dataclass(frozen=True, slots=True)
 class WatchRequest:
-    """What `watch` was asked for: models, and the filters that the database has a say in."""
+    """The arguments of `watch`: models, and filters that need the database to be checked."""
 
     models: Sequence[type[Any]]
     filter: ChangeFilter
@@ -45,7 +45,7 @@ class WatchRequest:
     pk: object
 
     async def find_tables(self, engine: AsyncEngine) -> WatchedTables:
-        """Ask the catalogue about the tables of models; raise for what cannot be watched."""
+        """Find the tables of models in the catalogue; raise if one cannot be watched."""
         if not self.models:
             raise ValueError("watch() needs at least one model: whose changes are wanted?")
         shapes = [Target.of(engine, model).shape for model in self.models]
@@ -83,7 +83,7 @@ def _check(capture: Capture) -> None:
 
 
 def _column_names(shapes: Sequence[RowShape], columns: Columns | None) -> frozenset[str] | None:
-    """Return the database's names of columns that any of the models must have."""
+    """Return the database's names of columns; one of the models must have each."""
     if columns is None:
         return None
     if isinstance(columns, str) or not columns:
@@ -109,7 +109,7 @@ def _primary_keys(shapes: Sequence[RowShape], pk: object) -> list[PrimaryKey] | 
 async def _key_images(
     connection: AsyncConnection, tables: Collection[Table], keys: Sequence[PrimaryKey] | None
 ) -> tuple[Mapping[str, Any], ...] | None:
-    """Return keys as changes carry them: only the server knows how it writes a value."""
+    """Return keys as changes carry them, written by the server."""
     if keys is None:
         return None
     images = []

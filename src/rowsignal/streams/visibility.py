@@ -1,4 +1,4 @@
-"""Row-level security: which rows a reader has been shown, and so may be told to be gone."""
+"""Row-level security: the rows that a reader was shown, and may therefore see deleted."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,10 +15,10 @@ UNKNOWN = (
 
 
 class VisibleKeys:
-    """The keys that one reader has been shown, by table; bounded.
+    """The keys that one reader was shown, by table; their number is limited.
 
-    Beyond the bound, and for a reader that resumes, they are not known: then a row that is absent
-    may be one that was never to be seen.
+    Beyond the limit, and for a reader that resumes, they are unknown: a missing row may then be one
+    that the reader was never allowed to see.
     """
 
     def __init__(self, *, is_known: bool, limit: int = MAX_KEYS) -> None:
@@ -27,7 +27,7 @@ class VisibleKeys:
         self._keys: dict[QualifiedName, set[str] | None] = {}
 
     def add(self, table: QualifiedName, keys: Iterable[Mapping[str, Any]]) -> None:
-        """Note rows that are shown."""
+        """Store the keys of rows that are shown."""
         known = self._of(table)
         if known is not None:
             known.update(map(repr, keys))
@@ -35,9 +35,9 @@ class VisibleKeys:
                 self._keys[table] = None
 
     def unknown(self, it: RowChange) -> Reset | None:
-        """Return the reset to tell where it is not known whether an absent row was seen.
+        """Return a reset if it is unknown whether a missing row was shown; else None.
 
-        From then on it is known: nothing was.
+        From then on the keys are known: there are none.
         """
         if it.row is not None or it.change.key is None or self._of(it.table) is not None:
             return None
@@ -45,7 +45,7 @@ class VisibleKeys:
         return Reset(reason=UNKNOWN.format(".".join(it.table)), position=it.change.position)
 
     def is_told(self, it: RowChange) -> bool:
-        """Tell whether a change concerns a row that is seen or was."""
+        """Tell whether a change concerns a row that the reader sees or was shown."""
         known = self._of(it.table)
         if it.change.key is None:
             was_seen = known is None or bool(known)

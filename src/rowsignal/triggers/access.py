@@ -1,4 +1,4 @@
-"""What roles may do in a database: grant, revoke, and compare with what they need."""
+"""Rights of roles: grant, revoke, and the comparison with the rights that are needed."""
 
 from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ REFUSALS = {"42501", "42704", "42P01", "3F000"}  # no right to, no such role, ta
 
 @dataclass(frozen=True, slots=True)
 class MissingRight:
-    """A right that a role lacks; `need` is the purpose that wants it, `fix` the statement."""
+    """A right that a role lacks; `need` is the purpose, `fix` the statement that grants it."""
 
     need: Need
     right: str
@@ -96,9 +96,9 @@ def revoke(bind: AsyncBind, role: str, *, tables: Any = ...) -> Awaitable[None]:
 @overload
 def revoke(bind: SyncBind, role: str, *, tables: Any = ...) -> None: ...
 def revoke(bind: AsyncBind | SyncBind, role: str, *, tables: Any = ()) -> Awaitable[None] | None:
-    """Take back what `grant` gave to a role: its rights on the log, and SELECT on `tables`.
+    """Revoke the rights that `grant` gave to a role: on the log, and SELECT on `tables`.
 
-    What every role may do (write to captured tables, wait for rows that it may read) stays.
+    The rights of every role (to write to captured tables, to wait for readable rows) stay.
     """
     targets = targets_of(tables)
 
@@ -114,9 +114,9 @@ def revoke(bind: AsyncBind | SyncBind, role: str, *, tables: Any = ()) -> Awaita
 
 
 def missing_rights(connection: Connection, role: str, tables: Sequence[int]) -> list[MissingRight]:
-    """Return what a role lacks to serve tables (oids), in the order in which it is needed.
+    """Return the rights that a role lacks to serve tables (oids), in the order of need.
 
-    Raises `GrantError` when there is no such role.
+    Raises `GrantError` if there is no such role.
     """
     if connection.execute(text(query("role")), {"role": role}).one_or_none() is None:
         raise GrantError(f"There is no role {role!r}: CREATE ROLE {quote(role)} LOGIN makes it.")
@@ -126,7 +126,7 @@ def missing_rights(connection: Connection, role: str, tables: Sequence[int]) -> 
 
 
 def _check(connection: Connection, role: str, need: Need, targets: Sequence[Target]) -> None:
-    """Raise for a right that was not given: GRANT only warns without the right to grant."""
+    """Raise if a right was not given: GRANT only warns if the role may not grant."""
     facts = read_facts(connection, [target.name for target in targets])
     oids = [table.oid for table in facts if table.oid is not None]
     wanted = NEEDS[: NEEDS.index(need) + 1]
@@ -154,7 +154,7 @@ def _table_rights(verb: str, targets: Sequence[Target], role: str) -> list[str]:
 
 @contextmanager
 def _explained(connection: SyncConnection) -> Iterator[None]:
-    """Turn the server's refusals into `GrantError`; a caller's transaction can go on."""
+    """Turn refusals of the server into `GrantError`; the caller's transaction can go on."""
     if not isinstance(connection, Connection):
         yield
         return

@@ -1,4 +1,4 @@
-"""What the catalogue says about the triggers of tables, read in one query."""
+"""The triggers of tables in PostgreSQL's catalogue, read in one query."""
 
 import json
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class Trigger:
 
     @property
     def is_whole(self) -> bool:
-        """Tell whether it has the arguments that the installer gives; one made by hand may not."""
+        """Tell whether it has the installer's arguments; a trigger created by hand may not."""
         if len(self.arguments) < 4 or not self.arguments[1].isdecimal():
             return False
         try:
@@ -54,13 +54,13 @@ class Trigger:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Return what the table was declared with."""
+        """Return the settings that the installer stored in the trigger."""
         settings: dict[str, Any] = json.loads(self.arguments[2])
         return settings
 
     @property
     def key_columns(self) -> tuple[str, ...]:
-        """Return the columns that the trigger takes for the primary key."""
+        """Return the columns that the trigger uses as the primary key."""
         return self.arguments[3:]
 
     @property
@@ -82,13 +82,13 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class TableFacts:
-    """A table with all that belongs to it; `oid` is None when there is no such table."""
+    """A table with its partitions and children; `oid` is None if there is no such table."""
 
     schema: str | None
     name: str
     oid: int | None
     kind: str | None
-    is_stray: bool
+    is_orphan: bool
     key_columns: tuple[str, ...]
     has_plain_key: bool
     has_row_security: bool
@@ -97,21 +97,21 @@ class TableFacts:
 
     @property
     def triggers(self) -> tuple[Trigger, ...]:
-        """Return our triggers on the table and everything beneath it."""
+        """Return our triggers on the table, its partitions and children."""
         return tuple(trigger for member in self.members for trigger in member.triggers)
 
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """How changes of a table make themselves known.
+    """How changes of a table are captured.
 
     `kind` is "hint", "log" or None; `is_complete` tells whether no trigger is missing or disabled
     on the table and all that belongs to it, `is_notifying` whether they notify, too. `channels` are
     the (token, bucket) pairs of the hints of the table and of its inheritance children, `relations`
     the oids of everything that a writer may lock to write its rows. `key_columns` is the key that
     hints carry, in order; `has_plain_key` tells whether readers can write it as triggers do;
-    `columns` names the columns whose changes are told, None for all. `has_row_security` tells that
-    row-level security is enabled on the table.
+    `columns` names the columns whose changes are captured, None for all. `has_row_security` tells
+    that row-level security is enabled on the table.
     """
 
     schema: str | None
@@ -129,7 +129,7 @@ class Capture:
 
     @classmethod
     def of(cls, facts: TableFacts) -> "Capture":
-        """Judge whether changes of all rows will be told."""
+        """Tell how a table is captured, from its triggers."""
         ours = [trigger for trigger in facts.triggers if trigger.is_whole]
         rows = [trigger for trigger in ours if trigger.is_row_level]
         kinds = {trigger.kind for trigger in ours}
@@ -178,13 +178,13 @@ def _counted(facts: TableFacts, settings: dict[str, Any]) -> tuple[str, ...] | N
 
 
 def read_facts(
-    connection: Connection, names: Sequence[TableName], *, with_strays: bool = False
+    connection: Connection, names: Sequence[TableName], *, with_orphans: bool = False
 ) -> list[TableFacts]:
-    """Return the facts of tables in their order, then of tables that carry our triggers unasked.
+    """Return the facts of tables in their order, then of other tables with our triggers.
 
-    A name without schema is looked up as a statement of this connection would.
+    A name without schema is resolved by the `search_path` of this connection.
     """
-    asked = json.dumps({"tables": names, "with_strays": with_strays})
+    asked = json.dumps({"tables": names, "with_strays": with_orphans})
     rows = connection.execute(text(query("captures")), {"asked": asked})
     return [_facts(row) for row in rows.mappings()]
 
@@ -196,7 +196,7 @@ def _facts(row: Any) -> TableFacts:
         name=row["name"],
         oid=row["oid"],
         kind=row["kind"],
-        is_stray=row["is_stray"],
+        is_orphan=row["is_stray"],
         key_columns=tuple(row["key_columns"]),
         has_plain_key=row["has_plain_key"],
         has_row_security=bool(row["has_row_security"]),
@@ -208,7 +208,7 @@ def _facts(row: Any) -> TableFacts:
 
 
 async def captures(connection: AsyncConnection, tables: Sequence[TableName]) -> list[Capture]:
-    """Return how changes of each table make themselves known, in one query.
+    """Return how changes of each table are captured, in one query.
 
     Works without the schema `rowsignal` and for tables that do not exist.
     """

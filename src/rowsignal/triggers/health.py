@@ -1,4 +1,4 @@
-"""Whether the triggers of a table are what they should be."""
+"""The health of a table's triggers, compared with their declaration."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ MADE = ("capture_log_insert_v2_", "capture_log_update_v2_", "capture_log_delete_
 
 
 class TriggerState(StrEnum):
-    """What is to be said about the triggers of a table, the worst first."""
+    """The state of the triggers of a table, the worst first."""
 
     MISSING = "missing"
     DISABLED = "disabled"
@@ -39,10 +39,10 @@ class TriggerState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TableStatus:
-    """The state of one table's triggers; `problem` is a sentence, None when there is none.
+    """The state of one table's triggers; `problem` is a sentence, or None.
 
-    `kind` is "hint", "log" or None: what the table carries now. `warning` is a sentence about the
-    table that is no fault of its triggers, such as row-level security.
+    `kind` is "hint", "log" or None: the triggers that the table has now. `warning` is a sentence
+    about the table itself, such as on row-level security.
     """
 
     schema: str | None
@@ -60,9 +60,9 @@ def judge(
     is_orphan: bool,
     schema_problems: Sequence[str] = (),
 ) -> TableStatus:
-    """Compare what is there with what was declared, or with itself when nothing was.
+    """Compare a table's triggers with its declaration, or with their own settings without one.
 
-    `schema_problems` say what was changed in schema `rowsignal`, which all triggers depend on.
+    `schema_problems` are changes of schema `rowsignal`, on which all triggers depend.
     """
     kinds = sorted({trigger.kind for trigger in facts.triggers})
     found = chain(
@@ -76,7 +76,7 @@ def judge(
 
 
 def warning_of(facts: TableFacts) -> str | None:
-    """Return what the owner of a table should know that is no fault of its triggers."""
+    """Return a warning about the table itself, for its owner."""
     if not facts.has_row_security:
         return None
     return (
@@ -144,7 +144,7 @@ def _altered(trigger: Trigger, member: Member) -> Iterator[str]:
 
 
 def has_altered_function(trigger: Trigger) -> bool:
-    """Tell whether a function that was generated for a table is no longer as it was made."""
+    """Tell whether a function that was generated for a table was altered."""
     if not trigger.function.startswith(MADE):
         return False
     has_its_text = trigger.digest.startswith(trigger.function.rpartition("_")[2])

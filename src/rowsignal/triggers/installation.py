@@ -54,18 +54,18 @@ def install_triggers(
 def install_triggers(
     bind: AsyncBind | SyncBind, what: Any, *, lock_timeout: float = 3.0, **settings: Any
 ) -> list[TableAction] | Awaitable[list[TableAction]]:
-    """Give tables the triggers that tell of their changes; return what was done to each.
+    """Install the triggers that capture changes of tables; return what was done to each.
 
     `bind` is an engine, which gets a transaction of its own, or a connection or session, in whose
     transaction it happens; with an async one the call is to be awaited. `what` is a declarative
     base, a metadata, models, tables or names such as "sales.orders". The settings are those of
     `TriggerSettings`; they win over those declared with `watched`.
 
-    The schema `rowsignal` is made or brought up to date first. Tables whose triggers are as they
-    should be are not touched, so it may be called at every start, by many processes at once.
+    The schema `rowsignal` is created or upgraded first. Tables whose triggers are up to date are
+    not touched, so this may be called at every start, by many processes at once.
     `CREATE TRIGGER` locks a table against writes until the transaction's end (PostgreSQL manual,
-    13.3): a table that is not free within `lock_timeout` seconds is a `LockTimeoutError`, so that
-    a busy table's users do not queue behind this. `TriggerInstallError` says why a table cannot
+    13.3): a table that is not free within `lock_timeout` seconds raises `LockTimeoutError`, so that
+    sessions on a busy table do not queue behind it. `TriggerInstallError` says why a table cannot
     carry triggers: it is a view, a partition, a foreign table, or has no primary key.
     """
     targets = targets_of(what, **settings)
@@ -90,7 +90,7 @@ def uninstall_triggers(
 def uninstall_triggers(
     bind: AsyncBind | SyncBind, what: Any, *, lock_timeout: float = 3.0
 ) -> list[TableAction] | Awaitable[list[TableAction]]:
-    """Take the triggers from tables; return what was done to each.
+    """Drop the triggers of tables; return what was done to each.
 
     Arguments and errors are those of `install_triggers`; `what=None` stands for every table that
     carries triggers. The schema `rowsignal` and its log stay.
@@ -106,7 +106,7 @@ def uninstall_triggers(
                 with turn(connection, lock_timeout):
                     schema.take_lock(connection)
             names = [target.name for target in _translated(connection, targets)]
-            tables = read_facts(connection, names, with_strays=what is None)
+            tables = read_facts(connection, names, with_orphans=what is None)
             return [_uninstall(connection, facts) for facts in tables]
 
     return run_on(bind, work)
@@ -136,14 +136,14 @@ def trigger_status(
             raise TypeError("The status of triggers cannot be asked offline.")
         wanted = _translated(connection, targets)
         names = [target.name for target in wanted]
-        tables = read_facts(connection, names, with_strays=is_whole)
+        tables = read_facts(connection, names, with_orphans=is_whole)
         settings_of = [target.settings for target in wanted] + [None] * (len(tables) - len(wanted))
         problems = schema.problems(connection)
         return [
             judge(
                 facts,
                 settings,
-                is_orphan=facts.is_stray and what is not None,
+                is_orphan=facts.is_orphan and what is not None,
                 schema_problems=problems,
             )
             for facts, settings in zip(tables, settings_of, strict=True)
@@ -171,7 +171,7 @@ def install_on_create(metadata: MetaData, **settings: Any) -> None:
 
 
 def _judged(what: Any, settings: dict[str, Any]) -> list[Target]:
-    """Return the tables to judge: a name alone declares nothing that could be missed."""
+    """Return the tables to check; a name alone declares no settings."""
     if isinstance(what, list | tuple):
         return [target for item in what for target in _judged(item, settings)]
     found = targets_of(what, **settings)
@@ -242,7 +242,7 @@ def _translated(connection: Connection, targets: Sequence[Target]) -> list[Targe
 
 @contextmanager
 def guarded(connection: Connection, lock_timeout: float) -> Iterator[None]:
-    """Bound the block's locks; errors say what to do, and leave the caller's transaction usable."""
+    """Limit the block's waits for locks; errors leave the caller's transaction usable."""
     check_lock_timeout(lock_timeout)
     before = connection.scalar(text("SELECT current_setting('lock_timeout')"))
     try:
@@ -255,7 +255,7 @@ def guarded(connection: Connection, lock_timeout: float) -> Iterator[None]:
 
 
 def check_lock_timeout(lock_timeout: float) -> None:
-    """Raise `ValueError` unless it is a number of seconds above 0; 0 is forever to PostgreSQL."""
+    """Raise `ValueError` unless it is a number above 0; PostgreSQL takes 0 as no limit."""
     if isinstance(lock_timeout, bool) or not 0 < lock_timeout <= MAX_LOCK_TIMEOUT:
         raise ValueError(
             f"lock_timeout={lock_timeout!r}: give seconds above 0, at most {MAX_LOCK_TIMEOUT:.0f};"
@@ -269,16 +269,16 @@ def _set_lock_timeout(connection: Connection, seconds: float) -> None:
 
 @contextmanager
 def turn(connection: Connection, lock_timeout: float) -> Iterator[None]:
-    """Wait for other installations in the block: no writer waits for that, so patiently."""
-    patience = max(lock_timeout, TURN_TIMEOUT)
-    _set_lock_timeout(connection, patience)
+    """Wait for other installations before the block; no writer waits meanwhile."""
+    timeout = max(lock_timeout, TURN_TIMEOUT)
+    _set_lock_timeout(connection, timeout)
     try:
         with connection.begin_nested():
             yield
     except DBAPIError as error:
         if sqlstate(error) in BUSY:
             raise LockTimeoutError(
-                f"Another installation had not ended within {patience:g} s ({message(error)}):"
+                f"Another installation had not ended within {timeout:g} s ({message(error)}):"
                 " nothing was changed; try again when it is over."
             ) from error
         raise

@@ -1,4 +1,4 @@
-"""What tables are declared with: which triggers, for which columns."""
+"""Trigger settings: which triggers a table gets, for which columns."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,11 +19,11 @@ INFO = "rowsignal"  # in MetaData.info: Alembic would write Table.info into ever
 class TriggerSettings:
     """How the changes of a table are captured.
 
-    `log` writes them to the change log, else they are hinted. `columns` are those whose change
-    counts (None: all), `exclude` those whose change does not. `row_values` logs whole rows, without
-    the excluded columns; `filter_columns` logs the values, old and new, of columns that readers
-    filter by. `always` sends hints whether or not a listener has asked for them. `notify=False` is
-    for logged tables written in two-phase commits, which NOTIFY forbids: readers poll.
+    `log` writes them to the change log; without it they are sent as hints. Only changes of
+    `columns` (None: all) are captured, changes of `exclude` are not. `row_values` logs whole rows,
+    without the excluded columns; `filter_columns` logs old and new values of the columns that
+    readers filter by. `always` sends hints even if no listener is armed. `notify=False` is for
+    logged tables written in two-phase commits, which NOTIFY forbids: readers poll.
     """
 
     log: bool = False
@@ -35,7 +35,7 @@ class TriggerSettings:
     notify: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse what would have no effect."""
+        """Refuse settings without effect."""
         if self.columns is not None and self.exclude is not None:
             raise ValueError("columns and exclude contradict each other: give one of them.")
         if self.columns is not None and not self.columns:
@@ -56,7 +56,7 @@ class TriggerSettings:
             raise ValueError("always=True is for hints: a logged table keeps every change anyway.")
 
     def to_json(self) -> str:
-        """Return the settings as the triggers carry them; what is not given is left out."""
+        """Return the settings as triggers store them, without defaults."""
         given: dict[str, object] = {"log": True} if self.log else {}
         for key, names in (
             ("columns", self.columns),
@@ -72,7 +72,7 @@ class TriggerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """Settings of a model, its columns still as they were written."""
+    """The declared settings of a model, with columns as they were written."""
 
     model: type
     settings: Mapping[str, Any]
@@ -80,7 +80,7 @@ class Declaration:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A table to carry triggers; `settings` is None when whatever it carries is right."""
+    """A table to install triggers on; with `settings` None its present triggers are right."""
 
     name: TableName
     settings: TriggerSettings | None = None
@@ -113,7 +113,7 @@ def watched(**settings: Any) -> Callable[[Model], Model]:
 
 
 def table_of(what: Any) -> Table:
-    """Return the table of a model; `TypeError` for what has none."""
+    """Return the table of a model; raise `TypeError` if it has none."""
     table = what if isinstance(what, Table) else getattr(what, "__table__", None)
     if not isinstance(table, Table):
         raise TypeError(f"{what!r} is not a table: pass a declarative base, models or tables.")
@@ -121,7 +121,7 @@ def table_of(what: Any) -> Table:
 
 
 def targets_of(what: Any, **settings: Any) -> list[Target]:
-    """Return the tables meant by a base, a metadata, a model, a table, a name or several of them.
+    """Return the tables of a base, a metadata, a model, a table, a name or several of them.
 
     Of a base or metadata these are the models declared with `watched`, or all tables when there is
     no such declaration. `settings` given here win over declared ones.

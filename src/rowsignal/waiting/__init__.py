@@ -1,4 +1,4 @@
-"""Wait until a change of rows is committed."""
+"""Waits for committed changes of rows."""
 
 from rowsignal.waiting.waits import (
     wait_for_any_row_change,

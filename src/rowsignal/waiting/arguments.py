@@ -1,4 +1,4 @@
-"""What callers pass to a wait, checked."""
+"""Checks of the arguments of waits."""
 
 import asyncio
 import math
@@ -12,7 +12,7 @@ SHORTEST_INTERVAL = 0.01
 
 
 def deadline_of(timeout: float | None) -> float | None:
-    """Return the event loop's time at which a wait is over; None for never."""
+    """Return the event loop's time at which a wait times out; None for never."""
     if timeout is None:
         return None
     _demand_seconds("timeout", timeout, "or None to wait for ever")
@@ -22,7 +22,7 @@ def deadline_of(timeout: float | None) -> float | None:
 
 
 def checked_interval(interval: float) -> float:
-    """Return the seconds between two reads."""
+    """Return the polling interval in seconds; raise `ValueError` for a bad one."""
     _demand_seconds("interval", interval, "between two reads")
     if not 0 <= interval < math.inf:
         raise ValueError(f"interval={interval!r}: pass the seconds between two reads.")

@@ -1,4 +1,4 @@
-"""What callers get: the session's object, or a detached one, that shows what ended the wait."""
+"""The result of a wait: the session's object, or a detached one, with the values that ended it."""
 
 import asyncio
 from typing import Any
@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from rowsignal.dispatcher import (
     UNREAD,
     Dispatcher,
-    Found,
+    RowState,
     Satisfies,
     Subscription,
     build_instance,
@@ -22,13 +22,13 @@ from rowsignal.mapping import PrimaryKey, RowShape, held_instance
 from rowsignal.waiting.arguments import shown
 from rowsignal.waiting.sessions import SessionView, keep_outside_values
 
-GRACE = 2.0  # seconds to load what has been found, though the time is over
+GRACE = 2.0  # seconds to load the result after the timeout
 
 
 async def attached(
-    session: AsyncSession, view: SessionView, subscription: Subscription, found: Found
+    session: AsyncSession, view: SessionView, subscription: Subscription, found: RowState
 ) -> Any:
-    """Return the session's object for the row, showing at least what was found."""
+    """Return the session's object for the row, with at least the values that were read."""
     shape = view.target.shape
     instance = await _refreshed(session, shape, subscription, found)
     if view.is_snapshot:
@@ -39,10 +39,10 @@ async def attached(
 
 
 async def _refreshed(
-    session: AsyncSession, shape: RowShape, subscription: Subscription, found: Found
+    session: AsyncSession, shape: RowShape, subscription: Subscription, found: RowState
 ) -> Any:
     if subscription.row_id is not subscription.primary_key:
-        return build_instance(shape, found)  # no session can hold a key that cannot be hashed
+        return build_instance(shape, found)  # a session cannot hold a key that is not hashable
     instance = held_instance(session, shape.mapper, subscription.primary_key)
     if instance is None:
         instance = await _loaded(session, shape, subscription.primary_key)
@@ -71,12 +71,12 @@ async def _loaded(session: AsyncSession, shape: RowShape, key: PrimaryKey) -> An
 
 
 async def detached(
-    dispatcher: Dispatcher, subscription: Subscription, found: Found, deadline: float | None
+    dispatcher: Dispatcher, subscription: Subscription, found: RowState, deadline: float | None
 ) -> Any:
-    """Return an object of its own, all columns loaded, made beside the pool.
+    """Return a detached object with all columns loaded, without a connection of the pool.
 
-    What the read has found is all there is of plain models. Others are loaded, many at once; where
-    PostgreSQL does not answer any more before the deadline, the columns that were found serve.
+    For plain models the values of the read are enough. Other objects are loaded, many in one query;
+    if PostgreSQL does not answer before the deadline, the object has the columns that were read.
     """
     shape = subscription.watch.shape
     is_hashable = subscription.row_id is subscription.primary_key
@@ -102,13 +102,13 @@ def _unread(value: Any) -> Any:
     return UNREAD if value is UNREAD else None
 
 
-def _values(shape: RowShape, found: Found) -> dict[str, Any]:
+def _values(shape: RowShape, found: RowState) -> dict[str, Any]:
     pairs = zip(shape.columns, found.values, strict=True)
     return {name: value for name, value in pairs if value is not UNREAD}
 
 
 def _shows_it(subscription: Subscription, instance: Any) -> bool:
-    """Tell whether an object loaded after the read still shows what ended the wait."""
+    """Tell whether an object loaded after the read still meets the condition of the wait."""
     condition = subscription.condition
     if condition.is_comparing:
         return subscription.differs(loaded_values(instance, subscription.watch.shape))
@@ -121,6 +121,6 @@ def _shows_it(subscription: Subscription, instance: Any) -> bool:
 
 
 def _has_more_than_columns(instance: object, shape: RowShape) -> bool:
-    """Tell whether relationships or a subclass's columns are loaded: a query refreshes these."""
+    """Tell whether relationships or a subclass's columns are loaded: a query refreshes them."""
     state = inspect(instance, raiseerr=True)
     return not (state.dict.keys() & state.mapper.attrs.keys()) <= shape.columns.keys()

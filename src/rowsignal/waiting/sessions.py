@@ -1,4 +1,4 @@
-"""What the caller's session sees, holds and has written, beside what is committed."""
+"""The caller's session: its isolation, its objects and its uncommitted changes."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -24,7 +24,7 @@ from rowsignal.mapping import (
 from rowsignal.postgres.statements import query
 from rowsignal.waiting.arguments import shown
 
-XIDS = 2**32  # a row names its writer by the lower half of the transaction id
+XIDS = 2**32  # xmin of a row has the lower 32 bits of the transaction id
 
 Identity = tuple[RowShape, Any]
 
@@ -36,7 +36,7 @@ _outside_values: WeakKeyDictionary[SessionTransaction, dict[Identity, Mapping[st
 
 @dataclass(frozen=True, slots=True)
 class SessionView:
-    """How a session's open transaction sees tables: which, at what isolation, what it wrote."""
+    """How a session's open transaction sees tables: names, isolation level, own changes."""
 
     target: Target
     is_snapshot: bool = False
@@ -45,7 +45,7 @@ class SessionView:
 
 @asynccontextmanager
 async def asked(target: Target) -> AsyncIterator[None]:
-    """Leave the session in no transaction, if it was in none before it was asked."""
+    """End the transaction that the block began, if the session was in none before."""
     session = target.session
     was_open = session is None or session.in_transaction()
     try:
@@ -56,9 +56,9 @@ async def asked(target: Target) -> AsyncIterator[None]:
 
 
 async def view_of(target: Target, dispatcher: Dispatcher) -> SessionView:
-    """Return the view of the caller's session, the target's names resolved as it resolves them.
+    """Return the view of the caller's session, with names resolved by its `search_path`.
 
-    Asks on the session's own connection, if its transaction has one. `ValueError` for temporary
+    Uses the session's own connection, if its transaction has one. Raises `ValueError` for temporary
     tables, which no other connection can read.
     """
     session = target.session
@@ -83,7 +83,7 @@ def _has_hooks(session: Session, engine: AsyncEngine) -> bool:
 
 
 def _end_transaction(session: Session) -> None:
-    """End a transaction that only asked; a rollback would expire the session's objects."""
+    """Commit a transaction that only read; a rollback would expire the session's objects."""
     transaction = session.get_transaction()
     if transaction is not None:
         transaction.close()
@@ -140,12 +140,12 @@ async def _schemas_of_reads(dispatcher: Dispatcher) -> list[str]:
         result = await connection.exec_driver_sql("select pg_catalog.current_schemas(true)::text[]")
         return list(result.scalar_one())
 
-    reads, timeout = dispatcher.listener.reads, dispatcher.pace.answer
+    reads, timeout = dispatcher.listener.reads, dispatcher.pace.query_timeout
     return await reads.run(work, lane="catalogue", timeout=timeout)
 
 
 def refuse_unfinished(session: AsyncSession, shape: RowShape, key: PrimaryKey) -> None:
-    """Raise `PendingChangesError` where the session itself has changed the row, or will."""
+    """Raise `PendingChangesError` if the session itself has changed the row, or will."""
     sync, held = session.sync_session, held_instance(session, shape.mapper, key)
     unfinished = [held] if held is not None else []
     unfinished += [thing for thing in sync.new if _has_key(thing, shape, key)]
@@ -174,10 +174,11 @@ def _unfinished(shape: RowShape, key: PrimaryKey) -> PendingChangesError:
 
 
 async def is_within_outer_transaction(view: SessionView, key: PrimaryKey) -> bool:
-    """Tell whether the row is as a transaction around the session wrote it, uncommitted.
+    """Tell whether a transaction around the session wrote the row, uncommitted.
 
-    Such a row is waited for from outside: it may yet be committed. A transaction of the session's
-    own that wrote it, say by a statement, is refused with `PendingChangesError`.
+    The wait then watches the committed row, since that transaction may still commit. If a
+    transaction of the session itself wrote the row, say by a statement, the wait raises
+    `PendingChangesError`.
     """
     session, shape = view.target.session, view.target.shape
     if session is None or not view.written:

@@ -1,4 +1,4 @@
-"""The waits: for a change of a row, for a condition, for a row to be there or to be gone."""
+"""Waits for a change of a row, for a condition, for a row to appear or to disappear."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -15,7 +15,7 @@ from rowsignal.dispatcher import (
     Condition,
     Disappears,
     Dispatcher,
-    Found,
+    RowState,
     Satisfies,
     Subscription,
     attributes_in,
@@ -131,7 +131,7 @@ async def wait_for_row(
     interval: float = 0.5,
     timeout: float | None = None,
 ) -> Model:
-    """Wait until a row is there, and return it; at once where it is.
+    """Wait until a row exists, and return it; at once if it exists already.
 
     order = await wait_for_row(session, Order, 42, timeout=30)
     """
@@ -149,9 +149,9 @@ async def wait_for_row_deleted(
     interval: float = 0.5,
     timeout: float | None = None,
 ) -> None:
-    """Wait until a row is gone; return at once where there is none.
+    """Wait until a row is gone; return at once if there is none.
 
-    An object that the session holds stays as it is: expunge it.
+    An object that the session holds is not changed: expunge it.
 
         await wait_for_row_deleted(session, Order, 42, timeout=30)
     """
@@ -162,14 +162,14 @@ async def wait_for_row_deleted(
 
 @dataclass(slots=True)
 class _Row:
-    """One of the rows that are waited for."""
+    """One of the waited-for rows."""
 
     given: Any
     subscription: Subscription
 
 
 async def _silently(future: asyncio.Future[Any]) -> None:
-    """Wait for a future; what it raises is asked for later."""
+    """Wait for a future; the caller reads its error later."""
     try:
         await future
     except Exception:  # noqa: BLE001 -- it stays in the future
@@ -221,7 +221,7 @@ class _Wait:
         self._rows: list[_Row] = []
 
     async def begin(self, keys: dict[Any, tuple[Any, PrimaryKey]]) -> None:
-        """Subscribe to the rows; refuse those that the session has changed itself."""
+        """Subscribe to the rows; refuse rows that the session has changed itself."""
         target = self.target
         if target.session is not None:
             for _, key in keys.values():
@@ -246,7 +246,7 @@ class _Wait:
                 self._dispatcher.unsubscribe(row.subscription)
 
     async def _baseline(self, key: PrimaryKey) -> tuple[Condition, dict[str, Any] | None]:
-        """Return what ends the wait for a row, and what its caller saw last of it."""
+        """Return the condition of the wait for a row, and the values that the caller saw last."""
         session, shape = self.target.session, self.target.shape
         if session is None:
             return self._condition or CHANGES, None
@@ -280,7 +280,7 @@ class _Wait:
         return self._attributes
 
     def _needs(self, condition: Condition) -> Iterable[str]:
-        """Return the attributes to read besides those that are compared."""
+        """Return the attributes to read in addition to the compared ones."""
         shape = self.target.shape
         if isinstance(condition, Satisfies):
             return shape.columns
@@ -290,7 +290,7 @@ class _Wait:
         return shape.eager_attributes if is_enough else ()
 
     async def _first(self) -> _Row:
-        """Return the row whose wait ended first; raise `WaitTimeoutError` where none does."""
+        """Return the row whose wait ended first; raise `WaitTimeoutError` if none does."""
         if self._deadline is None:
             await self._any()
         else:
@@ -320,12 +320,12 @@ class _Wait:
         if any(one.future.done() for one in subscriptions):
             return
         rows = subscriptions[0].watch
-        asked = self._dispatcher.look(rows, {one.row_id for one in subscriptions})
+        asked = self._dispatcher.read_soon(rows, {one.row_id for one in subscriptions})
         await asyncio.wait({asked}, timeout=LAST_READ)
         if not asked.cancel() and not asked.cancelled():
-            asked.exception()  # the time is over all the same
+            asked.exception()  # the wait has timed out in any case
 
-    async def _found(self, subscription: Subscription) -> Found | None:
+    async def _found(self, subscription: Subscription) -> RowState | None:
         try:
             return subscription.future.result()
         except NotFoundError as error:
@@ -346,9 +346,9 @@ class _Wait:
             result = await connection.exec_driver_sql(query("hides_rows"), (names,))
             return bool(result.scalar_one())
 
-        return await reads.run(work, lane="catalogue", timeout=self._dispatcher.pace.answer)
+        return await reads.run(work, lane="catalogue", timeout=self._dispatcher.pace.query_timeout)
 
-    async def _presented(self, subscription: Subscription, found: Found | None) -> Any:
+    async def _presented(self, subscription: Subscription, found: RowState | None) -> Any:
         if found is None:
             return None
         if self.target.session is None:

@@ -150,7 +150,7 @@ async def test_a_restored_log_starts_over(server: EmbeddedPostgres, shop: Shop) 
 
 
 async def test_a_log_may_take_long_to_begin(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A restored one has much to delete; here somebody else has the turn."""
+    """A restored log has much to delete; here another session holds the lock."""
     monkeypatch.setattr(change_log, "ANSWER", 0.1)
     async with shop.sql.transaction():
         await shop.sql.execute("lock table rowsignal.incarnation in share row exclusive mode")

@@ -47,7 +47,7 @@ async def test_a_reader_of_another_table_stays_with_the_tail(shop: Shop) -> None
         assert await taken(busy, MANY) == list(range(1, MANY + 1))
         await shop.insert(MANY + 1)
         assert await taken(busy, 1) == [MANY + 1]
-        await tail.look()
+        await tail.catch_up()
         await shop.insert(MANY + 2)
         assert await taken(busy, 1) == [MANY + 2]
         assert not busy.is_behind
@@ -57,13 +57,13 @@ async def test_what_is_pushed_before_a_flood_comes_first(shop: Shop) -> None:
     tail = LogTail.of(shop.engine)
     async with tail.subscribe([ITEM]) as busy:
         await shop.insert(0)
-        await tail.look()
+        await tail.catch_up()
         await shop.sql.execute(f"insert into item select g, 0 from generate_series(1, {MANY}) g")
-        await tail.look()
+        await tail.catch_up()
         assert await taken(busy, MANY + 1) == list(range(MANY + 1))
 
 
-async def test_a_table_that_nobody_reads_makes_no_reader_lag(shop: Shop) -> None:
+async def test_a_table_without_readers_makes_no_reader_lag(shop: Shop) -> None:
     tail = LogTail.of(shop.engine)
     async with tail.subscribe([QUIET]) as quiet:
         await shop.sql.execute(f"insert into item select g, 0 from generate_series(1, {MANY}) g")

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.change_log import positions
-from rowsignal.change_log.reader import log_transaction, look_statement
+from rowsignal.change_log.reader import log_transaction, window_statement
 from rowsignal.postgres.statements import query
 from support.change_log import Shop, ids, open_shop
 
@@ -60,7 +60,7 @@ async def plan_of_look(shop: Shop, position: str, *, is_narrowed: bool) -> str:
     connection = await shop.connect()
     await connection.execute(query("log_look_settings"))
     origin = await connection.fetchval(query("log_look_origin"))
-    statement = look_statement(is_narrowed=is_narrowed)
+    statement = window_statement(is_narrowed=is_narrowed)
     await connection.execute(f"prepare look ({', '.join(names)}) as {statement}")
     running = "{" + ",".join(map(str, start.seen.running)) + "}"
     tables = ", '{public}', '{item}'" if is_narrowed else ""

@@ -295,7 +295,7 @@ async def test_a_database_without_a_log_says_so(engine: AsyncEngine) -> None:
             await log.position()
 
 
-async def test_nobody_else_has_rights_on_the_log(shop: Shop) -> None:
+async def test_other_roles_have_no_rights_on_the_log(shop: Shop) -> None:
     await shop.sql.execute("create role nobody_special; set role nobody_special")
     try:
         for table in ("change", "incarnation", "horizon", "tick", "stored_position"):

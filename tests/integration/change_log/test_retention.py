@@ -1,4 +1,4 @@
-"""How the log stays small: what goes, what stays, who is told, and that nobody waits."""
+"""Pruning: which changes are deleted, which readers get a reset, and that no session is blocked."""
 
 import asyncio
 import logging
@@ -110,13 +110,13 @@ async def test_the_log_is_kept_below_a_size(shop: Shop) -> None:
     assert rest == list(range(4000 - len(rest), 4000)), "the newest stay"
 
 
-async def test_a_log_that_nobody_reads_is_pruned_by_the_server_itself(shop: Shop) -> None:
+async def test_a_log_without_readers_is_pruned_by_the_server_itself(shop: Shop) -> None:
     await shop.insert(1, 2)
     await shop.sql.execute("select * from rowsignal.prune_v3('0 seconds')")
     assert await logged(shop) == []
 
 
-async def test_a_stored_retention_holds_for_whoever_names_none(shop: Shop) -> None:
+async def test_a_stored_retention_is_the_default(shop: Shop) -> None:
     assert await get_retention(shop.engine) == Retention(), "what is stored at first"
     await shop.log.position()
     await shop.insert(1, 2)
@@ -130,7 +130,7 @@ async def test_a_stored_retention_holds_for_whoever_names_none(shop: Shop) -> No
     assert await logged(shop) == []
 
 
-async def test_whoever_follows_the_log_keeps_it_pruned(
+async def test_a_process_that_follows_the_log_prunes_it(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tail, "keep_pruned", partial(keep_pruned, interval=0.05))
@@ -171,7 +171,7 @@ async def test_a_role_that_may_not_prune_leaves_it_to_others(
     finally:
         await engine.dispose()
         await shop.sql.execute("drop owned by no_pruner; drop role no_pruner")
-    assert "may not prune" in caplog.text
+    assert "no right to prune" in caplog.text
 
 
 async def test_pruning_goes_in_batches(shop: Shop) -> None:
@@ -183,7 +183,7 @@ async def test_pruning_goes_in_batches(shop: Shop) -> None:
     assert await logged(shop) == []
 
 
-async def test_nobody_waits_for_pruning_and_pruning_for_nobody(shop: Shop) -> None:
+async def test_pruning_blocks_no_session_and_waits_for_none(shop: Shop) -> None:
     start = await shop.log.position()
     await shop.insert(1)
     other = await shop.connect()
@@ -192,7 +192,7 @@ async def test_nobody_waits_for_pruning_and_pruning_for_nobody(shop: Shop) -> No
     await transaction.start()
     await shop.sql.execute("insert into item values (2, 0)")
     report = await asyncio.wait_for(prune(shop.engine, EVERYTHING), 10)
-    assert report.deleted == 1, "a writer at work is in nobody's way"
+    assert report.deleted == 1, "an open writer blocks no session"
     await transaction.commit()
 
     await transaction_of_prune(shop)

@@ -32,7 +32,7 @@ async def shop(engine: AsyncEngine) -> AsyncIterator[Shop]:
 @pytest.fixture
 async def tail(shop: Shop) -> AsyncIterator[LogTail]:
     async with Listener(shop.engine) as listener:
-        tail = LogTail(listener, Pace(linger=0.0), safety=0.5)
+        tail = LogTail(listener, Pace(idle_timeout=0.0), safety=0.5)
         yield tail
         await until(lambda: tail.mode == "stopped")
 
@@ -73,7 +73,7 @@ async def test_a_writer_from_before_the_arming_is_settled(shop: Shop, tail: LogT
         await until(lambda: tail.mode == "armed")
 
 
-async def test_a_log_that_is_busy_is_looked_at_instead(shop: Shop, tail: LogTail) -> None:
+async def test_a_busy_log_is_polled_instead(shop: Shop, tail: LogTail) -> None:
     async with tail.subscribe([ITEM]) as changes:
         await until(lambda: tail.mode == "armed")
         count = 0
@@ -112,7 +112,7 @@ async def test_a_slow_subscriber_catches_up_by_itself(shop: Shop, tail: LogTail)
             await shop.insert(number)
             assert await take(quick, 1) == [number]
         assert slow.is_behind
-        assert tail.subscribers == 1, "what nobody takes is not kept"
+        assert tail.subscribers == 1, "a subscription without reader is not kept"
         assert await take(slow, 20) == list(range(20))
         await shop.insert(20)
         assert await take(slow, 1) == [20]
@@ -148,10 +148,10 @@ async def test_the_position_advances_though_nothing_changes(shop: Shop, tail: Lo
         assert changes.position == batch.position != before
 
 
-async def test_a_look_has_seen_everything_from_before_it(shop: Shop, tail: LogTail) -> None:
+async def test_catch_up_includes_everything_from_before_it(shop: Shop, tail: LogTail) -> None:
     async with tail.subscribe([ITEM]) as changes:
         await shop.insert(1)
-        position = await tail.look()
+        position = await tail.catch_up()
         assert ids(await shop.read(position)) == []
         assert await take(changes, 1) == [1]
 
@@ -170,7 +170,7 @@ async def test_the_log_is_followed_through_lost_connections(shop: Shop, tail: Lo
 async def test_a_gap_is_said(shop: Shop, tail: LogTail) -> None:
     async with tail.subscribe([ITEM]) as changes:
         await shop.sql.execute("delete from rowsignal.incarnation")
-        await tail.look()
+        await tail.catch_up()
         async with asyncio.timeout(30):
             assert isinstance(await anext(changes), Reset)
         await shop.insert(1)
@@ -180,7 +180,7 @@ async def test_a_gap_is_said(shop: Shop, tail: LogTail) -> None:
 async def test_a_gap_that_a_slow_subscriber_falls_into_is_said(shop: Shop, tail: LogTail) -> None:
     async with tail.subscribe([ITEM], limit=1) as changes:
         await shop.insert(1, 2)
-        await tail.look()
+        await tail.catch_up()
         assert changes.is_behind
         await shop.sql.execute("delete from rowsignal.change")
         await shop.sql.execute("update rowsignal.horizon set snapshot = pg_current_snapshot()")
@@ -219,7 +219,7 @@ async def test_a_subscription_never_waits_for_a_tail_that_lives_on(shop: Shop) -
     await tail.aclose()
 
 
-async def test_whoever_reads_hears_of_the_end(shop: Shop, tail: LogTail) -> None:
+async def test_readers_get_an_error_at_the_end(shop: Shop, tail: LogTail) -> None:
     async with tail.subscribe([ITEM]) as changes:
         await tail.aclose()
         with pytest.raises(RuntimeError, match="no longer followed"):
@@ -264,13 +264,13 @@ async def impatient(
 async def test_connections_that_died_without_a_word_are_replaced(
     server: EmbeddedPostgres, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Say, the server's machine is gone: nobody resets a connection, and TCP waits 15 minutes."""
-    timings = Timings(canary=0.3, answer=0.5)
+    """Say, the server's machine is gone: no packet resets the connection; TCP waits 15 min."""
+    timings = Timings(canary=0.3, query_timeout=0.5)
     async with (
         impatient(server, shop, monkeypatch) as (proxy, engine),
         Listener(engine, timings=timings) as listener,
     ):
-        tail = LogTail(listener, Pace(linger=0.0), safety=0.2)
+        tail = LogTail(listener, Pace(idle_timeout=0.0), safety=0.2)
         async with tail.subscribe([ITEM]) as changes:
             await until(lambda: tail.mode == "armed")
             proxy.abandon()

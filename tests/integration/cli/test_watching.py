@@ -39,7 +39,7 @@ async def position(url: str) -> str:
     return found
 
 
-async def while_somebody_writes(line: CommandLine, *arguments: str) -> Ended:
+async def during_writes(line: CommandLine, *arguments: str) -> Ended:
     """Run a command in a thread and update a row, again and again, until it ends."""
     loop, writer = asyncio.get_running_loop(), await connect(line.url)
     with ThreadPoolExecutor(1) as threads:
@@ -90,7 +90,7 @@ async def test_changes_show_as_they_come_and_without_a_gap_at_the_start(
 ) -> None:
     await asyncio.to_thread(command_line.on_database, "install", "orders")
 
-    ended = await while_somebody_writes(
+    ended = await during_writes(
         command_line, "watch", "orders", "--operation", "update", "--count", "2"
     )
 
@@ -144,7 +144,7 @@ async def test_commands_work_through_a_transaction_pooler(
         await settings_in_pool(port, str(name), "jit")  # opens them all
         line = CommandLine(f"postgresql://postgres@127.0.0.1:{port}/{name}", capsys)
         installed = await asyncio.to_thread(line.on_database, "install", "orders", "--log")
-        seen = await while_somebody_writes(line, "watch", "orders", "--count", "3", "--json")
+        seen = await during_writes(line, "watch", "orders", "--count", "3", "--json")
         status = await asyncio.to_thread(line.on_database, "status", "--json")
     assert installed.code == 0
     assert [json.loads(it)["key"] for it in seen.out.splitlines()] == [{"id": 2}] * 3

@@ -1,4 +1,4 @@
-"""Arming: writers notify only while somebody waits, and no wait misses a change for that."""
+"""Arming: writers notify only while a process waits, and no wait misses a change because of it."""
 
 import asyncio
 import os
@@ -54,7 +54,7 @@ async def pay(writer: asyncpg.Connection, key: int = 1) -> None:
     await writer.execute("update orders set total = total + 1 where id = $1", key)
 
 
-async def test_nobody_notifies_while_nobody_waits(
+async def test_writers_do_not_notify_without_waits(
     shop: AsyncEngine, writer: asyncpg.Connection
 ) -> None:
     received: list[str] = []
@@ -62,7 +62,7 @@ async def test_nobody_notifies_while_nobody_waits(
     await pay(writer)
     assert await writer.fetchval("select 1") == 1
     assert received == []
-    Dispatcher.of(shop, Pace(safety=NEVER, linger=0.1))
+    Dispatcher.of(shop, Pace(safety=NEVER, idle_timeout=0.1))
     wait = begin_wait(shop)
     await until_mode(shop, "armed")
     await pay(writer)
@@ -81,7 +81,7 @@ async def test_a_writer_from_before_the_arming_is_settled_over(
 ) -> None:
     Dispatcher.of(shop, Pace(safety=NEVER))
     async with writer.transaction():
-        await pay(writer)  # nobody is armed: the trigger says nothing
+        await pay(writer)  # not armed: the trigger does not notify
         wait = begin_wait(shop)
         await until_mode(shop, "settling")
     assert (await wait).total == 1
@@ -128,16 +128,16 @@ async def test_a_prepared_transaction_is_settled_over() -> None:
         await engine.dispose()
 
 
-async def test_a_busy_table_is_looked_at_and_armed_again_when_quiet(
+async def test_a_busy_table_is_polled_and_armed_again_when_quiet(
     shop: AsyncEngine, writer: asyncpg.Connection
 ) -> None:
-    Dispatcher.of(shop, Pace(safety=NEVER, busy_rate=20, quiet=0.5))
+    Dispatcher.of(shop, Pace(safety=NEVER, busy_rate=20, cooldown=0.5))
     wait = begin_wait(shop)
     watch = await until_mode(shop, "armed")
     while watch.mode == "armed":
         await pay(writer, 2)
     notified = Dispatcher.of(shop).listener.state.notifications
-    for _ in range(20):  # nobody asked for these
+    for _ in range(20):  # changes of other rows
         await pay(writer, 2)
     assert not wait.done()
     assert watch.mode == "busy"
@@ -186,7 +186,7 @@ async def test_triggers_may_come_and_go_during_a_wait(
     assert (await wait).total == 1
 
 
-async def test_a_writer_that_replays_as_a_replica_is_seen_by_the_safety_look(
+async def test_a_writer_that_replays_as_a_replica_is_seen_by_the_safety_read(
     shop: AsyncEngine, writer: asyncpg.Connection
 ) -> None:
     Dispatcher.of(shop, Pace(safety=0.2))
@@ -235,7 +235,7 @@ async def test_no_wait_outlives_its_commit(
     shop: AsyncEngine, server: EmbeddedPostgres, writer: asyncpg.Connection
 ) -> None:
     """Writers sleep inside transactions, waits come and go, arming starts over all the time."""
-    Dispatcher.of(shop, Pace(safety=NEVER, linger=0.0, busy_rate=1e9))
+    Dispatcher.of(shop, Pace(safety=NEVER, idle_timeout=0.0, busy_rate=1e9))
     loop = asyncio.get_running_loop()
     end = loop.time() + SECONDS
     resolved = 0

@@ -23,7 +23,7 @@ from support.pgbouncer import pgbouncer
 from support.proxy import Proxy, proxied
 from support.shop import Base, Order
 
-QUICK = Timings(canary=0.3, answer=0.5, linger=0.2, delays=lambda: repeat(0.05))
+QUICK = Timings(canary=0.3, query_timeout=0.5, idle_timeout=0.2, delays=lambda: repeat(0.05))
 numbers = count()
 
 
@@ -72,7 +72,7 @@ async def watching(
     """Provide an engine whose listener is explicit and quick; leave neither task nor connection."""
     engine = create_async_engine(url, **options)
     async with Listener(engine, timings=QUICK):
-        Dispatcher.of(engine, pace or Pace(safety=60, recheck=0.2, answer=0.5))
+        Dispatcher.of(engine, pace or Pace(safety=60, recheck=0.2, query_timeout=0.5))
         yield engine
     await engine.dispose()
     names = {task.get_name() for task in asyncio.all_tasks()}

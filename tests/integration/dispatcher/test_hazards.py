@@ -23,15 +23,15 @@ from rowsignal.triggers import install_triggers, trigger_status
 from support.hint_listener import connected, database_of, listening
 from support.shop import Base, Order
 from support.waits import (
-    LOOKED_AT_OFTEN,
     NOTIFIED_ONLY,
+    READ_OFTEN,
     begin_wait,
     close_listener,
     until_listening,
     until_mode,
 )
 
-QUICK = Timings(canary=0.1, answer=2.0, linger=0.2, delays=lambda: repeat(0.05))
+QUICK = Timings(canary=0.1, query_timeout=2.0, idle_timeout=0.2, delays=lambda: repeat(0.05))
 MANY = 300
 numbers = count()
 
@@ -129,7 +129,7 @@ async def prepare(writer: asyncpg.Connection) -> None:
     await writer.execute("commit prepared 'half'")
 
 
-async def test_two_phase_commits_fail_where_somebody_waits_for_hints(
+async def test_two_phase_commits_fail_while_a_process_waits_for_hints(
     small: EmbeddedPostgres,
 ) -> None:
     async with shop_on(small) as engine, connected(engine) as writer:
@@ -261,7 +261,7 @@ async def test_rows_that_replication_applies_wake_waits_once_the_trigger_is_alwa
     async with replicated(small) as both:
         target, writer, owner = both.target, both.writer, both.owner
         await install_triggers(target, [Order])
-        Dispatcher.of(target, LOOKED_AT_OFTEN)
+        Dispatcher.of(target, READ_OFTEN)
         seen = begin_wait(target, Order, 1)
         await until_mode(target, "armed")
         await pay(writer)
@@ -300,7 +300,7 @@ async def test_the_doctor_says_that_what_replication_applies_is_not_logged_and_h
         assert await about(both.source, "orders") == []
 
 
-async def test_anybody_may_ask_what_subscriptions_write(small: EmbeddedPostgres) -> None:
+async def test_every_role_may_read_what_subscriptions_write(small: EmbeddedPostgres) -> None:
     async with replicated(small) as both:
         target = both.target
         await install_triggers(target, [Order], log=True)

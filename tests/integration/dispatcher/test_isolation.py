@@ -22,7 +22,7 @@ from rowsignal.payload import CHANNEL
 from rowsignal.triggers import install_triggers
 from rowsignal.waiting import wait_for_row_change
 from support.hint_listener import connected
-from support.waits import LOOKED_AT_OFTEN, NOTIFIED_ONLY, begin_wait, close_listener, until_mode
+from support.waits import NOTIFIED_ONLY, READ_OFTEN, begin_wait, close_listener, until_mode
 
 MANY = 100
 
@@ -229,7 +229,7 @@ async def test_a_comparison_that_fails_ends_its_own_wait(
     assert (await fine).pages == 1
 
 
-async def test_watching_a_table_goes_on_after_a_failure_nobody_foresaw(
+async def test_watching_a_table_goes_on_after_an_unexpected_failure(
     engine: AsyncEngine,
     writer: asyncpg.Connection,
     monkeypatch: pytest.MonkeyPatch,
@@ -247,7 +247,7 @@ async def test_watching_a_table_goes_on_after_a_failure_nobody_foresaw(
 
     monkeypatch.setattr(TableWatch, "_ask_catalogue", fail_twice)
     async with Listener(engine, hooks=(recorder := Recorder())):
-        Dispatcher.of(engine, LOOKED_AT_OFTEN)
+        Dispatcher.of(engine, READ_OFTEN)
         wait = begin_wait(engine, Diary, 1, interval=0.05)
         elsewhere = begin_wait(engine, Cup, 1)
         await until_mode(engine, "armed", table="cups")
@@ -266,7 +266,7 @@ async def test_a_hook_that_raises_harms_nothing(
         def connected(self, *, epoch: int) -> None:
             raise RuntimeError("no")
 
-        looked = delivered = notified = mode_changed = connected  # type: ignore[assignment] -- broken
+        rows_read = delivered = notified = mode_changed = connected  # type: ignore[assignment] -- broken
 
     async with Listener(engine, hooks=Broken()) as listener:
         Dispatcher.of(engine, NOTIFIED_ONLY)

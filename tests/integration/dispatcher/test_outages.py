@@ -21,9 +21,9 @@ from rowsignal.waiting import wait_for_row_change
 from support.hint_listener import connected
 from support.pgbouncer import pgbouncer, settings_in_pool
 from support.proxy import proxied
-from support.waits import LOOKED_AT_OFTEN, begin_wait, close_listener, until_mode
+from support.waits import READ_OFTEN, begin_wait, close_listener, until_mode
 
-QUICK = Timings(canary=0.3, answer=1.0, linger=0.2, delays=lambda: repeat(0.05))
+QUICK = Timings(canary=0.3, query_timeout=1.0, idle_timeout=0.2, delays=lambda: repeat(0.05))
 MANY = 60
 numbers = count()
 
@@ -77,7 +77,7 @@ async def furnish(engine: AsyncEngine) -> None:
 @pytest.fixture
 async def writer(engine: AsyncEngine) -> AsyncIterator[asyncpg.Connection]:
     await furnish(engine)
-    Dispatcher.of(engine, LOOKED_AT_OFTEN)
+    Dispatcher.of(engine, READ_OFTEN)
     async with connected(engine) as writer:
         yield writer
     await close_listener(engine)
@@ -88,7 +88,7 @@ async def test_waits_that_are_being_answered_while_the_server_restarts_go_on(
 ) -> None:
     engine = create_async_engine(fragile.url_of(database))
     async with Listener(engine, timings=QUICK):
-        Dispatcher.of(engine, Pace(safety=60, recheck=0.2, answer=1.0))
+        Dispatcher.of(engine, Pace(safety=60, recheck=0.2, query_timeout=1.0))
         waits = [begin_wait(engine, Parcel, n, interval=0.1) for n in range(1, MANY + 1)]
         await until_mode(engine, "armed", table="parcels")
         writer = await asyncpg.connect(fragile.dsn_of(database))
@@ -186,7 +186,7 @@ async def test_waits_go_on_over_changes_of_their_table(
     await until_mode(engine, "armed", table="parcels")
     await writer.execute(there)
     reader = Dispatcher.of(engine)
-    asked = [reader.look(rows, rows.row_ids) for rows in reader.rows]
+    asked = [reader.read_soon(rows, rows.row_ids) for rows in reader.rows]
     await asyncio.gather(*asked)
     await writer.execute(back)
     await writer.execute("update public.parcels set place = 1")

@@ -27,7 +27,7 @@ from support.waits import (
     until_mode,
 )
 
-QUICK = Timings(canary=0.3, answer=2.0, linger=0.2, delays=lambda: repeat(0.05))
+QUICK = Timings(canary=0.3, query_timeout=2.0, idle_timeout=0.2, delays=lambda: repeat(0.05))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ async def writer(primary: EmbeddedPostgres) -> AsyncIterator[asyncpg.Connection]
     await connection.close()
 
 
-async def test_a_standby_is_looked_at_and_the_listener_says_why(
+async def test_a_standby_is_polled_and_the_listener_says_why(
     replica: AsyncEngine, writer: asyncpg.Connection
 ) -> None:
     wait = begin_wait(replica, Order, 1, interval=0.05)

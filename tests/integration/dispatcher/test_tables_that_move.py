@@ -13,7 +13,7 @@ from rowsignal.dispatcher import Dispatcher
 from rowsignal.exceptions import NotFoundError
 from rowsignal.triggers import TriggerState, install_triggers, trigger_status
 from support.hint_listener import connected
-from support.waits import LOOKED_AT_OFTEN, NOTIFIED_ONLY, begin_wait, close_listener, until_mode
+from support.waits import NOTIFIED_ONLY, READ_OFTEN, begin_wait, close_listener, until_mode
 
 
 class Base(DeclarativeBase):
@@ -115,10 +115,10 @@ async def test_a_partition_made_before_the_wait_notifies_when_it_is_written_itse
     assert (await wait).value == 1
 
 
-async def test_rows_that_go_with_a_detached_partition_end_their_waits_at_the_safety_look(
+async def test_rows_that_go_with_a_detached_partition_end_their_waits_at_the_safety_read(
     engine: AsyncEngine, writer: asyncpg.Connection
 ) -> None:
-    Dispatcher.of(engine).pace = LOOKED_AT_OFTEN
+    Dispatcher.of(engine).pace = READ_OFTEN
     going, staying = begin_wait(engine, Reading, (11, 1)), begin_wait(engine, Reading, (1, 1))
     await until_mode(engine, "armed", table="readings")
     await writer.execute("alter table readings detach partition next_days")
@@ -139,7 +139,7 @@ async def test_rows_that_go_with_a_detached_partition_end_their_waits_at_the_saf
 async def test_waits_whose_table_is_no_longer_there_fail_with_what_postgresql_says(
     engine: AsyncEngine, writer: asyncpg.Connection, alteration: str
 ) -> None:
-    Dispatcher.of(engine).pace = LOOKED_AT_OFTEN
+    Dispatcher.of(engine).pace = READ_OFTEN
     waits = [begin_wait(engine, Reading, key) for key in ((1, 1), (11, 1))]
     await until_mode(engine, "armed", table="readings")
     await writer.execute(alteration)
@@ -152,7 +152,7 @@ async def test_waits_whose_table_is_no_longer_there_fail_with_what_postgresql_sa
         assert "does not exist" in str(outcome)
 
 
-async def test_a_renamed_table_wakes_its_waits_before_the_safety_look(
+async def test_a_renamed_table_wakes_its_waits_before_the_safety_read(
     engine: AsyncEngine, writer: asyncpg.Connection
 ) -> None:
     wait = begin_wait(engine, Reading, (1, 1))

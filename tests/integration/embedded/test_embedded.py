@@ -20,7 +20,7 @@ from rowsignal.embedded import EmbeddedPostgres, find_bin_dir, postgres_url, pro
 from rowsignal.exceptions import EmbeddedPostgresError
 
 is_root = os.geteuid() == 0
-needs_root = pytest.mark.skipif(not is_root, reason="only root runs the server as somebody else")
+needs_root = pytest.mark.skipif(not is_root, reason="only root runs the server as another user")
 
 
 def installed_bin_dirs() -> list[Path]:

@@ -99,7 +99,7 @@ async def test_without_a_hook_the_consumer_goes_on(engine: AsyncEngine) -> None:
     assert await effects(engine) == [(1, 0), (3, 0)]
 
 
-async def test_a_hook_for_any_consumer_hears_of_each_partition(engine: AsyncEngine) -> None:
+async def test_a_hook_for_any_consumer_is_called_for_each_partition(engine: AsyncEngine) -> None:
     async with recording(engine, partitions=2):
         pass
     await write(engine, 1)

@@ -102,7 +102,7 @@ class Order(Base):
 
 @pytest.fixture(scope="module")
 def external() -> Iterator[EmbeddedPostgres]:
-    """A server that belongs to somebody else, as far as the plugin knows."""
+    """A server that the plugin did not start."""
     with EmbeddedPostgres() as server:
         yield server
 
@@ -253,7 +253,7 @@ def test_server_and_tables_can_be_chosen(
     assert not servers_in(temp_dir)
 
 
-def test_is_not_loaded_where_nobody_asked_for_it() -> None:
+def test_is_not_loaded_unless_requested() -> None:
     plugins = [plugin.value for plugin in entry_points(group="pytest11")]
     assert plugins
     assert not any(value.startswith("rowsignal") for value in plugins)

@@ -106,7 +106,7 @@ async def test_a_retention_that_is_set_here_is_stored_for_all(engine, database_u
     assert (log["retention_seconds"], log["retention_bytes"]) == (7200.0, 2**30)
 
 
-async def test_a_table_that_lost_its_triggers_says_what_mends_it(open_site, engine):
+async def test_a_table_that_lost_its_triggers_names_the_fix(open_site, engine):
     await execute(engine, "drop trigger if exists rowsignal_insert on items")
     names = "select tgname from pg_trigger where tgrelid = 'items'::regclass and not tgisinternal"
     async with engine.begin() as connection:
@@ -115,7 +115,8 @@ async def test_a_table_that_lost_its_triggers_says_what_mends_it(open_site, engi
     status = (await open_site.client.get("/v1/status")).json()
     (items,) = (table for table in status["tables"] if table["table"] == "items")
     assert items["trigger"] == "missing"
-    assert items["mend"].startswith("rowsignal install public.items")
+    assert items["fix"].startswith("rowsignal install public.items")
+    assert items["mend"] == items["fix"]  # the name of 0.1
 
 
 async def test_the_page_and_its_parts_are_served_with_a_strict_policy(open_site):

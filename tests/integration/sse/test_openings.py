@@ -34,7 +34,7 @@ FILL = (
 async def site_of(
     engine: AsyncEngine, *, lifetime: float | None = None, offered: Any = None, **limits: Any
 ) -> AsyncIterator[tuple[Site, Outlet]]:
-    """Serve orders to whoever names itself with `?user=`."""
+    """Serve orders to the principal named by `?user=`."""
     tables = offered or {Order: None}
     outlet = Outlet(engine, exposures_of(tables), Limits(heartbeat=0.3, **limits))
 

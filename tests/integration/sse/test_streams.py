@@ -1,4 +1,4 @@
-"""Streams of somebody's own FastAPI application: what is shown, from where on, and how it ends."""
+"""Streams of a FastAPI application: rows, start, and end."""
 
 import asyncio
 import decimal
@@ -218,7 +218,7 @@ async def test_hint_tables_stream_live_without_places(hint_site, engine):
         assert update.id == ""
 
 
-async def test_a_hint_table_that_nobody_watched_is_streamed_without_a_reset(hint_site, engine):
+async def test_a_hint_table_without_earlier_readers_is_streamed_without_a_reset(hint_site, engine):
     async with reading(hint_site.port, "/v1/changes/orders") as stream:
         await stream.until("heartbeat")
         await execute(engine, "insert into orders values (1, 'open', 1.50, 7, '')")
@@ -257,7 +257,7 @@ def site_position():
     return Position(UUID(int=1), Snapshot(1000)).encode()
 
 
-async def test_a_table_without_triggers_says_how_to_mend_that(engine):
+async def test_a_table_without_triggers_names_the_fix(engine):
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
     async with serving(app_of(engine)) as site:

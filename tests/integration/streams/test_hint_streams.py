@@ -39,7 +39,7 @@ class SameOrder(OtherBase):
 
 @pytest.fixture
 async def shop(engine: AsyncEngine) -> AsyncIterator[AsyncEngine]:
-    """Two tables with hints, and nobody who listens."""
+    """Two tables with hints, without a listener."""
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
         await connection.execute(insert(Order), [{"id": n} for n in (1, 2)])
@@ -164,7 +164,7 @@ async def test_a_stream_says_when_it_begins_without_notifications_and_when_they_
 async def test_a_stream_of_a_busy_table_is_notified_at_once(
     shop: AsyncEngine, writer: asyncpg.Connection
 ) -> None:
-    Dispatcher.of(shop, Pace(safety=NEVER, busy_rate=20, quiet=NEVER))
+    Dispatcher.of(shop, Pace(safety=NEVER, busy_rate=20, cooldown=NEVER))
     wait = begin_wait(shop, SameOrder, 1)
     await until_in_mode(shop, "armed")
     while Dispatcher.of(shop).tables[ORDERS].watch.mode != "busy":

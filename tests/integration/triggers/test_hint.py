@@ -196,7 +196,7 @@ async def test_a_bulk_change_of_keys_is_told_as_deletes_and_inserts(orders: Asyn
         }
 
 
-async def test_nobody_listening_means_nothing_is_sent(orders: AsyncEngine) -> None:
+async def test_no_hint_is_sent_without_a_listener(orders: AsyncEngine) -> None:
     async with listening(orders) as hint_listener, connected(orders) as writer:
         await writer.execute("UPDATE orders SET status = 'x'")
         await writer.execute("TRUNCATE orders")
@@ -295,7 +295,7 @@ async def test_the_memory_of_another_transaction_or_table_does_not_count(
         assert await hint_listener.said() == [("delete", [1], None), ("delete", [2], None)]
 
 
-async def test_who_listens_later_hears_what_is_written_later(orders: AsyncEngine) -> None:
+async def test_a_later_listener_receives_later_writes(orders: AsyncEngine) -> None:
     async with connected(orders) as writer, writer.transaction():
         await writer.execute("UPDATE orders SET status = 'x' WHERE id = 1")
         async with listening(orders, "orders") as hint_listener:

@@ -204,9 +204,7 @@ DRIFTS = {
 
 
 @pytest.mark.parametrize("change", DRIFTS)
-async def test_what_was_done_to_triggers_shows_and_is_mended(
-    shop: AsyncEngine, change: str
-) -> None:
+async def test_changed_triggers_are_reported_and_fixed(shop: AsyncEngine, change: str) -> None:
     await install_triggers(shop, Order)
     async with connected(shop) as owner:
         await owner.execute(change)
@@ -216,7 +214,7 @@ async def test_what_was_done_to_triggers_shows_and_is_mended(
         assert await states(shop, Order) == {"orders": "installed"}
 
 
-async def test_a_changed_function_is_mended(shop: AsyncEngine) -> None:
+async def test_a_changed_function_is_fixed(shop: AsyncEngine) -> None:
     await install_triggers(shop, Order)
     broken = "AS 'BEGIN RETURN NULL; END'"
     async with connected(shop) as owner:

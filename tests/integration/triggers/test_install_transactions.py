@@ -119,9 +119,7 @@ EDITS: dict[str, str] = {
 
 
 @pytest.mark.parametrize("edit", EDITS)
-async def test_what_was_edited_in_the_schema_shows_and_is_mended(
-    orders: AsyncEngine, edit: str
-) -> None:
+async def test_edits_of_the_schema_are_reported_and_fixed(orders: AsyncEngine, edit: str) -> None:
     settings: dict[str, Any] = {"log": True}
     await install_triggers(orders, "orders", **settings)
     async with connected(orders) as owner:

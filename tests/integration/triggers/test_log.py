@@ -116,7 +116,7 @@ async def test_readers_are_woken_only_while_they_sleep(engine: AsyncEngine) -> N
             if is_asleep:
                 await hint_listener.arm()
             await writer.execute("INSERT INTO orders VALUES (9)")
-            await writer.execute("UPDATE orders SET amount = 1 WHERE id = 99")  # wakes nobody
+            await writer.execute("UPDATE orders SET amount = 1 WHERE id = 99")  # wakes no listener
             await writer.execute("TRUNCATE orders")
             await hint_listener.settle()
             if is_asleep:

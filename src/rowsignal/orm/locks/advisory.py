@@ -44,17 +44,17 @@ async def advisory_lock(
     `key` is a 64-bit integer, a pair of 32-bit integers, or text, which stands for the first
     8 bytes of its UTF-8 form's SHA-256 as a signed big-endian integer, in SQL:
     `('x' || encode(substr(sha256(convert_to(key, 'UTF8')), 1, 8), 'hex'))::bit(64)::bigint`.
-    Without `nowait` a lock that is taken is waited for, for `timeout` (seconds, a timedelta, or
-    text such as "500ms") where that is given.
+    Without `nowait` the call waits for a lock that is held, up to `timeout` (seconds, a timedelta,
+    or text such as "500ms") if it is given.
 
-    The lock lives on the session's own connection, which the session keeps for the whole block
-    whatever it commits or rolls back. It is released at the end of the block even when the
-    block has failed: a transaction that PostgreSQL has aborted is rolled back for that, to its
-    innermost savepoint, and a connection that cannot be unlocked is closed. With `xact` the
-    lock stays until the transaction ends instead, and the block's end releases nothing.
+    The lock belongs to the session's own connection, which the session keeps for the whole block,
+    across commits and rollbacks. It is released at the end of the block even if the block has
+    failed: an aborted transaction is rolled back to its innermost savepoint first, and a connection
+    that cannot be unlocked is closed. With `xact` the lock stays until the transaction ends, and
+    the end of the block releases nothing.
 
-    Raises `LockTimeoutError`, `DeadlockError`, `PoolExhaustedError`, and `LockLostError` when
-    the connection, and the lock with it, was lost during the block.
+    Raises `LockTimeoutError`, `DeadlockError`, `PoolExhaustedError`, and `LockLostError` if the
+    connection, and with it the lock, was lost during the block.
     """
     lock = AdvisoryLock(key, shared=shared, xact=xact)
     limit = None if timeout is None else seconds(timeout)
@@ -93,7 +93,7 @@ class AdvisoryLock:
     async def acquire(
         self, connection: AsyncConnection, *, nowait: bool, limit: float | None
     ) -> bool:
-        """Take the lock; False when that would mean waiting and `nowait` is set."""
+        """Take the lock; return False if `nowait` is set and it is held."""
         if await self._call(connection, f"pg_try_advisory{self.scope}_lock{self.suffix}"):
             return True
         if nowait:
@@ -105,7 +105,7 @@ class AdvisoryLock:
         return True
 
     async def release(self, connection: AsyncConnection) -> bool:
-        """Give the lock back; False when this connection did not hold it."""
+        """Release the lock; return False if this connection did not hold it."""
         begins = not connection.in_transaction()
         held = await self._call(connection, f"pg_advisory_unlock{self.suffix}")
         if begins:
@@ -115,7 +115,7 @@ class AdvisoryLock:
     async def _wait(self, connection: AsyncConnection, deadline: float | None) -> bool:
         remaining = WAIT_SLICE if deadline is None else max(0.0, deadline - monotonic())
         try:
-            # A savepoint, because giving up is an error, which would abort the transaction
+            # A savepoint, because a lock timeout is an error, which would abort the transaction
             async with (
                 connection.begin_nested(),
                 lock_timeout(connection, min(remaining, WAIT_SLICE)),
@@ -133,7 +133,7 @@ class AdvisoryLock:
 
 
 def lock_numbers(key: Key) -> tuple[int, ...]:
-    """Return the one or two integers that PostgreSQL knows a key by.
+    """Return a key as the one or two integers of PostgreSQL's functions.
 
     >>> lock_numbers("invoices:2026")
     (-7577478050152989830,)
@@ -158,7 +158,7 @@ async def _release(session: AsyncSession, connection: AsyncConnection, lock: Adv
     except (DBAPIError, InvalidRequestError):
         pass
     try:
-        # Aborted: PostgreSQL obeys nothing but a rollback, which is all the caller could do too
+        # Aborted: PostgreSQL accepts only a rollback, which is all the caller could do too
         await _roll_back(session, connection)
         return await lock.release(connection)
     except (DBAPIError, InvalidRequestError) as error:

@@ -1,4 +1,4 @@
-"""Lengths of time, as people and PostgreSQL write them."""
+"""Durations, as numbers, timedeltas or text in PostgreSQL's form."""
 
 import math
 import re
@@ -11,7 +11,7 @@ PATTERN = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(us|ms|s|min|h|d)?\s*", re.ASC
 
 
 def seconds(duration: Duration) -> float:
-    """Return a length of time in seconds.
+    """Return a duration in seconds.
 
     >>> seconds("500ms"), seconds("1.5 min"), seconds(2)
     (0.5, 90.0, 2.0)

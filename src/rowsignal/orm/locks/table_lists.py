@@ -1,4 +1,4 @@
-"""Lists of tables: from what people name them by, to what a statement names."""
+"""Lists of tables: from models and names to the names in a statement."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -20,7 +20,7 @@ S = TypeVar("S", bound=AsyncSession)
 
 
 class LockMode(StrEnum):
-    """How a table is locked; the manual's table 13.2 says which modes exclude each other.
+    """A lock mode of tables; the manual's table 13.2 says which modes conflict.
 
     `LockMode("ROW EXCLUSIVE")` and `LockMode("row_exclusive")` are the same.
     """
@@ -58,14 +58,14 @@ async def lock_tables(
             ...
 
     With a session the block is a `get_transaction`. **PostgreSQL keeps a table lock until the
-    transaction ends**: where one was open already, the locks outlive the block, until the
-    caller commits, or the request ends. With an `async_sessionmaker` the block gets a session
-    and a transaction of its own, and the locks end with the block. Either is the first argument,
-    or is named: `session=` or `session_maker=`.
+    transaction ends**: if one was open already, the locks outlive the block, until the caller
+    commits or the request ends. With an `async_sessionmaker` the block gets a new session and
+    transaction, and the locks end with the block. Either is the first argument, or a keyword:
+    `session=` or `session_maker=`.
 
     All tables are locked in one statement and in one order, so two calls never deadlock with
     each other. `timeout` is seconds, a timedelta or text such as "500ms", for each table; None
-    leaves the server's bound. The caller's `lock_timeout` is put back before the block runs.
+    keeps the server's limit. The caller's `lock_timeout` is restored before the block runs.
 
     Raises `LockTimeoutError` and `DeadlockError`, which leave an open transaction usable,
     `PoolExhaustedError`, `TypeError` and `ValueError`.

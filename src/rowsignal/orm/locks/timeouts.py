@@ -1,4 +1,4 @@
-"""Waiting for locks: for how long, and what PostgreSQL says when it ends."""
+"""Lock timeouts, and the errors of PostgreSQL that end a wait for a lock."""
 
 import math
 from collections.abc import AsyncIterator, Iterator
@@ -23,10 +23,10 @@ RESTORE = text("select set_config('lock_timeout', :former, true)")
 
 @asynccontextmanager
 async def lock_timeout(connection: AsyncConnection, limit: float | None) -> AsyncIterator[None]:
-    """Bound each wait for a lock in the block to `limit` seconds, at least a millisecond.
+    """Limit each wait for a lock in the block to `limit` seconds, at least a millisecond.
 
-    None leaves the bound that is in force. The former bound comes back after the block; when
-    the block fails, it comes back with the rollback that must follow, to a savepoint or whole.
+    None keeps the limit in force. The former limit is restored after the block; if the block fails,
+    the rollback that must follow restores it, to a savepoint or completely.
     """
     if limit is None:
         yield
@@ -39,7 +39,7 @@ async def lock_timeout(connection: AsyncConnection, limit: float | None) -> Asyn
 
 @contextmanager
 def typed_lock_errors(what: str, limit: float | None) -> Iterator[None]:
-    """Raise `LockTimeoutError` and `DeadlockError` for what PostgreSQL says about `what`."""
+    """Raise `LockTimeoutError` and `DeadlockError` for PostgreSQL's errors; `what` is the lock."""
     try:
         yield
     except DBAPIError as error:

@@ -1,4 +1,4 @@
-"""AsyncDatabaseManager: an engine, its sessions, and the schema behind them."""
+"""`AsyncDatabaseManager`: an engine, its sessions, and their schema."""
 
 from rowsignal.orm.manager.config import create_sync_command, manager_from_config, syncdb
 from rowsignal.orm.manager.inspection import exists_in_db, is_sqlite

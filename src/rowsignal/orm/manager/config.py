@@ -1,4 +1,4 @@
-"""A database manager from an application's settings, and what such applications do with it."""
+"""A database manager from an application's settings, and commands that use it."""
 
 import asyncio
 import sys
@@ -38,9 +38,9 @@ def manager_from_config(
     `alembic.migrations_path` are needed, whatever else stands in `sqlalchemy` goes to the
     engine. It is left as it is. Further arguments go to `AsyncDatabaseManager`.
 
-    Within an event loop the manager is kept for as long as the loop lives, so that calling this
-    for each request does not make an engine for each: at the end of the application call
-    `await manager_from_config(settings).dispose()`. Outside a loop each call makes a new one.
+    Within an event loop the manager is kept as long as the loop, so that a call per request does
+    not create an engine per request: at the end of the application call
+    `await manager_from_config(settings).dispose()`. Outside a loop each call creates a new one.
     """
     recipe = (*_read(db_settings), args, kwargs)
     try:
@@ -73,7 +73,7 @@ def create_sync_command(
 ) -> Callable[[], None]:
     """Return a function without parameters that runs `syncdb`, for a command line.
 
-    Both `typer_app.command("syncdb")(it)` and `click_group.command("syncdb")(it)` take it; the
+    Both `typer_app.command("syncdb")(it)` and `click_group.command("syncdb")(it)` accept it; the
     settings are read when the command runs.
     """
 

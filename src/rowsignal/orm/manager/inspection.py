@@ -1,4 +1,4 @@
-"""What a migration may ask about the database it runs on."""
+"""Queries of migrations about their database."""
 
 from sqlalchemy import Connection, Engine, inspect
 

@@ -1,4 +1,4 @@
-"""AsyncDatabaseManager: an engine, its sessions, and the schema behind them."""
+"""`AsyncDatabaseManager`: an engine, its sessions, and their schema."""
 
 import asyncio
 import enum
@@ -44,7 +44,7 @@ environment = threading.Lock()
 
 
 class DatabaseStatus(enum.Enum):
-    """How a database's schema stands to the migration scripts."""
+    """The state of a database's schema, compared with the migration scripts."""
 
     UP_TO_DATE = enum.auto()
     NO_INFO = enum.auto()
@@ -53,7 +53,7 @@ class DatabaseStatus(enum.Enum):
 
 
 class SyncResult(enum.Enum):
-    """What a sync did."""
+    """The result of a sync."""
 
     ALREADY_UP_TO_DATE = enum.auto()
     CREATED = enum.auto()
@@ -61,18 +61,18 @@ class SyncResult(enum.Enum):
 
 
 class AsyncDatabaseManager:
-    """Creates, upgrades and drops a schema, and hands out sessions.
+    """Creates, upgrades and drops a schema, and creates sessions.
 
     `uri` may name a sync driver (see `async_url`). `alembic_location` is the directory of
     `env.py`, which must use `config.attributes["connection"]` when it is given. The engine is
-    made by exactly `create_async_engine(url=..., **engine_args)`. `base_model` is the
+    created by exactly `create_async_engine(url=..., **engine_args)`. `base_model` is the
     declarative base whose tables are created and dropped; its models get the class methods of
     `QueryMixin` unless they have them.
 
-    Whatever changes the schema holds an advisory lock, so any number of processes may do it at
-    once: they take turns. The lock belongs to a server session (PostgreSQL manual, 13.3.5):
-    migrate past a transaction pooler, not through it. Everything but `engine` and `Session`
-    needs the extra `alembic`.
+    Methods that change the schema hold an advisory lock, so that any number of processes may call
+    them at once: they take turns. The lock belongs to a server session (PostgreSQL manual, 13.3.5):
+    migrate with a direct connection, not through a transaction pooler. Everything but `engine` and
+    `Session` needs the extra `alembic`.
     """
 
     def __init__(
@@ -101,11 +101,11 @@ class AsyncDatabaseManager:
 
     @property
     def alembic_cfg(self) -> "Config":
-        """Alembic's configuration, for options that are not in an `alembic.ini`."""
+        """Alembic's configuration, for options that are not in `alembic.ini`."""
         return self._migrations.config
 
     def configured_connection(self, work: Callable[[Connection], T]) -> Callable[[Connection], T]:
-        """Wrap a function so that Alembic's commands in it run on the connection it is given.
+        """Wrap a function so that Alembic's commands in it run on its connection argument.
 
         @manager.configured_connection
         def check(connection):
@@ -122,10 +122,10 @@ class AsyncDatabaseManager:
         return configured
 
     async def get_current_revision(self, session: AsyncSession | None = None) -> str | None:
-        """Return the revision that the database is at, or None.
+        """Return the revision of the database, or None.
 
-        Several are joined by commas. Errors are errors: a database that cannot be reached or
-        read is not one without a revision.
+        Several revisions are joined by commas. If the database cannot be reached or read, the error
+        is raised; None means only that there is no revision.
         """
         async with self._connection(session) as connection:
             heads = await self._current(connection)
@@ -136,9 +136,9 @@ class AsyncDatabaseManager:
         return _joined(self._migrations.latest())
 
     async def get_status(self) -> DatabaseStatus:
-        """Tell how the database stands to the scripts.
+        """Compare the database's revision with the scripts.
 
-        Raises what the database raises, and `MigrationError` for one at an unknown revision.
+        Raises errors of the database, and `MigrationError` for an unknown revision.
         """
         async with self.engine.connect() as connection:
             return await self._status(connection)
@@ -146,9 +146,9 @@ class AsyncDatabaseManager:
     async def create(self) -> None:
         """Create the tables from the models and record the latest revision.
 
-        The scripts do not run: rows, functions and triggers that only they make are missing
-        afterwards (`sync(create="migrations")` runs them). Raises `MigrationError` when some of
-        the tables exist already and the database is not at the latest revision.
+        The scripts do not run: rows, functions and triggers that only scripts create are missing
+        afterwards (`sync(create="migrations")` runs them). Raises `MigrationError` if some of the
+        tables exist already and the database is not at the latest revision.
         """
         async with self._migrating() as connection:
             await self._create(connection)
@@ -164,21 +164,21 @@ class AsyncDatabaseManager:
             await self._run(connection, partial(self._migrations.downgrade, target=target))
 
     async def stamp(self, target: str = "head") -> None:
-        """Record that the database is at `target`, and change nothing else."""
+        """Record `target` as the revision of the database, and change nothing else."""
         async with self._migrating() as connection:
             await self._run(connection, partial(self._migrations.stamp, target=target))
 
     async def drop(self) -> None:
-        """Drop the models' tables and the version table, those that exist."""
+        """Drop the existing tables of the models, and the version table."""
         async with self._migrating() as connection, connection.begin():
             await self._run(connection, partial(self._migrations.drop, metadata=self._metadata))
 
     async def sync(self, create: Literal["metadata", "migrations"] = "metadata") -> SyncResult:
-        """Create the schema, or upgrade it, or find that nothing is to be done.
+        """Create the schema or upgrade it; do nothing if it is up to date.
 
-        `create` says how an empty database is filled: from the models, which is fast and leaves
-        out what only scripts make, or by running every migration. Of several at once one works
-        and the others find the database up to date.
+        `create` says how an empty database is filled: from the models, which is fast but leaves out
+        objects that only scripts create, or by running every migration. Of several processes at
+        once one does the work, and the others find the database up to date.
         """
         if create not in {"metadata", "migrations"}:
             raise ValueError(f"create={create!r} must be 'metadata' or 'migrations'.")
@@ -239,9 +239,9 @@ class AsyncDatabaseManager:
 
     @asynccontextmanager
     async def _migrating(self) -> AsyncIterator[AsyncConnection]:
-        """Give a connection that alone in its database may change the schema.
+        """Yield a connection with the sole right to change the schema.
 
-        It is in no transaction, as a migration with an `autocommit_block` needs it.
+        It is in no transaction, since a migration with an `autocommit_block` needs that.
         """
         async with self.engine.connect() as connection:
             try:
@@ -249,7 +249,7 @@ class AsyncDatabaseManager:
                 yield connection
                 await _unlock(connection)
             except BaseException:
-                # the end of the server session frees the lock whatever state it is in
+                # the end of the server session releases the lock in every state
                 await connection.invalidate()
                 raise
 
@@ -265,9 +265,9 @@ class AsyncDatabaseManager:
 
 
 async def _lock(connection: AsyncConnection) -> None:
-    """Take the lock without blocking in the server, where waiting would hold a snapshot.
+    """Take the lock by polling: a wait in the server would hold a snapshot.
 
-    A held snapshot keeps `create index concurrently` of the migration at work from finishing.
+    A held snapshot would block a `create index concurrently` of the running migration.
     """
     if connection.dialect.name != "postgresql":
         return

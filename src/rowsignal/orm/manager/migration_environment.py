@@ -1,4 +1,4 @@
-"""A migration environment: the files that Alembic needs, made for async engines."""
+"""A migration environment: the files that Alembic needs, for async engines."""
 
 import re
 from importlib.resources import files
@@ -14,8 +14,8 @@ def create_migration_environment(
 ) -> list[Path]:
     """Write `env.py`, `script.py.mako` and `versions` into a directory, `alembic.ini` beside it.
 
-    `metadata` says what autogenerate compares with: "shop.models:Base.metadata". Returns the
-    files. Writes none and raises `FileExistsError` when one of them is there already.
+    `metadata` names the metadata for autogenerate: "shop.models:Base.metadata". Returns the files.
+    If one of them exists already, writes none and raises `FileExistsError`.
     """
     target = Path(directory)
     models, expression = _imported(metadata)

@@ -20,8 +20,8 @@ T = TypeVar("T")
 class Migrations:
     """The migration scripts in one directory.
 
-    Whatever takes a connection runs `env.py`, which Alembic supports only once at a time in a
-    process: the caller sees to that.
+    Methods with a connection run `env.py`, which Alembic supports only once at a time in a process:
+    the caller must ensure that.
     """
 
     def __init__(self, config: Config) -> None:
@@ -38,23 +38,23 @@ class Migrations:
         return cls(config)
 
     def latest(self) -> Heads:
-        """Return the revisions that nothing builds upon yet."""
+        """Return the head revisions."""
         return frozenset(self._scripts().get_heads())
 
     def prepare(self, connection: Connection) -> None:
-        """Run `env.py` once, so that `current` no longer needs it."""
+        """Run `env.py` once to learn its options for `current`."""
         if self._version_table is None:
             self._version_table = self._ask_environment(connection)
 
     @property
     def is_prepared(self) -> bool:
-        """Tell whether `current` can do without `env.py`."""
+        """Tell whether the options of `env.py` are known."""
         return self._version_table is not None
 
     def current(self, connection: Connection) -> Heads | None:
         """Return the database's revisions, or None when it has no version table.
 
-        Raises `MigrationError` when the database is at a revision that is unknown here.
+        Raises `MigrationError` if the database has a revision that the scripts do not have.
         """
         context = self._context(connection)
         _check_schema(connection, context.version_table_schema)
@@ -74,11 +74,11 @@ class Migrations:
         self.run_on(connection, lambda: command.downgrade(self.config, target))
 
     def stamp(self, connection: Connection, target: str) -> None:
-        """Record that the database is at `target`, and run nothing."""
+        """Record `target` as the revision of the database, without running scripts."""
         self.run_on(connection, lambda: command.stamp(self.config, self._heads(target)))
 
     def create(self, connection: Connection, metadata: MetaData) -> None:
-        """Create the tables of `metadata` and record the latest revision, running none."""
+        """Create the tables of `metadata` and record the latest revision, without scripts."""
         if self.current(connection) != self.latest():
             refuse_existing(connection, metadata)
         metadata.create_all(connection)
@@ -92,7 +92,7 @@ class Migrations:
         self.upgrade(connection, "head")
 
     def drop(self, connection: Connection, metadata: MetaData) -> None:
-        """Drop the tables of `metadata` and the version table, those that exist."""
+        """Drop the existing tables of `metadata`, and the version table."""
         context = self._context(connection)
         metadata.drop_all(connection)
         versions = Table(context.version_table, MetaData(), schema=context.version_table_schema)
@@ -118,24 +118,24 @@ class Migrations:
         return MigrationContext.configure(connection, opts=self._version_table)
 
     def _ask_environment(self, connection: Connection) -> dict[str, Any]:
-        """Learn from env.py where it keeps the version table."""
+        """Run env.py to learn the name of the version table."""
         found: dict[str, Any] = {}
 
-        def look(_revision: object, context: MigrationContext) -> Iterable[Any]:
+        def read_options(_revision: object, context: MigrationContext) -> Iterable[Any]:
             found["version_table"] = context.version_table
             found["version_table_schema"] = context.version_table_schema
             return ()
 
         def run() -> None:
             scripts = self._scripts()
-            with EnvironmentContext(self.config, scripts, fn=look, dont_mutate=True):
+            with EnvironmentContext(self.config, scripts, fn=read_options, dont_mutate=True):
                 scripts.run_env()
 
         self.run_on(connection, run)
         return found
 
     def run_on(self, connection: Connection, run: Callable[[], T]) -> T:
-        """Run something that calls Alembic, which finds the connection in its configuration."""
+        """Run a function that calls Alembic, with the connection in Alembic's configuration."""
         self.config.attributes["connection"] = connection
         try:
             return run()
@@ -152,9 +152,9 @@ class Migrations:
 
 
 def refuse_existing(connection: Connection, metadata: MetaData) -> None:
-    """Raise `MigrationError` when some of the tables exist already.
+    """Raise `MigrationError` if some of the tables exist already.
 
-    Nobody knows then whether their columns are those of the models.
+    Their columns may then differ from the models.
     """
     inspector = inspect(connection)
     schemas = {table.schema for table in metadata.tables.values()}
@@ -171,7 +171,7 @@ def refuse_existing(connection: Connection, metadata: MetaData) -> None:
 
 
 def _check_schema(connection: Connection, schema: str | None) -> None:
-    """Refuse to call a database empty of which the role may see nothing."""
+    """Raise if the role cannot see the schema, so that the database only looks empty."""
     if connection.dialect.name != "postgresql" or schema is not None:
         return
     if connection.scalar(text("select current_schema() is null")):

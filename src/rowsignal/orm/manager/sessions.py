@@ -1,4 +1,4 @@
-"""One session of a manager's, for a block or for a request."""
+"""One session of a manager, for a block or for a request."""
 
 from collections.abc import AsyncGenerator
 from types import TracebackType
@@ -12,7 +12,7 @@ from rowsignal.orm.sessions.transactions import make_whole
 
 
 class ManagedSession(AsyncGenerator[AsyncSession, None]):
-    """One session: committed when its block ends well, rolled back when it does not."""
+    """One session: committed if its block succeeds, else rolled back."""
 
     def __init__(self, manager: AsyncDatabaseManager) -> None:
         self._session = manager.Session()
@@ -31,7 +31,7 @@ class ManagedSession(AsyncGenerator[AsyncSession, None]):
         await self._finish(error)
 
     async def asend(self, _value: None) -> AsyncSession:
-        """Hand out the session; the second time commit it and stop."""
+        """Yield the session; at the second call commit it and stop."""
         if not self._is_started:
             return self._start()
         if not self._is_finished:
@@ -45,15 +45,15 @@ class ManagedSession(AsyncGenerator[AsyncSession, None]):
         raise raised
 
     async def aclose(self) -> None:
-        """Roll back and close unless that has happened."""
+        """Roll back and close, unless the session has ended."""
         if not self._is_finished:
             await self._finish(GeneratorExit())
 
     def __del__(self) -> None:
-        """Give the connection back at once when a loop over this was left by an exception.
+        """Return the connection at once if an exception ended a loop over this.
 
-        `async for` does not tell, and nothing can be awaited here: what is open is cut off,
-        which makes the server roll back.
+        `async for` does not report the exception, and a finalizer cannot await: the connection is
+        aborted, so the server rolls back.
         """
         if self._is_started and not self._is_finished:
             self._session.sync_session.invalidate()
@@ -70,11 +70,11 @@ class ManagedSession(AsyncGenerator[AsyncSession, None]):
 
 
 def make_db_session(manager: AsyncDatabaseManager) -> ManagedSession:
-    """Give one session, committed in the end.
+    """Yield one session, committed at the end.
 
     Use it as `async with make_db_session(manager) as session:`. In a FastAPI dependency
     `async for session in make_db_session(manager): yield session` works too, and an exception
-    in the handler rolls back. FastAPI ends dependencies after the response has left;
+    in the handler rolls back. FastAPI ends dependencies after the response is sent;
     `Depends(gen_db_session, scope="function")` lets a failing commit be an error response.
     """
     return ManagedSession(manager)

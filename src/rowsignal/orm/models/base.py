@@ -21,9 +21,9 @@ NAMING_CONVENTION = {
 def get_base(
     *, cls: type[Any] = AsyncAttrs, metadata: MetaData | None = None, **options: Any
 ) -> Any:
-    """Make one more declarative base, with the naming convention and the queries of `Base`.
+    """Create another declarative base, with the naming convention and the queries of `Base`.
 
-    `cls` is what the base inherits; `options` go to SQLAlchemy's `declarative_base`.
+    `cls` is the parent class of the base; `options` go to SQLAlchemy's `declarative_base`.
     """
     metadata = MetaData() if metadata is None else metadata
     metadata.naming_convention = NAMING_CONVENTION
@@ -33,9 +33,9 @@ def get_base(
 
 
 class Base(QueryMixin, AsyncAttrs, DeclarativeBase):
-    """Base of models: `awaitable_attrs`, named constraints, `get_one` and its sisters.
+    """Base of models: `awaitable_attrs`, named constraints, `get_one` and similar queries.
 
-    Everything can be had without it: `QueryMixin` and `NAMING_CONVENTION` go with any base.
+    It is optional: `QueryMixin` and `NAMING_CONVENTION` work with any base.
     """
 
     metadata = MetaData(naming_convention=NAMING_CONVENTION)

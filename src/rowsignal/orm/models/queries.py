@@ -1,4 +1,4 @@
-"""Finding one row, or making it: functions, and the same as methods of models."""
+"""Queries that find or create one row, as functions and as methods of models."""
 
 from collections.abc import Mapping
 from typing import Any, Self, TypeVar, overload
@@ -11,7 +11,7 @@ from rowsignal.orm.sqlstates import EXCLUSION_VIOLATION, UNIQUE_VIOLATION, sqlst
 
 M = TypeVar("M")
 
-# A rival's row can vanish again before it is read; three rivals in a row do not happen by chance
+# A concurrent row can be deleted before it is read; three times in a row is not chance
 ATTEMPTS = 3
 CONFLICTS = frozenset({UNIQUE_VIOLATION, EXCLUSION_VIOLATION, None})
 
@@ -36,11 +36,11 @@ async def get_one(session: AsyncSession, model: type[M], **attrs: Any) -> M:
 
 
 async def get_or_create(session: AsyncSession, model: type[M], **attrs: Any) -> tuple[M, bool]:
-    """Return the row with these attributes, and whether it had to be created.
+    """Return the row with these attributes, and whether it was created.
 
-    Of any number of concurrent callers one creates and the others find, provided that a unique
-    constraint covers the attributes. A creation that loses the race undoes only itself: what
-    the session had flushed before stays. Nothing is committed.
+    Of concurrent callers one creates the row and the others find it, provided that a unique
+    constraint covers the attributes. An insert that loses the race is rolled back alone: earlier
+    flushed changes of the session stay. Nothing is committed.
     """
     query = _matching(model, attrs)
     return await _find_or_create(session, query, model, attrs)
@@ -53,11 +53,11 @@ async def update_or_create(
     create_defaults: Mapping[str, Any] | None = None,
     **filter_attrs: Any,
 ) -> tuple[M, bool]:
-    """Set `defaults` on the row with these attributes, or create it; say whether it was created.
+    """Set `defaults` on the row with these attributes, or create it; return whether it was created.
 
-    A row that is found is locked until the transaction ends and read afresh, so two updates
-    of it do not overwrite each other unseen. `create_defaults`, even when empty, replaces
-    `defaults` for a creation. Races end as in `get_or_create`.
+    An existing row is locked until the transaction ends and read again, so that concurrent updates
+    do not overwrite each other. `create_defaults`, even if empty, replaces `defaults` for a new
+    row. Concurrent calls behave as in `get_or_create`.
     """
     defaults = dict(defaults or {})
     created_with = {
@@ -106,7 +106,7 @@ class QueryMixin:
 
     @classmethod
     async def get_or_create(cls, session: AsyncSession, **attrs: Any) -> tuple[Self, bool]:
-        """Return the row with these attributes, made where needed: see `get_or_create`."""
+        """Return the row with these attributes, created if needed: see `get_or_create`."""
         return await get_or_create(session, cls, **attrs)
 
     @classmethod
@@ -117,12 +117,12 @@ class QueryMixin:
         create_defaults: Mapping[str, Any] | None = None,
         **filter_attrs: Any,
     ) -> tuple[Self, bool]:
-        """Update the row with these attributes, or make it: see `update_or_create`."""
+        """Update the row with these attributes, or create it: see `update_or_create`."""
         return await update_or_create(session, cls, defaults, create_defaults, **filter_attrs)
 
 
 def add_queries(base: type[Any]) -> None:
-    """Give a declarative base those of the queries that it has no attribute for."""
+    """Add the queries to a declarative base, except names that it already has."""
     for name in ("get_by_pk", "get_one", "get_or_create", "update_or_create"):
         if not hasattr(base, name):
             setattr(base, name, vars(QueryMixin)[name])
@@ -157,7 +157,7 @@ async def _find_or_create(
 
 
 async def _create(session: AsyncSession, model: type[M], attrs: Mapping[str, Any]) -> M:
-    """Insert within a savepoint, so that a failure undoes nothing but this row."""
+    """Insert within a savepoint, so that a failure undoes only this row."""
     async with session.begin_nested():
         instance = model(**attrs)
         session.add(instance)
@@ -166,7 +166,7 @@ async def _create(session: AsyncSession, model: type[M], attrs: Mapping[str, Any
 
 
 def _is_conflict(error: IntegrityError) -> bool:
-    """Tell whether another row was in the way; drivers without SQLSTATE are believed."""
+    """Tell whether a unique conflict caused an error; without SQLSTATE assume that it did."""
     return sqlstate(error) in CONFLICTS
 
 

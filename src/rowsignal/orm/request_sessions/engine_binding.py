@@ -1,4 +1,4 @@
-"""What a proxy works on: an engine, its owner, and the sessions made from it."""
+"""The binding of a proxy: an engine, its owner, and its session factory."""
 
 import asyncio
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from rowsignal.orm.urls import async_url
 
 
 def default_session_class() -> type[AsyncSession]:
-    """Return SQLModel's session class where SQLModel is installed, else SQLAlchemy's."""
+    """Return SQLModel's session class if SQLModel is installed, else SQLAlchemy's."""
     if find_spec("sqlmodel") is None:
         return AsyncSession
     session_class: type[AsyncSession] = import_module("sqlmodel.ext.asyncio.session").AsyncSession
@@ -30,7 +30,7 @@ def default_session_class() -> type[AsyncSession]:
 
 @dataclass(frozen=True)
 class EngineSource:
-    """Where an engine comes from: a URL to make it of, or an engine that the application owns."""
+    """The origin of an engine: a URL to create it from, or an engine of the application."""
 
     db_url: str | URL | None = None
     custom_engine: AsyncEngine | None = None
@@ -42,29 +42,29 @@ class EngineSource:
             raise ValueError("Pass either db_url or custom_engine: it takes exactly one of them.")
 
     def is_same_engine(self, other: "EngineSource") -> bool:
-        """Tell whether both mean one engine, so that a second application shares the first's."""
+        """Tell whether both describe the same engine, so that two applications can share it."""
         if self.db_url is None or other.db_url is None:
             return self.custom_engine is other.custom_engine
         same_url = make_url(self.db_url) == make_url(other.db_url)
         return same_url and self.engine_args == other.engine_args
 
     def make_engine(self) -> AsyncEngine:
-        """Return the engine, made from the URL unless it was given."""
+        """Return the given engine, or create one from the URL."""
         if self.custom_engine is not None:
             return self.custom_engine
         return create_async_engine(async_url(self.db_url or ""), **self.engine_args)
 
     def make_sessionmaker(self, engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
-        """Return the factory of sessions, with `session_args` over our defaults."""
+        """Return the session factory; `session_args` override the defaults."""
         session_args = {"class_": default_session_class(), "expire_on_commit": False}
         return async_sessionmaker(engine, **{**session_args, **self.session_args})
 
 
 class EngineBinding:
-    """An engine in use by a proxy; owned when it was made from a URL, else borrowed.
+    """An engine in use by a proxy; the proxy owns it if it was created from a URL.
 
-    `lifespans` counts the applications that are up; the last one to go down disposes.
-    `warns_when_full` is set once a warning for a full pool listens.
+    `lifespans` counts the running applications; the last one to shut down disposes of the engine.
+    `warns_when_full` is set once the warning for a full pool is registered.
     """
 
     def __init__(self, source: EngineSource) -> None:
@@ -81,16 +81,16 @@ class EngineBinding:
 
     @property
     def is_live(self) -> bool:
-        """Whether sessions may still be open on the engine, so that no other may take its place.
+        """Whether sessions may still be open on the engine, so that it must not be replaced.
 
-        A disposed engine has replaced its pool, which also tells of engines of the application.
+        Disposal replaces the engine's pool, which shows for engines of the application as well.
         """
         return not self.is_disposed and self.engine.pool is self._pool
 
     def require_live(self) -> "EngineBinding":
-        """Return this binding; `SessionNotInitialisedError` when the program has disposed of it.
+        """Return this binding; raise `SessionNotInitialisedError` if the program disposed of it.
 
-        The end of an application is no such thing: the next one starts with a new engine.
+        The shutdown of an application does not count: the next one starts with a new engine.
         """
         if self.is_given_up or not (self.is_owned or self.is_live):
             raise SessionNotInitialisedError(
@@ -100,7 +100,7 @@ class EngineBinding:
         return self
 
     def share(self, source: EngineSource) -> None:
-        """Serve one more application from the same engine; its `session_args` hold from now on."""
+        """Share the engine with one more application; its `session_args` apply from now on."""
         self.sessionmaker = source.make_sessionmaker(self.engine)
         if self.is_owned and self._loop is not None and self._loop.is_closed():
             # Connections of a closed event loop can neither be used nor closed properly.
@@ -109,23 +109,23 @@ class EngineBinding:
         self._loop = _running_loop()
 
     async def give_up(self) -> None:
-        """Dispose for the program, which asked for it; an application may not use it again."""
+        """Dispose at the program's request; applications cannot use the binding any more."""
         self.is_given_up = True
         await self.dispose()
 
     async def dispose(self) -> None:
-        """Close the pool of an owned engine; once done, calling it again does nothing."""
+        """Close the pool of an owned engine; idempotent."""
         if self.is_owned and not self.is_disposed:
             await self.engine.dispose()
         self.is_disposed = True
 
     @property
     def capacity(self) -> int | None:
-        """Connections that the pool lends at most; None where it has no such bound."""
+        """The largest number of connections of the pool; None without a limit."""
         return capacity_of(self.engine.pool)
 
     def pool_status(self) -> dict[str, Any]:
-        """Return the pool's numbers; None for those that its class does not keep."""
+        """Return the pool's numbers; None for numbers that its class does not have."""
         return pool_status(self.engine.pool)
 
 

@@ -1,4 +1,4 @@
-"""Answers of an application's own exception handlers, given from outside the application."""
+"""Responses of an application's exception handlers, sent from a middleware."""
 
 import asyncio
 import inspect
@@ -16,8 +16,8 @@ Handler = Callable[[Any, Exception], Any]
 def find_handler(scope: ASGIScope, error: Exception) -> Handler | None:
     """Return the handler that a Starlette application has for an error, if any.
 
-    Those for `Exception` and for status 500 are not among them: Starlette asks these outside of
-    all middleware, where a re-raised error arrives by itself.
+    Handlers of `Exception` and of status 500 are left out: Starlette calls them outside of all
+    middleware, where a re-raised error arrives anyway.
     """
     by_class, by_status = scope.get("starlette.exception_handlers") or _registered(scope)
     handler: Handler | None = by_status.get(getattr(error, "status_code", None))
@@ -26,7 +26,7 @@ def find_handler(scope: ASGIScope, error: Exception) -> Handler | None:
 
 
 def _registered(scope: ASGIScope) -> tuple[dict[Any, Handler], dict[Any, Handler]]:
-    """Return an application's handlers before its own middleware has put them into the scope."""
+    """Return an application's handlers, before its middleware puts them into the scope."""
     handlers = dict(getattr(scope.get("app"), "exception_handlers", {}))
     by_class = {key: one for key, one in handlers.items() if isinstance(key, type)}
     by_class.pop(Exception, None)
@@ -35,10 +35,10 @@ def _registered(scope: ASGIScope) -> tuple[dict[Any, Handler], dict[Any, Handler
 
 
 async def answer(scope: ASGIScope, receive: Receive, send: Send, error: Exception) -> bool:
-    """Send what the application's handler answers to an error; False when it has none.
+    """Send the response of the application's handler for an error; return False without one.
 
-    Needed where the error rises out of the application's own `send`: Starlette takes that for a
-    response that has begun, and asks no handler, though nothing has left yet.
+    Needed if the error is raised by the application's `send`: Starlette then assumes that the
+    response has begun and calls no handler, although nothing was sent yet.
     """
     handler = find_handler(scope, error)
     if handler is None:

@@ -37,22 +37,22 @@ class SQLAlchemyMiddleware:
         app.add_middleware(SQLAlchemyMiddleware, db_url=url, commit_on_exit=True)
 
     - `db_url`, `engine_args`: the engine is made by `create_async_engine(db_url, **engine_args)`
-      and disposed when the application shuts down, or fails to start. `custom_engine` is yours.
-      With neither, the engine of an earlier `db.init(...)` is used, while it is not disposed.
+      and disposed when the application shuts down or fails to start. A `custom_engine` is never
+      disposed. With neither, the engine of an earlier `db.init(...)` is used.
     - `session_args`: for the session factory; the class is SQLModel's where that is installed.
     - `commit_on_exit`: commit when the response's status is in `commit_statuses` (below 400);
-      "always" commits whatever the status. A transaction begun by `db.session.begin()` is
-      committed likewise, as its block would have done too late.
-    - `exclude_paths`: paths with all below them that get no session.
-    - `limits`: bounds on requests and a warning for a full pool, see `PoolLimits`.
+      "always" commits for every status. A transaction begun by `db.session.begin()` is
+      committed by the same rule, since its block would end too late.
+    - `exclude_paths`: paths that get no session, with all paths below them.
+    - `limits`: limits for requests and a warning for a full pool, see `PoolLimits`.
 
     The request is one transaction: `get_transaction` and `lock_tables` are savepoints in it, and
-    what they wrote is committed with the response, whatever `commit_on_exit` says.
+    their changes are committed with the response, regardless of `commit_on_exit`.
 
-    The commit comes first, then the response: one that fails is answered by the application's own
-    exception handlers, and never follows a 2xx. An exception that reaches the middleware rolls
-    back. Streaming bodies and background tasks run without the request's session; WebSockets and
-    lifespan handlers have none either: they open `async with db():`.
+    The commit comes before the response: the application's exception handlers answer a commit that
+    fails, so it never follows a 2xx. An exception that reaches the middleware rolls back. Streaming
+    bodies and background tasks run without the request's session, and so do WebSockets and lifespan
+    handlers: they open `async with db():`.
 
     Raises `ProxyBoundError` while the proxy serves another engine.
     """
@@ -84,7 +84,7 @@ class SQLAlchemyMiddleware:
 
     @property
     def binding(self) -> EngineBinding:
-        """The engine in use; made anew for an application that starts again after a shutdown."""
+        """The engine in use; created again if the application restarts after a shutdown."""
         if self._binding.is_disposed:
             self._bind()
         return self._binding
@@ -95,7 +95,7 @@ class SQLAlchemyMiddleware:
         self.limits.watch(self._binding)
 
     async def dispose(self) -> None:
-        """Close the pool of an engine made from a URL, where no lifespan does so; idempotent."""
+        """Close the pool of an engine made from a URL, if no lifespan does so; idempotent."""
         await self._binding.give_up()
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
@@ -147,7 +147,7 @@ class SQLAlchemyMiddleware:
 
 
 class ResponseGate:
-    """Hold the response back until the session has ended as the status asks."""
+    """Holds the response back until the session has committed or rolled back."""
 
     __slots__ = ("_rule", "_send", "_session", "failure", "has_started")
 
@@ -159,7 +159,7 @@ class ResponseGate:
         self.has_started = False
 
     async def send(self, message: Message) -> None:
-        """Forward a message of the application; raise what the commit raised, instead."""
+        """Forward a message of the application; raise the commit's error instead."""
         if message["type"] == "http.response.start":
             if not self._session.has_ended:
                 await self._finish(message["status"])
@@ -167,7 +167,7 @@ class ResponseGate:
         await self._send(message)
 
     def failure_of(self, error: Exception) -> Exception | None:
-        """Return what the application's handlers have not been asked about yet, if anything."""
+        """Return the error that the application's handlers have not seen yet, if any."""
         if self.has_started:
             return None
         if isinstance(error, PoolError):
@@ -190,7 +190,7 @@ class ResponseGate:
 
 
 class CommitRule:
-    """Decide by its status whether a response commits."""
+    """Decides by the status whether a response commits."""
 
     __slots__ = ("_commits", "_statuses")
 
@@ -199,7 +199,7 @@ class CommitRule:
         self._statuses = None if commit_on_exit == "always" else statuses
 
     def accepts(self, status: int) -> bool:
-        """Tell whether work done for a response of this status may stay."""
+        """Tell whether changes made for a response of this status are kept."""
         return self._statuses is None or status in self._statuses
 
     def commits(self, status: int) -> bool:
@@ -208,7 +208,7 @@ class CommitRule:
 
 
 class Lifespan:
-    """Dispose of the engine when the last of its applications has shut down or failed to start."""
+    """Disposes of the engine when its last application has shut down or failed to start."""
 
     def __init__(self, binding: EngineBinding, send: Send) -> None:
         self._binding = binding
@@ -217,15 +217,15 @@ class Lifespan:
         binding.lifespans += 1
 
     async def send(self, message: Message) -> None:
-        """Forward a message of the application; the engine is disposed before the last one."""
+        """Forward a message of the application; dispose of the engine before the last one."""
         if message["type"] != "lifespan.startup.complete":
             await self.end()
         await self._send(message)
 
     async def end(self) -> None:
-        """Count this application out; a pool that cannot be closed is logged.
+        """Count one application fewer; log an error if the pool cannot be closed.
 
-        The server waits for the application's last message, whatever becomes of the pool.
+        The server waits for the application's last message in any case.
         """
         if self._has_ended:
             return
@@ -236,7 +236,7 @@ class Lifespan:
         try:
             await self._binding.dispose()
         except Exception:
-            logger.exception("the engine's pool was not closed at shutdown")
+            logger.exception("the engine's pool could not be closed at shutdown")
 
 
 def is_below(paths: Iterable[str], scope: ASGIScope) -> bool:
@@ -250,6 +250,6 @@ def is_below(paths: Iterable[str], scope: ASGIScope) -> bool:
 
 
 def create_middleware_and_session_proxy() -> tuple[type[SQLAlchemyMiddleware], SessionProxy]:
-    """Return a middleware class and the `db` that belongs to it, for one more database."""
+    """Return a middleware class and its `db`, for one more database."""
     proxy = SessionProxy()
     return type("SQLAlchemyMiddleware", (SQLAlchemyMiddleware,), {"proxy": proxy}), proxy

@@ -26,7 +26,7 @@ AnyCoroutine = Coroutine[Any, Any, Any]
 
 @dataclass(frozen=True)
 class MultiSessionRules:
-    """What a block was asked for."""
+    """The options of a block."""
 
     commit_on_exit: bool = False
     max_concurrent: int | None = None
@@ -46,10 +46,10 @@ class MultiSessionRules:
 
 
 class MultiSessionScope:
-    """Give each task that asks a session of its own, ended when the task ends.
+    """Gives each task its own session, which ends with the task.
 
-    The block's own task, the parent, has one too, which ends with the block and takes one of the
-    `max_concurrent` places while it is there.
+    The block's own task, the parent, has a session too; it ends with the block and takes one of the
+    `max_concurrent` places.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class MultiSessionScope:
 
     @property
     def session(self) -> AsyncSession:
-        """The current task's session; made, and ended with the task, on first use."""
+        """The current task's session, created at first use."""
         task = asyncio.current_task()
         scope = self._scopes.get(task)
         if scope is None:
@@ -83,10 +83,10 @@ class MultiSessionScope:
         return scope.session
 
     def held_connections(self) -> int:
-        """Count the connections that stay out while the current task waits.
+        """Count the connections that are not returned while the current task waits.
 
-        Those of its siblings return by themselves when the siblings end, unless the block keeps
-        every session to its end: then those that are still being taken count, too.
+        Sibling tasks return their connections when they end, unless the block keeps all sessions to
+        its end: then connections that are still being acquired count, too.
         """
         if self.rules.all_or_nothing:
             return sum(scope.has_asked for scope in (*self._scopes.values(), *self._kept))
@@ -96,9 +96,9 @@ class MultiSessionScope:
 
     @asynccontextmanager
     async def connection(self, timeout: float | None = None) -> AsyncIterator[AsyncSession]:
-        """Wait for a place and lend the task a session; a task that has one keeps that.
+        """Wait for a place and yield the task's session, created at first use.
 
-        `timeout`, or the block's `pool_timeout`, bounds the wait for place and connection.
+        `timeout`, or the block's `pool_timeout`, limits the wait for place and connection.
         """
         self._refuse_when_ended()
         timeout = self.rules.pool_timeout if timeout is None else timeout
@@ -119,10 +119,10 @@ class MultiSessionScope:
         return scope.session
 
     async def gather(self, *work: Awaitable[Any], return_exceptions: bool = False) -> list[Any]:
-        """Run coroutines, each in a task with a session, and return what they return, in order.
+        """Run coroutines, each in a task with a session; return their results in order.
 
-        Sessions are committed or rolled back before this returns. With `max_concurrent` only
-        coroutines are taken, and the first failure cancels the others.
+        Sessions are committed or rolled back before this returns. With `max_concurrent` it accepts
+        only coroutines, and the first failure cancels the others.
         """
         if self.has_ended:
             _drop(one for one in work if asyncio.iscoroutine(one))
@@ -141,7 +141,7 @@ class MultiSessionScope:
             self._gathering -= is_holder
 
     async def finish(self, *, has_succeeded: bool) -> None:
-        """Await the block's tasks, or cancel them when it failed, and end every session."""
+        """Await the block's tasks, or cancel them if the block failed, and end every session."""
         # A generator with such a block may be closed by a task that has used its sessions.
         self._children -= {asyncio.current_task()}
         if not has_succeeded:
@@ -185,7 +185,7 @@ class MultiSessionScope:
 
     def _open(self, task: AnyTask | None, timeout: float | None = None) -> SessionScope:
         timeout = self.rules.pool_timeout if timeout is None else timeout
-        # In a block that keeps its connections, waiting for one that a sibling holds is in vain
+        # A block that keeps its connections never returns the one that a sibling holds
         outer = self if self.rules.all_or_nothing else self.outer
         scope = SessionScope(self.binding, outer, self._arguments, timeout)
         self._scopes[task] = scope
@@ -243,7 +243,7 @@ class MultiSessionScope:
 
     def _start(self, work: AnyCoroutine) -> AnyTask:
         task = asyncio.create_task(self._run(work))
-        # Of a task that is cancelled before its first step, nothing has awaited the work.
+        # A task that is cancelled before its first step has not awaited the coroutine.
         task.add_done_callback(lambda _: work.close())
         self._adopt(task)
         return task
@@ -264,7 +264,7 @@ class MultiSessionScope:
                 await run_to_completion(_roll_back(scopes))
                 raise
         ending = _finish(scopes, commit=commit, commit_begun=has_succeeded)
-        # Once the first session is committed, a cancellation must not keep the others from it
+        # After the first commit a cancellation must not prevent the others
         await (run_to_completion(ending) if is_kept_whole else ending)
 
     def _raise_errors(self) -> None:
@@ -302,7 +302,7 @@ def _check_constraints(_: Session, connections: list[Connection]) -> None:
 
 
 async def _finish(scopes: list[SessionScope], *, commit: bool, commit_begun: bool) -> None:
-    """End sessions one after another; the first that fails lets the others be rolled back."""
+    """End sessions one after another; after a failure roll the others back."""
     try:
         while scopes:
             await scopes.pop(0).finish(commit=commit, commit_begun=commit_begun)

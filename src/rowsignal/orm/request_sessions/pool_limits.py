@@ -1,4 +1,4 @@
-"""Guarding the pool from outside of a request: a bound on requests, a warning when it fills."""
+"""Protection of the pool: a limit for concurrent requests, a warning when the pool fills."""
 
 import logging
 from collections.abc import Mapping
@@ -28,11 +28,11 @@ BODY = b'{"detail": "Database request capacity exhausted"}'
 
 
 class PoolLimits(TypedDict, total=False):
-    """Options of the middleware that guard the pool; none of them is on by default.
+    """Options of the middleware that protect the pool; all are off by default.
 
-    - `max_concurrent_requests`: requests at the same time; a further one waits for
-      `request_queue_timeout` seconds (0.1) and is then answered with 503 or by the application's
-      handler for `PoolTimeoutError`.
+    - `max_concurrent_requests`: requests at the same time; a further request waits for
+      `request_queue_timeout` seconds (0.1) and then gets a 503, or the response of the
+      application's handler for `PoolTimeoutError`.
     - `pool_warn_threshold`: log a warning, at most every `pool_warn_interval` seconds (10), when
       this share of the pool, above 0 and up to 1, is in use.
     """
@@ -45,7 +45,7 @@ class PoolLimits(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Limits:
-    """The same options, checked and with their defaults."""
+    """The same options, checked and with defaults."""
 
     max_concurrent_requests: int | None = None
     request_queue_timeout: float = 0.1
@@ -64,14 +64,14 @@ class Limits:
             raise ValueError(f"pool_warn_threshold={threshold!r} must be above 0 and at most 1.")
 
     def make_queue(self, binding: EngineBinding) -> "RequestQueue | None":
-        """Return the queue that requests wait in; None without a bound."""
+        """Return the queue of requests; None without a limit."""
         if self.max_concurrent_requests is None:
             return None
         slots = Slots(self.max_concurrent_requests, binding.pool_status)
         return RequestQueue(slots, self.request_queue_timeout)
 
     def watch(self, binding: EngineBinding) -> None:
-        """Warn when the pool of an engine fills, if that was asked for."""
+        """Register the warning for an engine's pool, if it is enabled."""
         if self.pool_warn_threshold is None or binding.warns_when_full:
             return
         binding.warns_when_full = True
@@ -79,14 +79,14 @@ class Limits:
 
 
 class RequestQueue:
-    """Serves so many requests at once; the response's last byte makes room for the next."""
+    """Limits the requests served at once; a request ends with the last byte of its response."""
 
     def __init__(self, slots: Slots, timeout: float) -> None:
         self._slots = slots
         self._timeout = timeout
 
     async def serve(self, app: ASGIApp, scope: ASGIScope, receive: Receive, send: Send) -> None:
-        """Run an application for one request, once there is room."""
+        """Run an application for one request, once there is a place."""
         try:
             await self._slots.take(self._timeout)
         except PoolTimeoutError as error:
@@ -101,13 +101,13 @@ class RequestQueue:
 
 
 class Place:
-    """The place of one request, given back once."""
+    """The place of one request, returned once."""
 
     def __init__(self, slots: Slots) -> None:
         self._slots: Slots | None = slots
 
     def freed_by(self, send: Send) -> Send:
-        """Return a `send` that gives the place back after the response's last message."""
+        """Return a `send` that returns the place after the response's last message."""
 
         async def send_and_free(message: Message) -> None:
             await send(message)
@@ -117,14 +117,14 @@ class Place:
         return send_and_free
 
     def free(self) -> None:
-        """Give the place back; done before, this does nothing."""
+        """Return the place; idempotent."""
         slots, self._slots = self._slots, None
         if slots is not None:
             slots.give()
 
 
 class PoolWarning:
-    """Logs a warning when a pool fills, and then not again for a while."""
+    """Logs a warning when a pool fills, at most once per interval."""
 
     def __init__(self, threshold: float, interval: float) -> None:
         self._threshold = threshold
@@ -132,14 +132,14 @@ class PoolWarning:
         self._next = float("-inf")
 
     def watch(self, pool: Pool) -> None:
-        """Look at the pool with each connection that it lends."""
+        """Check the pool at each checkout."""
 
-        def look(*_: object) -> None:
-            self._look(pool_status(pool))
+        def check(*_: object) -> None:
+            self._check(pool_status(pool))
 
-        event.listen(pool, "checkout", look)
+        event.listen(pool, "checkout", check)
 
-    def _look(self, status: Mapping[str, Any]) -> None:
+    def _check(self, status: Mapping[str, Any]) -> None:
         saturation, now = status["saturation"], monotonic()
         if saturation is None or saturation < self._threshold or now < self._next:
             return

@@ -1,4 +1,4 @@
-"""The pool behind request sessions: its numbers, and waiting for one of its connections."""
+"""The pool of request sessions: its numbers, and waits for a connection."""
 
 import asyncio
 import math
@@ -19,14 +19,14 @@ NUMBERS = (
 
 
 def capacity_of(pool: Pool) -> int | None:
-    """Return how many connections a pool lends at most; None where it has no such bound."""
+    """Return the largest number of connections of a pool; None without a limit."""
     if not isinstance(pool, QueuePool):
         return None
     return pool.size() + pool._max_overflow if pool._max_overflow >= 0 else None
 
 
 def pool_status(pool: Pool) -> dict[str, Any]:
-    """Return a pool's numbers; None for those that its class does not keep."""
+    """Return a pool's numbers; None for numbers that its class does not have."""
     if not isinstance(pool, QueuePool):
         return {"pool_class": type(pool).__name__, **dict.fromkeys(NUMBERS)}
     capacity, taken = capacity_of(pool), pool.checkedout()
@@ -43,7 +43,7 @@ def pool_status(pool: Pool) -> dict[str, Any]:
 
 
 def check_seconds(name: str, value: object) -> None:
-    """Raise `ValueError` for a bound on waiting that is not a positive, finite number."""
+    """Raise `ValueError` for a timeout that is not a positive, finite number."""
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
@@ -51,7 +51,7 @@ def check_seconds(name: str, value: object) -> None:
 
 
 def pool_timed_out(pool: Pool, error: PoolError) -> PoolTimeoutError:
-    """Return the error for a wait that the pool itself gave up."""
+    """Return the error for a timeout of the pool itself."""
     return PoolTimeoutError(
         str(pool_exhausted(error)),
         timeout=pool.timeout() if isinstance(pool, QueuePool) else None,
@@ -62,9 +62,9 @@ def pool_timed_out(pool: Pool, error: PoolError) -> PoolTimeoutError:
 async def take_connection(
     session: AsyncSession, pool: Pool, timeout: float, *, used: float = 0.0
 ) -> None:
-    """Take the session's connection now, within `timeout` seconds, else `PoolTimeoutError`.
+    """Acquire the session's connection within `timeout` seconds, or raise `PoolTimeoutError`.
 
-    `used`: seconds of them that are over already.
+    `used` is how many of these seconds have passed already.
     """
     try:
         async with asyncio.timeout(max(0.0, timeout - used)) as deadline:
@@ -78,9 +78,9 @@ async def take_connection(
 
 
 def await_room(engine: Engine, timeout: float) -> None:
-    """Wait, within SQLAlchemy's greenlet, until the engine's pool has a connection to lend.
+    """Wait, within SQLAlchemy's greenlet, until the engine's pool has a free connection.
 
-    The connection goes straight back: nothing else runs before the caller takes it again.
+    The connection is returned at once: no other task runs before the caller acquires it.
     """
     await_only(_checked_out(engine, timeout)).close()
 

@@ -32,14 +32,14 @@ NOT_INITIALISED = (
 
 
 class SessionProxy:
-    """Give every request and every `async with db():` block a session under one name.
+    """Gives every request and every `async with db():` block a session under one name.
 
     `db.session` is an `AsyncSession`, the same one for all code of a request or block:
 
         async with db(commit_on_exit=True):
             db.session.add(Order(status="new"))
 
-    One proxy serves one database; `create_middleware_and_session_proxy` makes more.
+    One proxy serves one database; `create_middleware_and_session_proxy` creates more.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class SessionProxy:
         engine_args: Mapping[str, Any] | None = None,
         session_args: Mapping[str, Any] | None = None,
     ) -> None:
-        """Give the proxy its engine now, for programs that use `db` before their first request.
+        """Set the proxy's engine, for programs that use `db` before their first request.
 
         The middleware then needs no engine of its own. Raises `ProxyBoundError` while the proxy
         serves another engine.
@@ -63,7 +63,7 @@ class SessionProxy:
         self.bind(source)
 
     def bind(self, source: EngineSource) -> EngineBinding:
-        """Serve this engine; one that is served already is shared, not made again."""
+        """Bind this engine; if it is bound already, share it."""
         binding = self.binding
         if binding is not None and binding.is_live:
             if not binding.source.is_same_engine(source):
@@ -78,7 +78,7 @@ class SessionProxy:
         return self.binding
 
     async def dispose(self) -> None:
-        """Let go of the engine, and close its pool when it was made from a URL; idempotent."""
+        """Release the engine, and close its pool if it was created from a URL; idempotent."""
         if self.binding is not None:
             await self.binding.give_up()
 
@@ -86,7 +86,7 @@ class SessionProxy:
     def session(self) -> AsyncSession:
         """The session of the current request or block.
 
-        Raises `MissingSessionError` where none is open, or none any more.
+        Raises `MissingSessionError` if none is open.
         """
         scope = self.current.get()
         if scope is None:
@@ -110,19 +110,19 @@ class SessionProxy:
         all_or_nothing: bool = False,
         pool_timeout: float | None = None,
     ) -> "SessionBlock":
-        """Return an `async with` block with a session, or sessions, of its own.
+        """Return an `async with` block with its own session or sessions.
 
-        - `session_args`: over those of the session factory.
-        - `commit_on_exit`: commit when the block ends without an exception; otherwise what was
-          not committed is rolled back.
-        - `multi_sessions`: each task in the block gets a session. Tasks that used one are awaited
-          at the end, or cancelled when the block raises.
-        - `max_concurrent`: sessions at the same time, the block's own included.
-        - `all_or_nothing`: tasks' sessions are committed with the block's, once all have
+        - `session_args`: override the arguments of the session factory.
+        - `commit_on_exit`: commit if the block ends without an exception; without it, uncommitted
+          changes are rolled back.
+        - `multi_sessions`: each task in the block gets a session. The end of the block awaits the
+          tasks that used one, or cancels them if the block raises.
+        - `max_concurrent`: sessions at the same time, including the block's own.
+        - `all_or_nothing`: the tasks' sessions are committed with the block's, once all tasks have
           succeeded and their deferred constraints hold; until then each keeps its connection.
-        - `pool_timeout`: take the connection on entering, within so many seconds, else
-          `PoolTimeoutError`. Without it the first statement takes it. In a `multi_sessions` block
-          it bounds how long each task's first statement waits for its connection.
+        - `pool_timeout`: acquire the connection at the start, within this many seconds, or raise
+          `PoolTimeoutError`. Without it the first statement acquires the connection. In a
+          `multi_sessions` block it limits the wait of each task's first statement.
         """
         rules = MultiSessionRules(commit_on_exit, max_concurrent, all_or_nothing, pool_timeout)
         if not multi_sessions and (max_concurrent is not None or all_or_nothing):
@@ -130,11 +130,11 @@ class SessionProxy:
         return SessionBlock(self, rules, session_args, multi_sessions)
 
     def connection(self, timeout: float | None = None) -> AbstractAsyncContextManager[AsyncSession]:
-        """Lend the session of the request or block; a `multi_sessions` block lends one per task.
+        """Yield the session of the request or block; in a `multi_sessions` block one per task.
 
-        There the task waits for a place among `max_concurrent` first. With `timeout` the session
-        has its connection on entering, or `PoolTimeoutError` is raised after so many seconds.
-        Raises `MissingSessionError` where no session is open.
+        There the task first waits for one of the `max_concurrent` places. With `timeout` the
+        session acquires its connection at the start, within this many seconds, or raises
+        `PoolTimeoutError`. Raises `MissingSessionError` if no session is open.
         """
         check_seconds("timeout", timeout)
         scope = self.current.get()
@@ -143,7 +143,7 @@ class SessionProxy:
         return self._lent(timeout)
 
     async def gather(self, *coros: Awaitable[Any], return_exceptions: bool = False) -> list[Any]:
-        """Run coroutines at once, in a `multi_sessions` block each with a session of its own."""
+        """Run coroutines concurrently; in a `multi_sessions` block each with its own session."""
         scope = self.current.get()
         if isinstance(scope, MultiSessionScope):
             return await scope.gather(*coros, return_exceptions=return_exceptions)
@@ -209,7 +209,7 @@ class SessionBlock:
             raise pool_timed_out(self._scope.binding.engine.pool, error) from error
 
     def _leave(self) -> None:
-        # An abandoned async generator is closed in another context, which we never changed.
+        # An abandoned async generator is closed in another context, which was never changed.
         with suppress(ValueError):
             if self._token is not None:
                 self._proxy.current.reset(self._token)

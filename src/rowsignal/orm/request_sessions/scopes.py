@@ -17,25 +17,25 @@ from rowsignal.orm.sessions.transactions import make_whole
 
 
 class Scope(Protocol):
-    """What `db` finds in the current context."""
+    """The scope of `db` in the current context."""
 
     binding: EngineBinding
     outer: "Scope | None"
 
     @property
     def session(self) -> AsyncSession:
-        """The session that the current task is to use."""
+        """The session of the current task."""
 
     def held_connections(self) -> int:
-        """Count the connections of this scope that stay out while the current task waits."""
+        """Count the connections of this scope that are not returned while the task waits."""
 
 
 class SessionScope:
-    """Open a session on first use, and end it once.
+    """Opens a session at first use, and ends it once.
 
-    Making it costs nothing: a request that never asks for its session makes none, and a session
-    takes no connection before its first statement. `pool_timeout` bounds how long that statement
-    waits for the connection; `has_asked` says that a guarded session has got so far.
+    A request that never uses its session creates none, and a session acquires no connection before
+    its first statement. `pool_timeout` limits how long that statement waits for the connection;
+    `has_asked` says that a guarded session has requested it.
     """
 
     __slots__ = (
@@ -59,7 +59,7 @@ class SessionScope:
 
     @property
     def session(self) -> AsyncSession:
-        """The scope's session; `MissingSessionError` once it has ended."""
+        """The scope's session; raises `MissingSessionError` once it has ended."""
         if self.has_ended:
             raise MissingSessionError(ENDED)
         if self.opened is None:
@@ -73,7 +73,7 @@ class SessionScope:
     async def finish(self, *, commit: bool, commit_begun: bool = False) -> None:
         """End the session, once.
 
-        `commit_begun` commits what the program began by `begin()` or `get_transaction`.
+        `commit_begun` commits a transaction begun by `begin()` or `get_transaction`.
         """
         session = self.opened
         if session is not None and not self.has_ended:
@@ -92,10 +92,10 @@ class SessionScope:
 
 
 class RequestScope(SessionScope):
-    """The session of a request, and the blocks that the request's own task has open.
+    """The session of a request, and the open blocks of the request's own task.
 
-    FastAPI leaves a block around the `yield` of a dependency after the response, which is too
-    late for a commit that may fail: what such a block is to commit is committed before.
+    FastAPI ends a block around the `yield` of a dependency after the response, too late for a
+    commit that may fail. So the changes of such a block are committed before.
     """
 
     __slots__ = ("_blocks",)
@@ -105,15 +105,15 @@ class RequestScope(SessionScope):
         self._blocks: list[tuple[object, SessionScope]] = []
 
     def enter(self, block: SessionScope) -> None:
-        """Note a block that commits when it ends, opened by the current task."""
+        """Register a block of the current task that commits when it ends."""
         self._blocks.append((asyncio.current_task(), block))
 
     def leave(self, block: SessionScope) -> None:
-        """Forget a block."""
+        """Remove a block."""
         self._blocks = [entry for entry in self._blocks if entry[1] is not block]
 
     async def commit_blocks(self) -> None:
-        """Commit what the current task's open blocks have done so far; they stay open."""
+        """Commit the changes of the current task's open blocks; the blocks stay open."""
         task = asyncio.current_task()
         for opener, block in reversed(self._blocks):
             session = block.opened
@@ -122,10 +122,10 @@ class RequestScope(SessionScope):
 
 
 class PoolGuard:
-    """Refuse a connection that only the blocks around this one could return.
+    """Refuses to wait for a connection that only the enclosing blocks could return.
 
-    A nested block that waits for its own enclosing blocks waits in vain, until the pool's timeout
-    or, in a pool without one, for ever. Where others hold connections too, the pool decides.
+    A nested block that waits for its enclosing blocks would wait until the pool's timeout, or for
+    ever in a pool without one. If other tasks hold connections too, the pool decides.
     """
 
     __slots__ = ("_find_bind", "_scope", "_session", "_timeout")
@@ -137,7 +137,7 @@ class PoolGuard:
         self._timeout = timeout
 
     def __call__(self, *args: Any, **kwargs: Any) -> Engine | Connection:
-        """Stand in for the session's `get_bind`, which every statement calls first."""
+        """Replace the session's `get_bind`, which every statement calls first."""
         bind = self._find_bind(*args, **kwargs)
         if isinstance(bind, Engine) and in_greenlet() and not connections_of(self._session):
             self._refuse_waiting_for_itself()
@@ -160,14 +160,14 @@ class PoolGuard:
 
 
 def request_of(scope: Scope | None) -> RequestScope | None:
-    """Return the innermost request that a scope is in, if any."""
+    """Return the innermost request around a scope, if any."""
     while scope is not None and not isinstance(scope, RequestScope):
         scope = scope.outer
     return scope
 
 
 def count_held(scope: Scope | None, binding: EngineBinding) -> int:
-    """Count the connections of one engine that a scope and those around it hold."""
+    """Count the connections of one engine that a scope and its enclosing scopes hold."""
     held = 0
     while scope is not None:
         if scope.binding is binding:

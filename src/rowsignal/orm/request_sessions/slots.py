@@ -1,4 +1,4 @@
-"""Places for the sessions of one block, so that it cannot empty the pool."""
+"""Slots: a limit for the sessions of one block, so that it cannot exhaust the pool."""
 
 import asyncio
 from collections import deque
@@ -9,9 +9,9 @@ from rowsignal.exceptions import PoolTimeoutError
 
 
 class Slots:
-    """Count places down and up; a task that finds none waits in line.
+    """Counts places; a task without a place waits in a queue.
 
-    `limit` None hands out places without end. `describe` returns the pool's numbers, for errors.
+    `limit` None means no limit. `describe` returns the pool's numbers, for errors.
     """
 
     def __init__(self, limit: int | None, describe: Callable[[], dict[str, Any]]) -> None:
@@ -28,7 +28,7 @@ class Slots:
         return True
 
     async def take(self, timeout: float | None = None) -> None:
-        """Wait for a place; `PoolTimeoutError` after `timeout` seconds."""
+        """Wait for a place; raise `PoolTimeoutError` after `timeout` seconds."""
         if not self._waiters and self.take_now():
             return
         waiter = asyncio.get_running_loop().create_future()
@@ -47,7 +47,7 @@ class Slots:
             raise
 
     def give(self) -> None:
-        """Hand a place to the first in line, or put it back."""
+        """Pass a place to the first task in the queue, or return it."""
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():

@@ -1,4 +1,4 @@
-"""Sessions that end: as a FastAPI dependency, in a block, in a transaction."""
+"""Sessions: as a FastAPI dependency, in a block, in a transaction."""
 
 from rowsignal.orm.sessions.dependency import (
     SessionDependency,

@@ -1,8 +1,8 @@
-"""Commits that PostgreSQL answers with ROLLBACK.
+"""Detection of commits that PostgreSQL answers with ROLLBACK.
 
-After a failed statement PostgreSQL undoes the transaction but lets it stay open; COMMIT then
-means ROLLBACK and reports no error (manual, COMMIT). Only the command tag of the answer tells,
-which neither asyncpg nor SQLAlchemy reads.
+After a failed statement PostgreSQL undoes the transaction but keeps it open; COMMIT then rolls back
+and reports no error (manual, COMMIT). Only the command tag of the response shows it, which neither
+asyncpg nor SQLAlchemy reads.
 """
 
 from collections.abc import Iterator
@@ -36,9 +36,9 @@ def connections_of(session: AsyncSession | Session) -> list[Connection]:
 
 
 def refuse_aborted(session: Session) -> None:
-    """Raise `AbortedTransactionError` now or from the commit that must follow, if either is due.
+    """Raise `AbortedTransactionError` for an aborted transaction, now or from its commit.
 
-    With asyncpg no statement is sent for it: the answer to the commit itself is read.
+    With asyncpg it sends no statement: it reads the response to the commit itself.
     """
     for connection in connections_of(session):
         if connection.dialect.name == "postgresql" and not connection.closed:
@@ -47,7 +47,7 @@ def refuse_aborted(session: Session) -> None:
 
 @contextmanager
 def typed_aborted_errors() -> Iterator[None]:
-    """Raise `AbortedTransactionError` where PostgreSQL refuses all but a rollback."""
+    """Raise `AbortedTransactionError` if PostgreSQL accepts only a rollback."""
     try:
         yield
     except DBAPIError as error:
@@ -72,7 +72,7 @@ def _check(connection: Connection) -> None:
 
 
 def _read_tag(transaction: Any) -> None:
-    """Put a `TagReader` into asyncpg's transaction, where one has begun."""
+    """Put a `TagReader` into asyncpg's transaction, if one has begun."""
     if transaction is not None and not isinstance(transaction._connection, TagReader):
         transaction._connection = TagReader(transaction._connection)
 
@@ -85,7 +85,7 @@ def _status(adapter: Any) -> int | None:
 
 
 class TagReader:
-    """Stands in for asyncpg's connection while its transaction commits, and reads the answer."""
+    """Wraps asyncpg's connection while its transaction commits, and reads the command tag."""
 
     __slots__ = ("_connection",)
 

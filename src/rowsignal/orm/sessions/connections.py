@@ -1,4 +1,4 @@
-"""The connection behind a session: taking one from the pool, and staying on it."""
+"""The connection of a session: acquiring it from the pool, and keeping it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def pool_exhausted(error: exc.TimeoutError) -> PoolExhaustedError:
-    """Return the error for a pool that had no connection to give."""
+    """Return the error for a pool without a free connection."""
     return PoolExhaustedError(
         f"No connection became free in the pool in time ({error}). Hold connections for a "
         "shorter time, or give the engine a larger pool_size or max_overflow."
@@ -23,9 +23,9 @@ def pool_exhausted(error: exc.TimeoutError) -> PoolExhaustedError:
 
 
 async def connection_of(session: AsyncSession) -> AsyncConnection:
-    """Return the connection of the session's transaction, which begins where there is none.
+    """Return the connection of the session's transaction; begin one if there is none.
 
-    Raises `PoolExhaustedError` when the pool has none to give.
+    Raises `PoolExhaustedError` if the pool has no free connection.
     """
     try:
         return await session.connection()
@@ -35,16 +35,16 @@ async def connection_of(session: AsyncSession) -> AsyncConnection:
 
 @asynccontextmanager
 async def pinned(session: AsyncSession) -> AsyncIterator[AsyncConnection]:
-    """Keep a session on one connection until the block ends, whatever it commits meanwhile.
+    """Keep a session on one connection until the block ends, across commits and rollbacks.
 
-    A session gives its connection back with every commit and rollback, and with it whatever
-    belongs to the connection. Within the block all its transactions run on the same one; after
-    the block the connection leaves with the transaction that is then open.
+    A session returns its connection with every commit and rollback, and with it everything that
+    belongs to the connection. Within the block all its transactions run on the same connection;
+    after the block the connection is returned with the transaction that is then open.
     """
     connection = await connection_of(session)
     sync_session, pin = session.sync_session, connection.sync_connection
     if pin is None or sync_session.bind is pin:
-        # Bound to a connection by the caller or by an outer block: that one keeps it
+        # Bound to a connection by the caller or by an outer block, which keeps it
         yield connection
         return
     first, bind = sync_session.get_transaction(), sync_session.bind
@@ -63,9 +63,9 @@ async def pinned(session: AsyncSession) -> AsyncIterator[AsyncConnection]:
 
 
 async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
-    """Finish work even when the task is cancelled meanwhile, and only then pass that on.
+    """Finish work even if the task is cancelled meanwhile; then raise the cancellation.
 
-    What must be undone on a connection has to be over before anybody else uses it.
+    Cleanup of a connection must be finished before another task uses it.
     """
     task = asyncio.ensure_future(work)
     cancellation: asyncio.CancelledError | None = None
@@ -89,5 +89,5 @@ def _close_after_transaction(session: Session, connection: Connection) -> None:
         if transaction.parent is None:
             connection.close()
 
-    # Begun while the session was bound to the connection: the session will not close it
+    # Begun while the session was bound to the connection, so the session will not close it
     event.listen(session, "after_transaction_end", close)

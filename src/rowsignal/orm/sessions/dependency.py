@@ -1,4 +1,4 @@
-"""Sessions with a beginning and an end: for a request, and for a block of code."""
+"""Sessions for a request, and for a block of code."""
 
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound=AsyncSession)
 
-# Where FastAPI (0.121 and newer) keeps what must be over before a response is sent
+# Where FastAPI (0.121 and newer) keeps the stack that ends before a response is sent
 FUNCTION_STACK = "fastapi_function_astack"
 OPEN_SESSIONS = "rowsignal.sessions"
 
 
 def create_db_dependency(session_maker: async_sessionmaker[S]) -> "SessionDependency[S]":
-    """Make a FastAPI dependency that gives each request one session.
+    """Create a FastAPI dependency that gives each request one session.
 
         get_db = create_db_dependency(session_maker)
 
@@ -33,16 +33,16 @@ def create_db_dependency(session_maker: async_sessionmaker[S]) -> "SessionDepend
         async def create(session: Annotated[AsyncSession, Depends(get_db)]) -> None: ...
 
     The request is one transaction, in which `get_transaction` and `lock_tables` are savepoints.
-    It is committed when the endpoint has returned and **before the response is sent**: a commit
-    that fails raises into the application's exception handlers, and no client sees a 2xx for a
-    row that is not there. Any exception rolls back, `HTTPException` included; what is
-    *returned* commits, whatever its status. No connection is taken before the first statement,
-    and none is held while the response, a stream or a background task runs.
+    It is committed when the endpoint has returned and **before the response is sent**: the
+    application's exception handlers get the error of a commit that fails, and no client sees a 2xx
+    for a missing row. Any exception rolls back, `HTTPException` included; a *returned* response
+    commits, whatever its status. No connection is acquired before the first statement, and none is
+    held while the response, a stream or a background task runs.
 
     Every dependency of a request gets the same session. For a WebSocket the session lasts as
     long as its endpoint. `get_db()` outside FastAPI is a plain asynchronous generator.
 
-    Raises `PoolExhaustedError`, out of the endpoint, when the pool had no connection to give.
+    Raises `PoolExhaustedError`, out of the endpoint, if the pool has no free connection.
     """
     return SessionDependency(session_maker)
 
@@ -50,7 +50,7 @@ def create_db_dependency(session_maker: async_sessionmaker[S]) -> "SessionDepend
 def create_db_context(
     session_maker: async_sessionmaker[S],
 ) -> Callable[[], AbstractAsyncContextManager[S]]:
-    """Make a function that opens a session for a block of code.
+    """Create a function that opens a session for a block of code.
 
         db_context = create_db_context(session_maker)
 
@@ -58,9 +58,9 @@ def create_db_context(
             session.add(order)
 
     The block is one transaction, in which `get_transaction` and `lock_tables` are savepoints.
-    Commits when the block succeeds and rolls back on any exception; no connection is taken
-    before the first statement. Raises `PoolExhaustedError`, out of the block, when the pool had
-    no connection to give, and `AbortedTransactionError` when there is nothing left to commit.
+    It commits if the block succeeds and rolls back on any exception; no connection is acquired
+    before the first statement. Raises `PoolExhaustedError`, out of the block, if the pool has no
+    free connection, and `AbortedTransactionError` if there is nothing left to commit.
     """
     return partial(open_session, session_maker)
 
@@ -85,9 +85,9 @@ async def open_session(session_maker: Callable[[], S]) -> AsyncIterator[S]:
 class SessionDependency(Generic[S]):
     """Gives FastAPI one session per request, finished before the response is sent.
 
-    FastAPI runs what follows the `yield` of a plain dependency after the response. The session
-    lives on the request's *function* stack instead, which FastAPI unwinds once the endpoint has
-    returned, whether or not the dependency was declared with `scope="function"`.
+    FastAPI runs the code after the `yield` of a plain dependency after the response. The session is
+    on the request's *function* stack instead, which FastAPI unwinds once the endpoint has returned,
+    whether or not the dependency was declared with `scope="function"`.
     """
 
     def __init__(self, session_maker: async_sessionmaker[S]) -> None:
@@ -95,7 +95,7 @@ class SessionDependency(Generic[S]):
         self.__signature__ = _signature()
 
     async def __call__(self, connection: "HTTPConnection | None" = None) -> AsyncGenerator[S]:
-        """Yield the request's session or, outside a request, one of the generator's own."""
+        """Yield the request's session or, outside a request, a new one."""
         if connection is not None:
             yield await self._session_of(connection)
         else:

@@ -1,4 +1,4 @@
-"""How a session ends: committed or rolled back, its connection returned, never used again."""
+"""The end of a session: commit or rollback, and the return of its connection."""
 
 from typing import NoReturn
 
@@ -31,7 +31,7 @@ def refuse(*_: object, **__: object) -> NoReturn:
 def retire(session: AsyncSession) -> None:
     """Make every later statement on the session a `MissingSessionError`.
 
-    SQLAlchemy itself would begin anew and take a connection that nothing returns.
+    SQLAlchemy itself would begin anew and acquire a connection that no code returns.
     """
     session.sync_session.get_bind = refuse  # type: ignore[method-assign] # shadows it for one object
     vars(session).pop("in_transaction", None)  # see make_whole
@@ -46,8 +46,8 @@ def is_begun(session: AsyncSession) -> bool:
 def _is_busy(connection: Connection) -> bool:
     if connection.closed or connection.invalidated:
         return False
-    # Only the driver's adapter knows: a commit beside a statement in flight can pass as a commit
-    # of nothing, and the pool then gets a connection in the middle of its BEGIN.
+    # Only the driver's adapter knows: a commit during a statement in flight can succeed without
+    # effect, and the pool then gets a connection in the middle of its BEGIN.
     mutex = getattr(connection.connection.dbapi_connection, "_execute_mutex", None)
     return mutex is not None and mutex.locked()
 
@@ -55,13 +55,13 @@ def _is_busy(connection: Connection) -> bool:
 async def end(session: AsyncSession, *, commit: bool) -> None:
     """Commit or roll back, return the connection, close and retire the session.
 
-    Whatever fails, and wherever a cancellation strikes, the connection is back in the pool or
-    closed when this returns. A rollback that fails for a lost connection is silent: the server
-    has rolled back. A session class that overrides `rollback` or `close` has them called.
+    After any failure or cancellation the connection is back in the pool or closed when this
+    returns. A rollback that fails because the connection is lost is ignored: the server has rolled
+    back. Overrides of `rollback` and `close` in the session class are called.
 
-    Raises what the commit raised; `AbortedTransactionError` when a failed statement has left
-    nothing to commit; `SessionInUseError` when another task has a statement in flight, in which
-    case nothing is committed.
+    Raises the error of the commit; `AbortedTransactionError` if a failed statement has left nothing
+    to commit; `SessionInUseError` if another task has a statement in flight, in which case nothing
+    is committed.
     """
     transaction = session.sync_session.get_transaction()
     if transaction is None and not (commit and session.sync_session.autobegin):
@@ -86,7 +86,7 @@ async def end(session: AsyncSession, *, commit: bool) -> None:
 
 
 async def _close(session: AsyncSession) -> None:
-    """Close a session after its commit, in which its class may have begun another transaction."""
+    """Close a session after its commit, which may have begun another transaction."""
     if _overrides(session, "close") or session.sync_session.in_transaction():
         await run_to_completion(_close_by_override(session))
     else:
@@ -110,11 +110,11 @@ async def _abandon(session: AsyncSession, transaction: SessionTransaction | None
 
 
 async def _is_rolled_back(session: AsyncSession, *, has_begun: bool) -> bool:
-    """Roll back and close; False when the connection would not do it."""
+    """Roll back and close; return False if the connection failed."""
     try:
         await _roll_back(session, has_begun=has_begun)
     except IllegalStateChangeError:
-        # Another task is fetching its first connection: it is turned away as soon as it has it.
+        # Another task is acquiring its first connection: it gets an error once it has it.
         event.listen(session.sync_session, "after_begin", _turn_away)
     except SQLAlchemyError:
         return False

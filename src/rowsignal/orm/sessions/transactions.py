@@ -17,11 +17,11 @@ _whole: WeakSet[Session] = WeakSet()
 
 
 def make_whole(session: AsyncSession) -> None:
-    """Make a session one transaction, which its end commits: each `get_transaction` a savepoint.
+    """Make a session one transaction, committed at its end, with savepoints inside.
 
-    The session says that it is in a transaction before the first statement begins one, so that
-    helpers of other libraries take savepoints, too; `session.begin()` is possible all the same.
-    Its commits raise `AbortedTransactionError` where PostgreSQL has undone the transaction.
+    The session reports a transaction before the first statement begins one, so that helpers of
+    other libraries use savepoints, too; `session.begin()` is still possible. Its commits raise
+    `AbortedTransactionError` if PostgreSQL has undone the transaction.
     """
     if not event.contains(Session, "before_commit", _before_commit):
         event.listen(Session, "before_commit", _before_commit)
@@ -42,15 +42,15 @@ async def get_transaction(session: S) -> AsyncIterator[S]:
             session.add(order)
 
     In the session of a request or of `create_db_context` the block is always a savepoint
-    (PostgreSQL manual, SAVEPOINT): an exception undoes the block alone, and what succeeded is
-    committed with the whole request or context, or lost with it.
+    (PostgreSQL manual, SAVEPOINT): an exception undoes only the block, and the changes of a block
+    that succeeded are committed or lost with the whole request or context.
 
-    In any other session the block begins a transaction, and commits it, only where none is open.
+    In any other session the block begins and commits a transaction only if none is open.
     **A session is in a transaction from its first statement on, a read included**: after that
     the block is a savepoint, and its work needs `await session.commit()`.
 
-    Raises `AbortedTransactionError` instead of committing what PostgreSQL has already undone
-    because a failed statement's error was caught inside the block.
+    Raises `AbortedTransactionError` instead of a commit if PostgreSQL has already undone the
+    transaction, because the error of a failed statement was caught inside the block.
     """
     if session.in_transaction() or session.sync_session in _whole:
         async with session.begin_nested():
@@ -62,9 +62,9 @@ async def get_transaction(session: S) -> AsyncIterator[S]:
 
 
 def _before_commit(session: Session) -> None:
-    """Let no commit of a whole session pass that PostgreSQL answers with ROLLBACK.
+    """Refuse commits of an aborted transaction in sessions that are one transaction.
 
-    Listening at the class costs less than at each session; other sessions are left alone.
+    One listener at the class costs less than one per session; other sessions are not affected.
     """
     if session in _whole and not session.in_nested_transaction():
         refuse_aborted(session)

@@ -1,4 +1,4 @@
-"""What a many-to-many relationship says about its association table."""
+"""The association table of a many-to-many relationship."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ Key = tuple[Any, ...]
 
 
 class Association:
-    """The association table of a relationship, and which of its columns mean what.
+    """The association table of a relationship, with the columns of both sides.
 
     A key is a tuple of values: of the owner's columns, or of the related object's, in the order
     of `owner_columns` and `related_columns`.
@@ -52,11 +52,11 @@ class Association:
             _check(session, other, self.relationship.mapper)
 
     async def owner_key(self, session: AsyncSession, instance: object) -> Key:
-        """Return what the owner's columns of the association table hold for an instance."""
+        """Return the values of the owner's columns in the association table for an instance."""
         return await _values(session, instance, self.owner_sources)
 
     async def related_key(self, session: AsyncSession, instance: object) -> Key:
-        """Return what the other columns hold for a related instance."""
+        """Return the values of the other columns for a related instance."""
         return await _values(session, instance, self.related_sources)
 
     def rows(self, owner: Key, keys: Iterable[Key]) -> list[dict[str, Any]]:
@@ -80,7 +80,7 @@ class Association:
         return tuple_(*self.related_columns).in_(list(keys))
 
     def expire(self, session: AsyncSession, instance: object, keys: Sequence[Key]) -> None:
-        """Expire what was loaded of this relationship, from either side, and now is stale."""
+        """Expire loaded collections of this relationship that are stale, on both sides."""
         if not keys:
             return
         _expire(session, instance, self.relationship.key)

@@ -1,4 +1,4 @@
-"""Whole databases: creating and dropping them."""
+"""Creation and removal of databases."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -35,11 +35,11 @@ async def create_database(
         await create_database("shop-test", server_url="postgresql+asyncpg://localhost/postgres")
 
     `server_url` leads to an existing database of the same server, by an asynchronous driver.
-    Any number of callers may create the same database at once: one does, and for the others it
-    exists already, which with `if_not_exists` is no error.
+    Any number of callers may create the same database at once: one creates it, and for the others
+    it exists already, which with `if_not_exists` is no error.
 
-    Raises `DatabaseExistsError`; `DatabaseInUseError` when the template has connections;
-    `NotFoundError` when there is no such template; `ValueError` for an impossible name. See the
+    Raises `DatabaseExistsError`; `DatabaseInUseError` if the template has connections;
+    `NotFoundError` if there is no such template; `ValueError` for an impossible name. See the
     PostgreSQL manual, CREATE DATABASE and 23.3.
     """
     statement = f"CREATE DATABASE {quote(db_name)}"
@@ -71,10 +71,10 @@ async def drop_database(
     if_exists: bool = False,
     force: bool = False,
 ) -> None:
-    """Drop a database, with `force` also one that has connections, which are ended.
+    """Drop a database; `force` ends its connections first.
 
-    Raises `NotFoundError` where there is none (unless `if_exists`), `DatabaseInUseError` for one
-    that has connections, and `ValueError` for the one that `server_url` itself leads to. See
+    Raises `NotFoundError` if there is none (unless `if_exists`), `DatabaseInUseError` if it has
+    connections, and `ValueError` for the database of `server_url` itself. See
     the PostgreSQL manual, DROP DATABASE.
     """
     if make_url(server_url).database == db_name:

@@ -1,4 +1,4 @@
-"""Writing many-to-many relationships without loading them."""
+"""Writes to many-to-many relationships without loading them."""
 
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
@@ -27,13 +27,13 @@ async def m2m_add(
 
         await m2m_add(session, post, Post.tags, python, sql)
 
-    Pending objects are flushed first; a related object named twice counts once. What is
-    associated already is SQLAlchemy's `IntegrityError`, if a unique constraint says so, and with
-    `ignore_conflicts` is passed over. Collections that were loaded are expired: load them again
-    with `await session.refresh(post, ["tags"])`.
+    Pending objects are flushed first; a related object named twice counts once. An object that is
+    associated already raises SQLAlchemy's `IntegrityError` if a unique constraint forbids it; with
+    `ignore_conflicts` it is skipped. Loaded collections are expired: load them again with
+    `await session.refresh(post, ["tags"])`.
 
-    Raises `TypeError` when the relationship is not many-to-many or an object is not of its
-    class, and `ValueError` for an object that is not in the database. Commits nothing.
+    Raises `TypeError` if the relationship is not many-to-many or an object is not of its class, and
+    `ValueError` for an object that is not in the database. Commits nothing.
     """
     association = Association(rel_attr)
     owner, keys = await _keys(session, association, instance, related)
@@ -54,7 +54,7 @@ async def m2m_remove(
 ) -> None:
     """Dissociate `related` from `instance`, by rows in the association table alone.
 
-    What is not associated is passed over. Otherwise as `m2m_add`.
+    Objects that are not associated are skipped. Otherwise as `m2m_add`.
     """
     association = Association(rel_attr)
     owner, keys = await _keys(session, association, instance, related)
@@ -72,13 +72,13 @@ async def m2m_set(
 ) -> None:
     """Associate exactly `related` with `instance`.
 
-    Only the difference is written: rows that stay are not touched and keep what further columns
-    they have. Of several calls at once for one owner, one follows the other: the owner's row is
-    locked FOR NO KEY UPDATE until the transaction ends, so the last to commit decides (in READ
-    COMMITTED, PostgreSQL's default; a REPEATABLE READ transaction does not see what was set
-    after its first statement). At most three statements, unless thousands of rows change.
+    Only the difference is written: rows that stay keep their further columns. Concurrent calls for
+    one owner run one after another: the owner's row is locked FOR NO KEY UPDATE until the
+    transaction ends, so the last commit wins (in READ COMMITTED, PostgreSQL's default; a REPEATABLE
+    READ transaction does not see changes after its first statement). It needs at most three
+    statements, unless thousands of rows change.
 
-    Raises `NotFoundError` when the owner's row is gone. Otherwise as `m2m_add`.
+    Raises `NotFoundError` if the owner's row is gone. Otherwise as `m2m_add`.
     """
     association = Association(rel_attr)
     owner, keys = await _keys(session, association, instance, related)

@@ -1,4 +1,4 @@
-"""All the tables of a program at once."""
+"""Emptying all tables of a program at once."""
 
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -26,12 +26,12 @@ async def cleanup_tables(
 
         await cleanup_tables(session, Base, exclude=["countries"])
 
-    It is one TRUNCATE ... RESTART IDENTITY CASCADE in a transaction of its own, on the session's
-    connection: what the session had not committed is rolled back, not committed, and its
-    instances are expunged, since their rows are gone. Tables to leave alone are named by model,
-    `Table`, or name (with the schema where the table has one). Without tables nothing happens.
+    It is one TRUNCATE ... RESTART IDENTITY CASCADE in a new transaction on the session's
+    connection: uncommitted changes of the session are rolled back, and its instances are expunged,
+    since their rows are gone. `exclude` names tables to leave alone by model, `Table`, or name
+    (with the schema if the table has one). Without tables it does nothing.
 
-    Raises `LockTimeoutError` when a table is in use for longer than `timeout` (seconds, a
+    Raises `LockTimeoutError` if a table is in use for longer than `timeout` (seconds, a
     timedelta, or text), and `ValueError` for an unknown name in `exclude` and for an excluded
     table that CASCADE would empty, because it references one that is not excluded.
     """

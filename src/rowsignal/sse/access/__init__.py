@@ -1,1 +1,1 @@
-"""What a client may read: tables, columns, filters, grants."""
+"""The rights of a client: tables, columns, filters, grants."""

@@ -1,4 +1,4 @@
-"""Kinds of column types: how their values are read, compared and bound in a filter."""
+"""Kinds of column types: how a filter reads, compares and binds their values."""
 
 import re
 import struct
@@ -26,7 +26,7 @@ class Number:
     value: Any
 
     def rank(self) -> tuple[bool, Any]:
-        """Return what to compare: every number is below NaN."""
+        """Return the sort key: every number is below NaN."""
         is_nan = self.value != self.value  # only NaN differs from itself
         return (is_nan, 0 if is_nan else self.value)
 
@@ -92,7 +92,7 @@ def _offset(zone: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A family of column types: `read` takes JSON values of rows, `accept` checks a filter's."""
+    """A family of column types: `read` converts JSON values, `accept` checks filter values."""
 
     name: str
     read: Callable[[Any], Any]
@@ -118,11 +118,13 @@ class Kind:
         return value
 
     def comparable(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
-        """Return the column as it is compared: text without the database's collation."""
+        """Return the column for a comparison: text without the database's collation."""
         if not self.is_text:
             return column
         plain: ColumnElement[Any] = cast(column, sql.Text())
-        if self.name == "enum":  # a cast would run code of the type's owner
+        if (
+            self.name == "enum"
+        ):  # a cast would run code of the type's owner with the rights of this process
             plain = case((column.is_not(None), func.format("%s", column)))
         return plain.collate("C")
 

@@ -1,4 +1,4 @@
-"""Exposures: which tables are offered, and what of a row may leave the process."""
+"""Exposures: the offered tables, and the columns of their rows that clients may get."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,9 +24,9 @@ Source = type[Any] | sa.Table
 class Exposure:
     """One offered table. Rows are JSON values by column name, as PostgreSQL writes them.
 
-    `fields` maps the columns that may leave to the names that they leave under; `schema` is the
-    pydantic model that makes the row, if there is one; `key_secret` disguises key columns that a
-    reader may not see.
+    `fields` maps the exposed columns to their names in the stream; `schema` is the pydantic model
+    that makes the row, if there is one; `key_secret` is the secret of the digests that replace key
+    columns that a reader may not see.
     """
 
     table: sa.Table
@@ -41,7 +41,7 @@ class Exposure:
 
     @property
     def full_name(self) -> tuple[str, str]:
-        """The table's schema and name; without a schema it is taken for `public`."""
+        """The table's schema and name; the default schema is `public`."""
         return self.table.schema or "public", self.table.name
 
     @cached_property
@@ -51,22 +51,22 @@ class Exposure:
 
     @cached_property
     def columns(self) -> frozenset[str]:
-        """The names of the columns that may leave."""
+        """The names of the exposed columns."""
         return frozenset(self.fields)
 
     def key_of(self, row: Row) -> dict[str, Any]:
-        """Return a row's key as changes carry it: numbers with a point are text."""
+        """Return a row's key in the form of changes: numbers with a point are text."""
         values = {name: row[name] for name in self.key}
         return {
             n: str(value) if isinstance(value, Decimal) else value for n, value in values.items()
         }
 
     def key_writer(self, shown: frozenset[str]) -> KeyWriter:
-        """Return what makes the key that readers of these columns get."""
+        """Return the function that makes the key for readers of these columns."""
         return key_writer(self.name, self.key, shown, self.key_secret)
 
     def shape(self, allowed: frozenset[str] | None) -> Shape:
-        """Return the function that makes what a reader with these columns gets of a row."""
+        """Return the function that makes the row for a reader of these columns."""
         shown = {
             column: name
             for column, name in self.fields.items()
@@ -90,7 +90,7 @@ class Exposure:
 
 
 def writer(type_: sa.types.TypeEngine[Any]) -> Callable[[Any], Any]:
-    """Return what turns a column's JSON value into the one that leaves: no digit is lost."""
+    """Return the function that converts a column's JSON value without loss of digits."""
     stored = plain_type(type_)
     if isinstance(stored, sa.ARRAY):
         item = writer(stored.item_type)
@@ -111,7 +111,7 @@ def _write_exact(value: Any) -> Any:
 
 
 def _write_float(value: Any) -> Any:
-    """NaN and infinities stay text: JSON has no word for them (RFC 8259, 6)."""
+    """Write NaN and infinities as text: JSON has no form for them (RFC 8259, 6)."""
     if value is None or value in {"NaN", "Infinity", "-Infinity"}:
         return value
     return float(value)

@@ -56,7 +56,11 @@ class Condition:
             return False
         try:
             mine = self.kind.read(value)
-        except (ValueError, ArithmeticError, LookupError):  # what cannot be read must not be shown
+        except (
+            ValueError,
+            ArithmeticError,
+            LookupError,
+        ):  # a value that cannot be read must not be shown
             return False
         if self.operator == "in":
             return mine in self.values
@@ -76,10 +80,10 @@ class Condition:
 
 
 def parse_condition(text: str, table: Table, allowed: Iterable[str]) -> Condition:
-    """Read one condition on a table; raise `FilterError` for whatever is not one.
+    """Parse one condition on a table; raise `FilterError` if it is malformed.
 
-    `allowed` names the columns that may be asked about: a filter on any other would tell what is
-    in it, one guess at a time.
+    `allowed` names the columns that a filter may use: with a filter on a hidden column a reader
+    could find out its values by guessing.
     """
     if len(text) > MAX_LENGTH or "\0" in text:
         raise FilterError(f"A condition has at most {MAX_LENGTH} characters, none of them NUL.")
@@ -99,7 +103,7 @@ def parse_condition(text: str, table: Table, allowed: Iterable[str]) -> Conditio
 def parse_where(
     texts: Iterable[str], table: Table, allowed: Iterable[str]
 ) -> tuple[Condition, ...]:
-    """Read several conditions, of which all must hold."""
+    """Parse several conditions, which must all hold."""
     texts, columns = list(texts), set(allowed)
     if len(texts) > MAX_CONDITIONS:
         raise FilterError(f"A filter has at most {MAX_CONDITIONS} conditions.")

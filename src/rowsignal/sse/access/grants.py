@@ -1,4 +1,4 @@
-"""What a reader may see, as the application's `authorize` dependency says."""
+"""Grants: what a reader may see, returned by the application's `authorize` dependency."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,11 +10,11 @@ EVERY_TABLE = "*"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableGrant:
-    """What may be seen of one table; None and () mean no further limit.
+    """The rights on one table; None and () mean no further limit.
 
-    `columns` narrows what is shown, `operations` which changes are told, and `where` holds
-    conditions in the filter grammar (`customer_id.eq.7`), on any column of the table, that every
-    row shown must meet. A row that stops meeting them is told as a delete.
+    `columns` limits the columns, `operations` the kinds of change, and `where` holds conditions in
+    the filter grammar (`customer_id.eq.7`), on any column of the table, that every row must meet. A
+    row that no longer meets them is sent as a delete.
     """
 
     columns: frozenset[str] | None = None
@@ -24,11 +24,11 @@ class TableGrant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """What a reader may see; what is not named is not there for this reader.
+    """The rights of one reader; a table without a grant does not exist for the reader.
 
-    `tables` maps `schema.table` names, or `*` for every table that is offered, to their grants.
-    `principal` is whom the limits count, `expires_at` (seconds since 1970) ends the stream,
-    `status` admits to the service's status page.
+    `tables` maps `schema.table` names, or `*` for every offered table, to their grants. `principal`
+    is the name under which limits count the reader's streams, `expires_at` (seconds since 1970)
+    ends the stream, `status` allows the service's status page.
     """
 
     tables: Mapping[str, TableGrant] = field(default_factory=dict)
@@ -42,5 +42,5 @@ class Grant:
 
 
 async def grant_everything() -> Grant:
-    """Admit everybody to everything that is offered: the default, for applications of one's own."""
+    """Grant every reader every offered table: the default, for applications without users."""
     return Grant(tables={EVERY_TABLE: TableGrant()}, status=True)

@@ -1,4 +1,4 @@
-"""Row keys as readers get them: a key column that a reader may not see does not leave."""
+"""Row keys for readers: a digest replaces the key columns that a reader may not see."""
 
 import hashlib
 import hmac
@@ -11,7 +11,7 @@ from rowsignal.changes import browser_safe
 
 KeyWriter = Callable[[Mapping[str, Any]], Any]
 
-# Stands for the hidden part of a key. No column of PostgreSQL can have the empty name.
+# Name of the hidden part of a key. No column of PostgreSQL can have the empty name.
 HIDDEN = ""
 PROCESS_SECRET = secrets.token_bytes(32)
 DIGEST_LENGTH = 32
@@ -20,11 +20,10 @@ DIGEST_LENGTH = 32
 def key_writer(
     table: str, columns: Iterable[str], shown: frozenset[str], secret: bytes
 ) -> KeyWriter:
-    """Return what makes the key that leaves of a row's key.
+    """Return the function that makes a reader's key from a row's key.
 
-    Readers tell rows apart by the key, so hidden key columns cannot simply be left out: they are
-    replaced by a digest that is the same for the same row of the table and, without the secret,
-    cannot be traced back to values by trying them.
+    Readers identify rows by the key, so hidden key columns cannot be left out. The digest that
+    replaces them is always the same for a row; without the secret its values cannot be guessed.
     """
     names = tuple(columns)
     if shown.issuperset(names):

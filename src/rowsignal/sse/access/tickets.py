@@ -1,7 +1,7 @@
-"""Tickets: admission for one stream, for clients that cannot send a header.
+"""Tickets: one-time rights to open a stream, for clients that cannot send a header.
 
-A ticket stands in an address, which proxies and browsers write down. So it is a random text that
-says nothing, is good for seconds and for one use, and ends with the grant that it stands for.
+A ticket is part of an address, which proxies and browsers log. So it is a random text without
+content, is valid for seconds and for one use, and expires with its grant.
 """
 
 import hashlib
@@ -26,28 +26,28 @@ REFUSAL = "The ticket has been used, has expired or was never issued: ask for an
 
 
 class TicketStore(Protocol):
-    """Where open tickets are kept, by owner and digest."""
+    """Storage of unused tickets, by owner and digest."""
 
     secret: bytes
 
     def put(self, owner: str, digest: str, text: str) -> None:
-        """Keep one."""
+        """Store a ticket."""
 
     def take(self, owner: str, digest: str) -> str | None:
-        """Return what was kept, once; None after that."""
+        """Return and remove a stored ticket; None if there is none."""
 
     def open_of(self, owner: str) -> int:
-        """Return how many tickets of an owner are kept."""
+        """Return the number of stored tickets of an owner."""
 
     def sweep(self, before: float) -> None:
-        """Forget what was put before a time."""
+        """Remove tickets stored before a time."""
 
 
 class TicketOffice:
-    """Issues tickets and takes each once.
+    """Issues tickets and redeems each once.
 
-    By default it keeps them in this process. `folder` is a private folder (mode 700) that several
-    processes of a host share, so that each of them takes the tickets of the others.
+    By default this process stores them. `folder` is a private folder (mode 700) that several
+    processes of a host share, so that each of them accepts the tickets of the others.
     """
 
     def __init__(self, folder: Path | None = None, *, lifetime: float = 30.0) -> None:
@@ -57,11 +57,11 @@ class TicketOffice:
 
     @property
     def secret(self) -> bytes:
-        """A secret that all processes with this store share."""
+        """The secret that all processes with this store share."""
         return self._store.secret
 
     def issue(self, grant: Grant) -> str:
-        """Return a ticket for a grant; raise `ReaderLimitError` for too many unused ones."""
+        """Return a ticket for a grant; raise `ReaderLimitError` if too many are unused."""
         self._sweep()
         owner = hmac.new(self.secret, grant.principal.encode(), hashlib.sha256).hexdigest()[:16]
         if self._store.open_of(owner) >= MAX_OPEN:
@@ -76,7 +76,7 @@ class TicketOffice:
         return ticket
 
     def redeem(self, ticket: str) -> Grant:
-        """Return the grant that a ticket stands for; raise `AccessDeniedError` the second time."""
+        """Return the grant of a ticket; raise `AccessDeniedError` if it is unknown or used."""
         found = TICKET.fullmatch(ticket)
         text = None if found is None else self._store.take(found[1], _digest(ticket))
         kept: dict[str, Any] = {"until": 0.0} if text is None else json.loads(text)
@@ -92,18 +92,18 @@ class TicketOffice:
 
 
 class MemoryStore:
-    """Tickets of this process."""
+    """Stores the tickets of this process."""
 
     def __init__(self) -> None:
         self.secret = secrets.token_bytes(32)
         self._kept: dict[tuple[str, str], tuple[float, str]] = {}
 
     def put(self, owner: str, digest: str, text: str) -> None:
-        """Keep one."""
+        """Store a ticket."""
         self._kept[owner, digest] = time.time(), text
 
     def take(self, owner: str, digest: str) -> str | None:
-        """Return what was kept, once."""
+        """Return and remove a stored ticket; None if there is none."""
         _, text = self._kept.pop((owner, digest), (0.0, None))
         return text
 
@@ -112,25 +112,25 @@ class MemoryStore:
         return sum(name == owner for name, _ in self._kept)
 
     def sweep(self, before: float) -> None:
-        """Forget old ones."""
+        """Remove old tickets."""
         self._kept = {name: kept for name, kept in self._kept.items() if kept[0] >= before}
 
 
 class FolderStore:
-    """Tickets as files: a file can be removed once only, by whichever process comes first."""
+    """Stores tickets as files; only the process that removes a file has redeemed the ticket."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = _private(folder)
         self.secret = _shared_secret(self._folder)
 
     def put(self, owner: str, digest: str, text: str) -> None:
-        """Write a file that only this user reads."""
+        """Write the ticket to a file that only this user may read."""
         place = self._folder / owner
         place.mkdir(mode=0o700, exist_ok=True)
         _write_new(place / digest, text)
 
     def take(self, owner: str, digest: str) -> str | None:
-        """Read a file and remove it; the process that removed it has taken the ticket."""
+        """Read and remove a file; only the process that removed it has redeemed the ticket."""
         path = self._folder / owner / digest
         try:
             text = path.read_text()
@@ -150,7 +150,7 @@ class FolderStore:
                 try:
                     if path.stat().st_mtime < before:
                         path.unlink()
-                except FileNotFoundError:  # another worker was quicker
+                except FileNotFoundError:  # another process was faster
                     continue
 
 
@@ -159,7 +159,7 @@ def _files(place: Path) -> Iterator[Path]:
 
 
 def _write_new(path: Path, text: str) -> None:
-    """Write a file that only this user reads, and that was not there before."""
+    """Create a file that only this user may read."""
     path.touch(mode=0o600, exist_ok=False)
     path.write_text(text)
 
@@ -200,7 +200,7 @@ def _as_table_grant(
 
 
 def _private(folder: Path) -> Path:
-    """Make the folder; refuse one that others could have prepared."""
+    """Create the folder; refuse one that other users may write."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.lstat()
     is_ours = stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o077
@@ -215,12 +215,12 @@ def _private(folder: Path) -> Path:
 
 
 def _shared_secret(folder: Path) -> bytes:
-    """Return the secret of the folder; the first of several workers makes it."""
+    """Return the secret of the folder; the first process creates it."""
     path, draft = folder / "secret", folder / f"{secrets.token_hex(8)}.draft"
     if not path.exists():
         _write_new(draft, secrets.token_hex(32))
         try:
-            # A link appears complete or not at all, and never replaces another's.
+            # A link appears complete or not at all, and never replaces an existing file.
             path.hardlink_to(draft)
         except FileExistsError:
             pass

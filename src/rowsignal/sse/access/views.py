@@ -1,4 +1,4 @@
-"""Views: what readers with equal grants and equal requests are shown of a change."""
+"""Views: which changes readers with equal grants and equal requests get, and how."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,15 +15,15 @@ MAX_TRACKED = 100_000
 
 
 class UnknownHistoryError(Exception):
-    """Nobody can say whether a row that is out of sight was ever in it."""
+    """It is unknown whether a row that is hidden now was ever shown."""
 
 
 @dataclass(slots=True, eq=False)
 class Event:
     """One change with the values that views decide on.
 
-    `new` is the row as it is shown, None when it is not there; `old` its values before, None when
-    the log does not have them. `frames` keeps what was encoded, for all readers of the same.
+    `new` is the present row, None if there is none; `old` holds the values before the change, None
+    if the log does not have them. `frames` caches encoded frames for all readers.
     """
 
     operation: Operation
@@ -39,13 +39,13 @@ class Event:
 
     @property
     def row_key(self) -> RowKey:
-        """The key's values, to look rows up by."""
+        """The key's values, as a lookup key."""
         return () if self.key is None else tuple(self.key.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableView:
-    """What is shown of one table; equal for readers that share their frames.
+    """The columns, conditions and keys of one table; equal for readers that share frames.
 
     `permission` holds the conditions of the grant, `asked` those of the request.
     """
@@ -65,14 +65,14 @@ class TableView:
 
     @property
     def filter_columns(self) -> frozenset[str]:
-        """The columns that decide whether a row is in sight."""
+        """The columns that decide whether a row is shown."""
         return frozenset(condition.column for condition in self.conditions)
 
 
 class Seen:
-    """The keys of the rows in sight of one view of one table; bounded, and honest about it.
+    """The keys of the rows that one view of a table shows; their number is limited.
 
-    `keys` is None when they are not known: the reader came with a position, or there were too many.
+    `keys` is None if they are unknown: the reader came with a position, or there were too many.
     """
 
     __slots__ = ("keys", "limit")
@@ -82,24 +82,24 @@ class Seen:
         self.limit = limit
 
     def add(self, keys: Iterable[RowKey]) -> None:
-        """Note rows that came into sight."""
+        """Add rows that are shown."""
         if self.keys is not None:
             self.keys.update(keys)
             if len(self.keys) > self.limit:
                 self.keys = None
 
     def discard(self, key: RowKey) -> None:
-        """Note a row that went out of sight."""
+        """Remove a row that is no longer shown."""
         if self.keys is not None:
             self.keys.discard(key)
 
     def clear(self) -> None:
-        """Note that no row is left, which is known whatever was forgotten."""
+        """Remove all rows; from then on the keys are known."""
         self.keys = set()
 
 
-class Lens:
-    """Shows one table through one view: decides, remembers what is in sight, shapes."""
+class RowFilter:
+    """Applies one view to the changes of one table, and remembers the rows shown."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Lens:
         tracked: int = MAX_TRACKED,
         is_guarded: bool = False,
     ) -> None:
-        """Show through a view; `is_guarded`: row-level security hides rows from this process."""
+        """Create a filter; `is_guarded`: row-level security hides rows from this process."""
         self.is_guarded = is_guarded
         self.view = view
         self.exposure = exposure
@@ -125,7 +125,7 @@ class Lens:
         self._style = (exposure.name, self.shown)
 
     def show(self, event: Event, *, with_id: bool) -> bytes | None:
-        """Return the frame of an event for this view's readers, or None when it is not for them."""
+        """Return the frame of an event for this view's readers; None if they do not get it."""
         view = self.view
         if view.keys is not None and event.key is not None and event.row_key not in view.keys:
             return None
@@ -144,25 +144,25 @@ class Lens:
         return made
 
     def _is_unwanted(self, event: Event, operation: Operation) -> bool:
-        """Tell whether the reader did not ask for this, or may not know that it was."""
+        """Tell whether the reader did not request the operation, or may not see it."""
         wanted, told = self.view.operations, event.operation
         if wanted is not None and operation not in wanted:
             return True
         if self.conditions:
-            told = operation  # leaving sight counts as what it is for this reader
+            told = operation  # a row that leaves the view counts as a delete
         elif wanted is not None and told not in wanted:
             return True
         return told is Operation.UPDATE and self._is_silent(event)
 
     def _is_silent(self, event: Event) -> bool:
-        """Tell whether an update is of no concern here: that a hidden column changed is hidden."""
+        """Tell whether an update changed only hidden columns, which the reader must not learn."""
         wanted = self.view.changed
         if event.changed is not None and wanted is not None and wanted.isdisjoint(event.changed):
             return True
         return _is_same(event, self.shown)
 
     def _operation(self, event: Event, was_visible: bool | None) -> Operation | None:
-        """Return what the change is for a reader: leaving sight is a delete."""
+        """Return the operation for a reader: a row that leaves the view is a delete."""
         if event.operation is Operation.TRUNCATE:
             return self._emptied()
         if event.key is None:
@@ -175,9 +175,9 @@ class Lens:
         return self._left(event, was_visible)
 
     def _in_sight(self, event: Event, was_visible: bool | None) -> Operation:
-        """Return insert for a row that comes into sight, else update."""
+        """Return insert for a row that enters the view, else update."""
         if was_visible is None and _is_same(event, self.shown):
-            # Only hidden columns changed: an update would say so, an insert must not be missed.
+            # Only hidden columns changed: an update must not show it, an insert must be sent.
             is_staying = _is_same(event, self.filter_columns)
             was_visible = is_staying or self._was_visible_by_memory(event)
         self.seen.add([event.row_key])
@@ -185,7 +185,7 @@ class Lens:
         return Operation.INSERT if is_entering else Operation.UPDATE
 
     def _emptied(self) -> Operation | None:
-        """Return truncate for readers with rows in sight; nothing tells others of hidden rows."""
+        """Return truncate for readers that were shown rows; other readers learn nothing."""
         is_open = not self.conditions and not self.is_guarded
         had_rows = is_open or self._had_rows()
         self.seen.clear()
@@ -220,7 +220,7 @@ class Lens:
             return False
         if self.view.permission or self.is_guarded:
             raise UnknownHistoryError
-        # A reader that may see every row learns nothing from a delete that it does not need.
+        # For a reader that may see every row a superfluous delete reveals nothing.
         return True
 
     def _data(self, event: Event, operation: Operation, old: Row | None) -> dict[str, Any]:
@@ -244,7 +244,7 @@ class Lens:
         return [column for column in event.changed if column in self.shown]
 
     def snapshot(self, rows: Iterable[Row]) -> list[bytes]:
-        """Return the frames of current rows, which come into sight with that."""
+        """Return the frames of current rows, and add their keys."""
         made = []
         for row in rows:
             key = self.exposure.key_of(row)
@@ -255,7 +255,7 @@ class Lens:
 
 
 def _as_found(operation: Operation, *, is_present: bool) -> Operation:
-    """Return what the tables say: what is shown was read later than it was logged."""
+    """Return the operation that agrees with the row, which was read later than the log."""
     if not is_present:
         return Operation.DELETE
     return Operation.UPDATE if operation is Operation.DELETE else operation

@@ -1,1 +1,1 @@
-"""`client.js` for browsers and its types, made from `clients/js`; serve them beside the router."""
+"""`client.js` for browsers and its types, built from `clients/js`; serve them with the router."""

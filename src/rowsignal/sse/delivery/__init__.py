@@ -1,1 +1,1 @@
-"""How changes get from their source to the buffers of the readers."""
+"""Delivery: the way of changes from a feed to the buffers of the readers."""

@@ -1,4 +1,4 @@
-"""Readers: one buffer each, bounded in bytes, between the fan-out and one response."""
+"""Readers: one buffer each, limited in bytes, between the fan-out and the response."""
 
 import asyncio
 import itertools
@@ -13,12 +13,12 @@ JOINED = 128 * 1024
 
 
 class Reader:
-    """What waits to be written to one reader.
+    """One reader, with the bytes that wait to be written.
 
-    `push` never waits. A buffer over `limit` bytes is a reader who does not keep up: what it holds
-    is thrown away, it is told to start again, and its stream ends. Others do not notice.
-    `writing_since` is when a write began that has not ended; `abort` stops the task that writes,
-    `on_close` stops what precedes the buffer's content.
+    `push` never waits. A reader with more than `limit` bytes is too slow: its buffer is discarded,
+    it gets a reset, and its stream ends. Other readers are not affected. `writing_since` is the
+    start time of the present write; `abort` stops the task that writes, `on_close` stops the frames
+    that precede the buffer's content.
     """
 
     __slots__ = (
@@ -46,11 +46,11 @@ class Reader:
         self.is_closed = False
         self._waiter: asyncio.Future[None] | None = None
 
-    def push(self, chunk: bytes, rows: Rows | None = None) -> None:  # noqa: ARG002 -- for those who conflate
-        """Add bytes; `rows` is the same in pieces, each with the row that it is about."""
+    def push(self, chunk: bytes, rows: Rows | None = None) -> None:  # noqa: ARG002 -- for readers that conflate
+        """Add bytes; `rows` holds the same bytes in pieces, each with its row."""
         if self.is_closed:
             return
-        # A burst may be larger than the buffer: whoever waits for it is not behind.
+        # A burst may be larger than the buffer: a reader that waits for it is not slow.
         if self._size and self._size + len(chunk) > self.limit:
             self._overflow()
         else:
@@ -61,30 +61,30 @@ class Reader:
             waiter.set_result(None)
 
     def close(self, last: bytes) -> None:
-        """End the stream with `last`, after what is waiting."""
+        """End the stream with `last`, after the waiting bytes."""
         if not self.is_closed:
             self.push(last)
             self._end()
 
     def give_up(self) -> None:
-        """End the stream at once: nobody reads it any more."""
+        """End the stream at once: the client is gone."""
         if not self.is_gone and self.abort is not None:
             self.is_gone = self.is_closed = True
             self.abort()
 
     def arrival(self) -> asyncio.Future[None] | None:
-        """Return what to wait for before `take`; None where there is no need to wait."""
+        """Return a future to await before `take`; None if there are bytes already."""
         if self._size or self.is_closed:
             return None
         self._waiter = asyncio.get_running_loop().create_future()
         return self._waiter
 
     def take(self) -> bytes:
-        """Return what waits, joined unless it is much; nothing means that the stream is over."""
+        """Return the waiting bytes, small chunks joined; an empty list ends the stream."""
         self._waiter = None
         if not self._size:
             return b""
-        # Large chunks are shared by all readers: joining would make a copy for each.
+        # All readers share large chunks: joining would make a copy for each.
         return self._drain() if self._size <= JOINED else self._next()
 
     def _next(self) -> bytes:
@@ -118,10 +118,10 @@ class Reader:
 
 
 class ConflatingReader(Reader):
-    """A reader who wants only the newest of each row when there is no time for all.
+    """A reader that gets only the newest frame of each row if it cannot keep up.
 
-    A newer frame takes its place at the end and the older one goes, so positions keep rising:
-    whatever was left out lies before something that is still to come.
+    A newer frame is appended and the older one of the same row removed, so positions keep rising: a
+    frame that was left out always precedes a frame that is still in the buffer.
     """
 
     __slots__ = ("_rows", "conflated")
@@ -132,7 +132,7 @@ class ConflatingReader(Reader):
         self._rows: dict[Hashable, bytes] = {}
 
     def push(self, chunk: bytes, rows: Rows | None = None) -> None:
-        """Add frames, each in place of an older one about the same row."""
+        """Add frames; each replaces an older frame of the same row."""
         if self.is_closed:
             return
         for about, piece in rows or [(next(numbers), chunk)]:

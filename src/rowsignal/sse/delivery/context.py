@@ -1,4 +1,4 @@
-"""What all feeds of an outlet share: limits, hooks, and the counts of what was delivered."""
+"""The context that all feeds of an outlet share: limits, hooks and counts."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from rowsignal.sse.limits import Limits
 
 @dataclass(slots=True)
 class Counts:
-    """What was delivered since the outlet was made."""
+    """The numbers of delivered changes since the outlet was created."""
 
     delivered: int = 0
     bytes: int = 0
@@ -23,7 +23,7 @@ class Counts:
 
 @dataclass(slots=True)
 class DeliveryContext:
-    """What all feeds share; `flushed` is called with the events of each write."""
+    """The limits, hooks and counts of all feeds; `flushed` is called with each write's events."""
 
     limits: Limits
     hooks: Hooks = field(default_factory=Hooks)

@@ -1,4 +1,4 @@
-"""How the events of some tables reach their readers: decided and encoded once for each group."""
+"""Distribution of events to readers: filtered and encoded once for each group."""
 
 import asyncio
 import logging
@@ -25,7 +25,7 @@ MAX_HELD = 20_000
 
 
 class Distribution:
-    """Holds the readers of some tables and writes to them: at once when idle, else once a tick."""
+    """Writes to the readers of some tables: at once if idle, else once per write interval."""
 
     def __init__(self, exposures: Mapping[str, Exposure], context: DeliveryContext) -> None:
         self.exposures = exposures
@@ -38,30 +38,30 @@ class Distribution:
 
     @property
     def readers(self) -> int:
-        """How many readers there are, those that catch up included."""
+        """The number of readers, including readers that catch up."""
         return sum(len(readers) for _, readers in self._everybody())
 
     def filter_columns(self, table: str) -> frozenset[str]:
-        """Return the columns of a table that filters of readers look at."""
+        """Return the columns of a table that the readers' filters use."""
         groups = (group for group, _ in self._everybody())
-        return frozenset().union(*(group.lenses[table].filter_columns for group in groups))
+        return frozenset().union(*(group.row_filters[table].filter_columns for group in groups))
 
     def new_group(self, key: GroupKey) -> SubscriberGroup:
-        """Return a group for one reader that is still catching up."""
+        """Return a new group for one reader that is still catching up."""
         return SubscriberGroup(key, self.exposures, self.context.limits.max_tracked_rows)
 
     def hold(self, reader: Reader, group: SubscriberGroup) -> JoiningReader:
-        """Keep what is published from now on for a reader that has to catch up first."""
+        """Hold back events published from now on for a reader that must catch up first."""
         self.flush()
         joining = self._joining[reader] = JoiningReader(reader, group)
         return joining
 
     def let_go(self, joining: JoiningReader) -> None:
-        """Hold nothing any more: the reader is too far behind to join yet."""
+        """Drop the held events: the reader is too far behind to join yet."""
         self._joining.pop(joining.reader, None)
 
     def attach(self, joining: JoiningReader) -> None:
-        """Show a reader what was held, and then all that is published."""
+        """Send the held events to a reader, and from then on all published events."""
         self.flush()
         if self._joining.pop(joining.reader, None) is None:
             return
@@ -74,7 +74,7 @@ class Distribution:
             shared.readers.add(joining.reader)
 
     def detach(self, reader: Reader, key: GroupKey) -> None:
-        """Forget a reader; its group goes with the last one."""
+        """Remove a reader, and its group with the last reader."""
         self._joining.pop(reader, None)
         group = self._groups.get(key)
         if group is not None:
@@ -83,7 +83,7 @@ class Distribution:
                 del self._groups[key]
 
     def publish(self, events: Sequence[Event]) -> None:
-        """Take committed changes, in order."""
+        """Accept committed changes, in order."""
         counts = self.context.counts
         for event in events:
             name = event.exposure.name
@@ -102,7 +102,7 @@ class Distribution:
             self._timer = loop.call_at(due, self.flush)
 
     def flush(self) -> None:
-        """Write what is waiting to all readers."""
+        """Write the waiting events to all readers."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -146,7 +146,7 @@ class Distribution:
 
     def _pass_by(self, group: SubscriberGroup, event: Event, error: Exception) -> None:
         name = event.exposure.name
-        logger.error("a row of %s could not be shown", name, exc_info=error)
+        logger.error("a row of %s cannot be sent to its readers", name, exc_info=error)
         chunk = frames.reset(UNSHOWABLE, continues=True)
         for reader in group.readers:
             reader.push(chunk)
@@ -163,7 +163,7 @@ class Distribution:
         yield from ((it.group, {reader}) for reader, it in self._joining.items())
 
     def beat(self, position: str | None) -> None:
-        """Send a heartbeat after everything that was published; `position` is how far that is."""
+        """Send a heartbeat after all published events; `position` is the place after them."""
         self.flush()
         interval = self.context.limits.heartbeat
         plain, placed = frames.heartbeat(interval), frames.heartbeat(interval, position)

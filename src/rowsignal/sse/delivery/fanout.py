@@ -1,4 +1,4 @@
-"""The streams of one process: how many each principal has open, and the feeds they read."""
+"""The fan-out: the streams of one process, counted by principal, and their feeds."""
 
 import asyncio
 from collections import Counter
@@ -16,7 +16,7 @@ from rowsignal.streams.change_source import ChangeSource
 
 
 class FanOut:
-    """Counts the streams, and opens a feed for each set of tables that streams name."""
+    """Counts the streams, and opens one feed for each set of tables."""
 
     def __init__(
         self,
@@ -35,17 +35,17 @@ class FanOut:
 
     @property
     def limits(self) -> Limits:
-        """What one process serves."""
+        """The limits of this process."""
         return self._context.limits
 
     @property
     def counts(self) -> Counts:
-        """What was delivered so far."""
+        """The numbers of delivered changes."""
         return self._context.counts
 
     @property
     def flushed(self) -> Callable[[Sequence[Event]], None]:
-        """What is called with the events of each write."""
+        """The function that is called with the events of each write."""
         return self._context.flushed
 
     @flushed.setter
@@ -54,21 +54,21 @@ class FanOut:
 
     @property
     def readers(self) -> int:
-        """How many streams are open."""
+        """The number of open streams."""
         return self._principals.total()
 
     @property
     def has_feeds(self) -> bool:
-        """Tell whether tables are followed."""
+        """Tell whether there are open feeds."""
         return bool(self._feeds)
 
     def readers_of(self, table: str) -> int:
-        """Return how many open streams show a table."""
+        """Return the number of open streams of a table."""
         feeds = (feed for names, feed in self._feeds.items() if table in names)
         return sum(feed.distribution.readers for feed in feeds)
 
     def acquire(self, principal: str) -> None:
-        """Count one more stream; raise `ReaderLimitError` when there are too many."""
+        """Count one more stream; raise `ReaderLimitError` if there are too many."""
         most, each = self.limits.max_streams, self.limits.max_streams_per_principal
         if self.is_closing:
             raise ReaderLimitError("The service is stopping; come back in a moment.")
@@ -83,13 +83,13 @@ class FanOut:
         self._principals[principal] += 1
 
     def release(self, principal: str) -> None:
-        """Count one stream less."""
+        """Count one stream fewer."""
         self._principals[principal] -= 1
         if self._principals[principal] <= 0:
             del self._principals[principal]
 
     async def feed_of(self, names: Iterable[str]) -> TableFeed:
-        """Return the feed of some tables, open; raise what keeps their changes from coming."""
+        """Return the open feed of some tables; raise the error that prevents it."""
         tables = frozenset(names)
         async with self._starting.setdefault(tables, asyncio.Lock()):
             feed = self._feeds.get(tables)
@@ -102,7 +102,7 @@ class FanOut:
         return feed
 
     async def close_idle(self) -> None:
-        """Close the feeds that no stream has read for a while."""
+        """Close the feeds without readers whose idle timeout has passed."""
         for names, feed in tuple(self._feeds.items()):
             if feed.is_idle:
                 del self._feeds[names]
@@ -114,7 +114,7 @@ class FanOut:
             feed.distribution.beat(feed.position)
 
     def close(self) -> None:
-        """Say goodbye to every reader, and open no stream any more."""
+        """End every stream, and refuse new ones."""
         self.is_closing = True
         for feed in self._feeds.values():
             feed.distribution.close(frames.bye("shutdown", self.limits.retry))

@@ -1,4 +1,4 @@
-"""Feeds: each follows one set of tables for all streams of just these tables."""
+"""Feeds: each follows one set of tables for all streams of exactly these tables."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ from rowsignal.sse.delivery.context import DeliveryContext
 from rowsignal.sse.delivery.distribution import Distribution
 from rowsignal.streams.change_source import ChangeSource, Feed
 from rowsignal.streams.loader import Loaded, RowChange, TableReset
-from rowsignal.streams.sources import Portion
+from rowsignal.streams.sources import SourceBatch
 
 logger = logging.getLogger("rowsignal.sse")
 
@@ -23,9 +23,9 @@ FAILED = "Some changes could not be told."
 
 
 class TableFeed:
-    """Follows some tables: a change that takes long here delays no stream of other tables.
+    """Follows a set of tables; a slow change delays no stream of other tables.
 
-    `position` is how far everything has been published, where all the tables are logged.
+    `position` is the place up to which all changes were published, if all tables are logged.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class TableFeed:
 
     @property
     def is_open(self) -> bool:
-        """Tell whether changes are followed."""
+        """Tell whether the feed follows changes."""
         return self._task is not None and not self._task.done()
 
     async def open(self) -> None:
-        """Begin to follow; raise what keeps changes from coming."""
+        """Start to follow changes; raise the error that prevents it."""
         started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._run(started), name=f"rowsignal sse {self.label}")
         try:
@@ -59,56 +59,56 @@ class TableFeed:
             raise
 
     async def close(self) -> None:
-        """Follow no longer."""
+        """Stop following."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     def acquire(self) -> None:
-        """Stay open for one more reader."""
+        """Count one more reader."""
         self._readers += 1
 
     def release(self) -> None:
-        """Count one reader less."""
+        """Count one reader fewer."""
         self._readers -= 1
         self._unread_since = asyncio.get_running_loop().time()
 
     @property
     def is_idle(self) -> bool:
-        """Tell whether no stream has read it for a while, or it has ended."""
+        """Tell whether the feed has ended, or had no reader for its idle timeout."""
         unread = asyncio.get_running_loop().time() - self._unread_since
         return not self.is_open or (not self._readers and unread > IDLE_TIMEOUT)
 
     @property
     def guarded(self) -> frozenset[str]:
-        """The tables of which row-level security decides which rows are seen."""
+        """The tables with row-level security."""
         guarded = self.changes.guarded
         return frozenset(it.name for name, it in self._exposures.items() if name in guarded)
 
     @property
     def label(self) -> str:
-        """The tables' names for people."""
+        """The tables' names for messages."""
         return ", ".join(sorted(self.distribution.exposures))
 
     def check(self) -> None:
-        """Raise `NotWatchedError` when changes of a table are not captured."""
+        """Raise `NotWatchedError` if changes of a table are not captured."""
         self.changes.check()
 
     def wanted(self) -> Mapping[QualifiedName, frozenset[str]]:
-        """Return the columns that readers are shown or filtered by, by table."""
+        """Return the columns that readers see or filter by, by table."""
         return {
             name: it.columns | self.distribution.filter_columns(it.name)
             for name, it in self._exposures.items()
         }
 
-    async def settle(self) -> str:
-        """Return a position up to which everything has been published.
+    async def published_position(self) -> str:
+        """Wait until everything read so far is published; return its position.
 
-        It holds until the caller waits for something else. It lies after this call, unless the
-        feed is behind: then it is where the feed is.
+        The position is exact until the caller awaits something else. It lies after this call,
+        unless the feed is behind: then it is the feed's position.
         """
         if self.changes.is_level:
-            await self.source.look()
+            await self.source.catch_up()
         while self._is_working or self.changes.has_unread:
             self._moved.clear()
             await self._moved.wait()
@@ -123,10 +123,10 @@ class TableFeed:
         await self._moved.wait()
 
     async def events(
-        self, portion: Portion, wanted: Mapping[QualifiedName, frozenset[str]]
+        self, batch: SourceBatch, wanted: Mapping[QualifiedName, frozenset[str]]
     ) -> list[Event | Reset]:
-        """Return what a portion of changes tells of the tables, with their rows."""
-        loaded = await self.changes.load(portion, wanted)
+        """Return the events of a batch of changes, with their rows."""
+        loaded = await self.changes.load(batch, wanted)
         return [self._event(it) for it in loaded]
 
     async def _run(self, started: asyncio.Future[None]) -> None:
@@ -135,29 +135,31 @@ class TableFeed:
                 self.position = self.changes.position
                 started.set_result(None)
                 while True:
-                    portion = await self.changes.next()
+                    batch = await self.changes.next()
                     self._is_working = True
-                    await self._take(portion)
+                    await self._take(batch)
                     self._is_working = False
-                    self.position = portion.position or self.position
+                    self.position = batch.position or self.position
                     self._moved.set()
         except Exception as error:
             if not started.done():
                 started.set_exception(error)
                 return
-            logger.exception("%s: changes are no longer followed", self.label)
+            logger.exception("%s: the feed has failed and ends", self.label)
             self._context.hooks.task_restarted(task="sse feed", reason=type(error).__name__)
             self.distribution.reset(NOT_FOLLOWED)
         finally:
             self._is_working = False
             self._moved.set()
 
-    async def _take(self, portion: Portion) -> None:
-        """Publish a portion; what cannot be published costs its readers a reset, not the feed."""
+    async def _take(self, batch: SourceBatch) -> None:
+        """Publish a batch; a change that cannot be published becomes a reset for its readers."""
         try:
-            items = await self.events(portion, self.wanted())
+            items = await self.events(batch, self.wanted())
         except Exception as error:
-            logger.exception("%s: changes could not be told", self.label)
+            logger.exception(
+                "%s: changes cannot be published; their readers get a reset", self.label
+            )
             self._context.hooks.task_restarted(task="sse feed", reason=type(error).__name__)
             self.distribution.reset(FAILED)
             return
@@ -168,12 +170,12 @@ class TableFeed:
             else:
                 self.distribution.publish(events)
                 events = []
-                self._tell(item, portion)
+                self._tell(item, batch)
         self.distribution.publish(events)
 
-    def _tell(self, reset: Reset, portion: Portion) -> None:
+    def _tell(self, reset: Reset, batch: SourceBatch) -> None:
         is_of_row = isinstance(reset, TableReset) and not reset.is_of_capture
-        self.distribution.reset(reset.reason, continues=portion.is_hearsay or is_of_row)
+        self.distribution.reset(reset.reason, continues=batch.is_unverified or is_of_row)
 
     def _event(self, item: Loaded | Reset) -> Event | Reset:
         if not isinstance(item, RowChange):

@@ -1,10 +1,10 @@
-"""Groups of readers that are shown the same, and readers that are about to join one."""
+"""Groups of readers that get the same frames, and readers that are about to join one."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from rowsignal.sse.access.exposures import Exposure
-from rowsignal.sse.access.views import Event, Lens, RowKey, TableView
+from rowsignal.sse.access.views import Event, RowFilter, RowKey, TableView
 from rowsignal.sse.delivery.buffers import Reader
 
 Shown = list[tuple[tuple[str, RowKey], bytes]]
@@ -12,10 +12,10 @@ Shown = list[tuple[tuple[str, RowKey], bytes]]
 
 @dataclass(frozen=True, slots=True)
 class GroupKey:
-    """What readers must have in common to be shown the same frames.
+    """The properties that readers must share to get the same frames.
 
-    `with_id` says that the stream can be resumed, `known` that it is known which rows its readers
-    have seen, `guarded` names the tables of which policies decide who sees a row.
+    `with_id` says that the stream can be resumed, `known` that the rows shown so far are known,
+    `guarded` names the tables with row-level security.
     """
 
     views: tuple[TableView, ...]
@@ -25,13 +25,13 @@ class GroupKey:
 
 
 class SubscriberGroup:
-    """Readers that are shown the same."""
+    """Readers that get the same frames."""
 
     def __init__(self, key: GroupKey, exposures: Mapping[str, Exposure], tracked: int) -> None:
         self.key = key
         self.readers: set[Reader] = set()
-        self.lenses = {
-            view.name: Lens(
+        self.row_filters = {
+            view.name: RowFilter(
                 view,
                 exposures[view.name],
                 known=key.known,
@@ -42,19 +42,19 @@ class SubscriberGroup:
         }
 
     def show(self, events: Iterable[Event]) -> Shown:
-        """Return the frames of some events, each with the row that it is about."""
+        """Return the frames of some events, each with its row."""
         shown: Shown = []
         for event in events:
-            lens = self.lenses.get(event.exposure.name)
-            chunk = lens and lens.show(event, with_id=self.key.with_id)
+            row_filter = self.row_filters.get(event.exposure.name)
+            chunk = row_filter and row_filter.show(event, with_id=self.key.with_id)
             if chunk:
                 shown.append(((event.exposure.name, event.row_key), chunk))
         return shown
 
     def remember(self, other: "SubscriberGroup") -> None:
-        """Take over what a reader that joins has been shown on its own so far."""
-        for name, lens in other.lenses.items():
-            mine, theirs = self.lenses[name].seen, lens.seen
+        """Add the rows that a joining reader was shown so far."""
+        for name, row_filter in other.row_filters.items():
+            mine, theirs = self.row_filters[name].seen, row_filter.seen
             if theirs.keys is None:
                 mine.keys = None
             else:
@@ -63,7 +63,7 @@ class SubscriberGroup:
 
 @dataclass(slots=True, eq=False)
 class JoiningReader:
-    """A reader on its way from the log to the live changes, which are held until it is there."""
+    """A reader that still reads the log; live changes are held back until it has caught up."""
 
     reader: Reader
     group: SubscriberGroup

@@ -1,4 +1,4 @@
-"""How a stream begins: what a reader is shown first, and how it then joins the live changes."""
+"""The start of a stream: the first frames of a reader, and how it joins the live changes."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ from rowsignal.exceptions import PositionError
 from rowsignal.postgres.json_rows import pin_settings
 from rowsignal.sse import frames
 from rowsignal.sse.access.exposures import Row
-from rowsignal.sse.access.views import Event, Lens, UnknownHistoryError
+from rowsignal.sse.access.views import Event, RowFilter, UnknownHistoryError
 from rowsignal.sse.delivery.buffers import Reader
 from rowsignal.sse.delivery.distribution import UNKNOWN, UNSHOWABLE
 from rowsignal.sse.delivery.feeds import TableFeed
@@ -22,7 +22,7 @@ from rowsignal.sse.delivery.groups import JoiningReader, SubscriberGroup
 from rowsignal.sse.delivery.rows import all_rows
 from rowsignal.sse.delivery.turns import FairTurns, Turn
 from rowsignal.sse.limits import Limits
-from rowsignal.streams.sources import Portion
+from rowsignal.streams.sources import SourceBatch
 
 logger = logging.getLogger("rowsignal.sse")
 
@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """What a reader has asked for at first: the current rows, or what came after a position."""
+    """The start that a reader requested: the current rows, or the changes after a position."""
 
     snapshot: bool = False
     after: str | None = None
@@ -44,19 +44,19 @@ FROM_NOW = Beginning()
 
 
 class GapError(Exception):
-    """What lies behind cannot be told: the reader has to start again."""
+    """Earlier changes are lost: the reader must start again."""
 
 
 class BusyError(Exception):
-    """No turn came in time: the reader has to come back later."""
+    """No turn was granted in time: the reader must come back later."""
 
 
 @dataclass(frozen=True, slots=True)
 class StartContext:
-    """What all ways to begin need; the bounds are on how many do something at once.
+    """The shared parts of all starts, with the turns that limit concurrent database work.
 
-    A turn ends when the database has answered. A snapshot lasts as long as its reader needs, so
-    a reader that only catches up does not queue behind it.
+    A turn ends when the database has answered. A snapshot takes as long as its reader needs, so a
+    reader that only catches up does not queue behind snapshots.
     """
 
     limits: Limits
@@ -71,14 +71,14 @@ class StartContext:
 
 
 class Waiting(Generic[Result]):
-    """Awaits something for a reader that hears heartbeats meanwhile."""
+    """Runs work for a reader, and sends it heartbeats meanwhile."""
 
     def __init__(self, start: StartContext, work: Awaitable[Result]) -> None:
         self._start = start
         self._task = asyncio.ensure_future(work)
 
     async def beats(self) -> AsyncGenerator[bytes, None]:
-        """Yield heartbeats until there is a result; cancel the work with the reader."""
+        """Yield heartbeats until there is a result; cancel the work if the reader leaves."""
         try:
             while not self._task.done():
                 await asyncio.wait([self._task], timeout=self._start.limits.heartbeat)
@@ -91,14 +91,14 @@ class Waiting(Generic[Result]):
 
     @property
     def result(self) -> Result:
-        """Return what the work has given, or raise its error."""
+        """Return the result of the work, or raise its error."""
         return self._task.result()
 
 
 async def begin_live(
     start: StartContext, beginning: Beginning, reader: Reader, group: SubscriberGroup
 ) -> AsyncGenerator[bytes, None]:
-    """Show what comes from now on; a snapshot is read while that waits in the buffer."""
+    """Send changes from now on; they wait in the buffer while a snapshot is read."""
     yield frames.retry(start.limits.retry) + start.beat()
     if beginning.after is not None:
         reader.close(frames.reset(NOT_RESUMABLE))
@@ -113,7 +113,7 @@ async def begin_live(
 async def begin_by_log(
     start: StartContext, beginning: Beginning, reader: Reader, group: SubscriberGroup
 ) -> AsyncGenerator[bytes, None]:
-    """Show the rows or the changes that lie behind, then join at one exact position."""
+    """Send current rows or earlier changes, then join the live changes at an exact position."""
     yield frames.retry(start.limits.retry) + start.beat()
     after = beginning.after
     if after is None and beginning.snapshot:
@@ -133,8 +133,8 @@ async def begin_by_log(
 
 
 async def _join(start: StartContext, reader: Reader, group: SubscriberGroup) -> str:
-    """Let a reader join now; return the position from which it is shown everything."""
-    place = await start.feed.settle()
+    """Let a reader join now; return the position from which it gets all changes."""
+    place = await start.feed.published_position()
     distribution = start.feed.distribution
     distribution.attach(distribution.hold(reader, group))
     return place
@@ -158,19 +158,18 @@ async def _catch_up(
 async def _step(
     start: StartContext, reader: Reader, group: SubscriberGroup, after: str
 ) -> tuple[bytes, str, JoiningReader | None]:
-    """Read on; return what to show, the position reached, and the place of a reader that is level.
+    """Read on; return frames, the position reached, and the place of a reader that has caught up.
 
-    What is published meanwhile is held for it. A reader that turns out to be too far behind to
-    have all others' changes held reads on without.
+    Changes published meanwhile are held back for it, unless the reader is too far behind.
     """
     distribution = start.feed.distribution
-    place = await start.feed.settle()
+    place = await start.feed.published_position()
     joining = distribution.hold(reader, group)
     try:
-        portion = await _read(start, group, after, place)
-        if not portion.is_complete:
+        batch = await _read(start, group, after, place)
+        if not batch.is_complete:
             distribution.let_go(joining)
-        chunk = await _show(start, group, portion)
+        chunk = await _show(start, group, batch)
     except _AheadError:
         distribution.let_go(joining)
         await start.feed.moved()
@@ -178,26 +177,26 @@ async def _step(
     except BaseException:
         distribution.let_go(joining)
         raise
-    return chunk, portion.position or after, joining if portion.is_complete else None
+    return chunk, batch.position or after, joining if batch.is_complete else None
 
 
 class _AheadError(Exception):
-    """The reader's position lies after that of a feed that catches up itself."""
+    """The reader's position lies after the position of the feed, which is catching up."""
 
 
-async def _read(start: StartContext, group: SubscriberGroup, after: str, until: str) -> Portion:
+async def _read(start: StartContext, group: SubscriberGroup, after: str, until: str) -> SourceBatch:
     if after == until:
-        return Portion((), after)
-    tables = [lens.exposure.full_name for lens in group.lenses.values()]
+        return SourceBatch((), after)
+    tables = [row_filter.exposure.full_name for row_filter in group.row_filters.values()]
     async with start.turns.request(start.principal):
         try:
-            portion = await start.feed.source.read(after, until, tables)
+            batch = await start.feed.source.read(after, until, tables)
         except PositionError:
             raise
         except ValueError as error:
             raise _AheadError from error
-    _refuse_gaps(portion.items)
-    return portion
+    _refuse_gaps(batch.items)
+    return batch
 
 
 def _refuse_gaps(items: Iterable[object]) -> None:
@@ -206,11 +205,13 @@ def _refuse_gaps(items: Iterable[object]) -> None:
             raise GapError(item.reason)
 
 
-async def _show(start: StartContext, group: SubscriberGroup, portion: Portion) -> bytes:
-    exposures = [lens.exposure for lens in group.lenses.values()]
-    wanted = {it.full_name: it.columns | group.lenses[it.name].filter_columns for it in exposures}
+async def _show(start: StartContext, group: SubscriberGroup, batch: SourceBatch) -> bytes:
+    exposures = [row_filter.exposure for row_filter in group.row_filters.values()]
+    wanted = {
+        it.full_name: it.columns | group.row_filters[it.name].filter_columns for it in exposures
+    }
     async with start.turns.request(start.principal):
-        items = await start.feed.events(portion, wanted)
+        items = await start.feed.events(batch, wanted)
     _refuse_gaps(items)
     events = [item for item in items if isinstance(item, Event)]
     try:
@@ -221,7 +222,7 @@ async def _show(start: StartContext, group: SubscriberGroup, portion: Portion) -
 
 @dataclass(slots=True)
 class Reading:
-    """How far the reading of current rows has come; `position` is that of the rows."""
+    """The state of a snapshot; `position` is the position of its rows."""
 
     rows: int = 0
     position: str | None = None
@@ -230,9 +231,9 @@ class Reading:
 async def _snapshot(
     start: StartContext, group: SubscriberGroup, reading: Reading
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the current rows; raise `GapError` when that takes too long, whoever is slow.
+    """Yield the current rows; raise `GapError` if the snapshot times out.
 
-    Until it is over, others wait for their snapshots, and vacuum for the transaction.
+    Until it ends, other readers wait for their snapshots, and vacuum waits for the transaction.
     """
     turn = start.snapshots.request(start.principal)
     try:
@@ -247,7 +248,7 @@ async def _snapshot(
 
 
 async def _queue(start: StartContext, turn: Turn) -> AsyncGenerator[bytes, None]:
-    """Yield heartbeats until a snapshot may begin; raise `BusyError` when that takes too long."""
+    """Yield heartbeats until a snapshot may begin; raise `BusyError` on a timeout."""
     now = asyncio.get_running_loop().time
     ends_at = now() + start.limits.write_timeout
     while not turn.granted.done():
@@ -261,21 +262,21 @@ async def _queue(start: StartContext, turn: Turn) -> AsyncGenerator[bytes, None]
 async def _read_rows(
     start: StartContext, group: SubscriberGroup, reading: Reading
 ) -> AsyncGenerator[bytes, None]:
-    patience = start.limits.snapshot_timeout
-    ends_at = asyncio.get_running_loop().time() + patience
+    timeout = start.limits.snapshot_timeout
+    ends_at = asyncio.get_running_loop().time() + timeout
     async with AsyncExitStack() as stack:
         try:
             async with asyncio.timeout_at(ends_at):
                 connection = await _open(start, stack, group, reading)
             for view in group.key.views:
-                lens = group.lenses[view.name]
-                rows = all_rows(connection, lens.exposure, view)
+                row_filter = group.row_filters[view.name]
+                rows = all_rows(connection, row_filter.exposure, view)
                 pages = await stack.enter_async_context(aclosing(rows))
                 while page := await _next_page(pages, ends_at):
                     reading.rows += len(page)
-                    yield _frames_of(lens, page)
+                    yield _frames_of(row_filter, page)
         except TimeoutError:
-            raise GapError(TOO_SLOW.format(patience)) from None
+            raise GapError(TOO_SLOW.format(timeout)) from None
 
 
 async def _open(
@@ -294,12 +295,15 @@ async def _next_page(pages: AsyncGenerator[list[Row], None], ends_at: float) -> 
         return await anext(pages, None)
 
 
-def _frames_of(lens: Lens, page: Sequence[Row]) -> bytes:
-    """Return the frames of rows; one that the application's schema refuses is passed by."""
+def _frames_of(row_filter: RowFilter, page: Sequence[Row]) -> bytes:
+    """Return the frames of rows; leave out rows that the application's schema refuses."""
     try:
-        return b"".join(lens.snapshot(page))
+        return b"".join(row_filter.snapshot(page))
     except Exception:
         if len(page) > 1:
-            return b"".join(_frames_of(lens, [row]) for row in page)
-        logger.exception("a row of %s could not be shown", lens.exposure.name)
+            return b"".join(_frames_of(row_filter, [row]) for row in page)
+        logger.exception(
+            "a row of %s cannot be sent: the application's schema refuses it",
+            row_filter.exposure.name,
+        )
         return frames.reset(UNSHOWABLE, continues=True)

@@ -1,4 +1,4 @@
-"""The outlet of one database in one process: its feeds, and each reader's stream."""
+"""The outlet: the feeds and streams of one database in one process."""
 
 import asyncio
 import logging
@@ -50,7 +50,7 @@ SNAPSHOTS_EACH = SNAPSHOTS - 1  # of one principal: others never wait for its re
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamRequest:
-    """What one reader gets, checked and granted."""
+    """The request of one reader, checked against its grant."""
 
     views: tuple[TableView, ...]
     principal: str = "anonymous"
@@ -60,7 +60,7 @@ class StreamRequest:
 
 
 class Outlet:
-    """Streams changes of some tables to readers. Starts with the first, stops after the last."""
+    """Streams changes of some tables to readers, from the first reader to the last."""
 
     def __init__(
         self,
@@ -84,16 +84,16 @@ class Outlet:
         self._snapshots = FairTurns(SNAPSHOTS, SNAPSHOTS_EACH)
 
     def close_streams(self) -> None:
-        """Say goodbye to all readers: call it when a shutdown begins, not when it has ended.
+        """End all streams. Call it when a shutdown begins, not when it has ended.
 
-        Servers wait for open responses before they tell an application that it is over.
+        Servers wait for open responses before they tell the application of the shutdown.
         """
         self.fanout.close()
         for reader in tuple(self._open):
             reader.close(frames.bye("shutdown", self.limits.retry))
 
     async def aclose(self) -> None:
-        """End everything; leave no task and no connection."""
+        """End all streams, tasks and connections."""
         self.close_streams()
         if self._pulse is not None:
             self._pulse.cancel()
@@ -103,10 +103,10 @@ class Outlet:
         await self.fanout.aclose()
 
     async def open(self, request: StreamRequest) -> EventStream:
-        """Take a reader in and return the response to its request.
+        """Add a reader and return the response to its request.
 
         Raises `ReaderLimitError`, `PositionError` for a malformed position, `UnsupportedError` for
-        a snapshot without a database, and what keeps changes from coming.
+        a snapshot without a database, and the error that prevents a feed.
         """
         if request.beginning.after is not None:
             self.source.check_position(request.beginning.after)
@@ -148,8 +148,9 @@ class Outlet:
     async def _opening(
         self, start: StartContext, beginning: Beginning, reader: Reader, group: SubscriberGroup
     ) -> AsyncGenerator[bytes, None]:
-        """Yield what the reader gets first; where that cannot be, say whether to come back."""
+        """Yield the first frames of a reader; on failure, tell it whether to come back."""
         begin = begin_by_log if group.key.with_id else begin_live
+        tables = ", ".join(group.row_filters)
         try:
             async with aclosing(begin(start, beginning, reader, group)) as chunks:
                 async for chunk in chunks:
@@ -159,10 +160,10 @@ class Outlet:
         except BusyError:
             reader.close(frames.bye("busy", self.limits.retry))
         except (*OUTAGES, NotWatchedError) as error:
-            logger.warning("a stream could not begin: %s", describe(error))
+            logger.warning("a stream of %s could not start: %s", tables, describe(error))
             reader.close(frames.bye("database", self.limits.retry))
         except Exception:
-            logger.exception("a stream could not begin")
+            logger.exception("a stream of %s could not start", tables)
             reader.close(frames.bye("error", self.limits.retry))
 
     def _expire(self, reader: Reader, expires_at: float | None) -> asyncio.TimerHandle | None:
@@ -177,7 +178,7 @@ class Outlet:
             self._pulse = asyncio.create_task(self._run_pulse(), name="rowsignal sse pulse")
 
     async def _run_pulse(self) -> None:
-        """Send heartbeats, notice a server that stops, and stop after the last feed."""
+        """Send heartbeats, end the streams when the server stops, and end after the last feed."""
         loop = asyncio.get_running_loop()
         due = loop.time() + self.limits.heartbeat
         while self.fanout.has_feeds:
@@ -191,21 +192,21 @@ class Outlet:
                     self.fanout.beat()
                 await self.fanout.close_idle()
             except Exception as error:
-                logger.exception("the pulse of the streams has failed, and goes on")
+                logger.exception("sending heartbeats to the streams failed; the task goes on")
                 self._hooks.task_restarted(task="sse pulse", reason=type(error).__name__)
 
     def _drop_stalled(self, before: float) -> None:
-        """Give up on clients that have taken nothing for too long: they hold places."""
+        """Abort the streams of clients that have accepted no bytes for the write timeout."""
         for reader in tuple(self._open):
             if reader.writing_since is not None and reader.writing_since < before:
                 reader.give_up()
 
 
 def server_is_stopping() -> bool:
-    """Tell whether the uvicorn server of this process is on its way out.
+    """Tell whether the uvicorn server of this process is shutting down.
 
-    It waits for open streams before it tells the application, so it has to be asked: it is found
-    as the owner of the SIGTERM handler. Other servers call `Outlet.close_streams`.
+    uvicorn waits for open streams before it tells the application, so its state is polled; it is
+    found as the owner of the SIGTERM handler. Other servers call `Outlet.close_streams`.
     """
     handler = signal.getsignal(signal.SIGTERM)
     return bool(getattr(getattr(handler, "__self__", None), "should_exit", False))

@@ -1,4 +1,4 @@
-"""The response of a stream: bytes as they come, watched for a client that has gone."""
+"""Streaming ASGI response that stops when the client disconnects."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
@@ -13,11 +13,11 @@ LAST_WRITE_TIMEOUT = 0.5  # seconds to finish a frame when a stream is closed
 
 
 class EventStream(EventSourceResponse):
-    """Sends what `opening` yields, and then what the reader's buffer gets, until it is closed.
+    """Sends the frames of `opening`, then those of the reader's buffer, until the reader is closed.
 
-    An `EventSourceResponse` for what is built around that class. It sends by itself: frames are
-    encoded once for all readers, and a reader costs one task instead of four. `closed` is called
-    when it is over, whatever the reason.
+    It is an `EventSourceResponse`, so that code for that class works with it. It overrides how the
+    class sends: frames are encoded once for all readers, and a reader costs one task instead of
+    four. `closed` is called at the end, also after an error.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class EventStream(EventSourceResponse):
             await self.background()
 
     async def _serve(self, receive: Receive, send: Send) -> None:
-        """Wait for the client to go, while a task of its own sends: its stack is shallow.
+        """Wait for the disconnect, while a task with a shallow stack sends.
 
-        Here every wake-up would pass through all middleware and routing that led to this response.
+        In this task each wake-up would pass through all middleware and routing around it.
         """
         waiting = asyncio.current_task()
         assert waiting is not None  # noqa: S101 -- ASGI applications run in tasks
@@ -92,10 +92,10 @@ class EventStream(EventSourceResponse):
             reader.writing_since = None
 
     async def _send_opening(self, send: Send) -> bool:
-        """Send what comes first, unless the stream is closed meanwhile: a token may end.
+        """Send the first frames; stop if the stream is closed meanwhile, say at the token's end.
 
-        Return whether the last frame is whole. After half a frame nothing can be said: a client
-        that takes no bytes just then is left without a last word.
+        Return whether the last frame is complete. After half a frame no further frame can be sent:
+        a client that accepts no bytes at that time gets no final frame.
         """
         reader = self.reader
         if reader.is_closed:
@@ -120,7 +120,7 @@ class EventStream(EventSourceResponse):
         limit.reschedule(asyncio.get_running_loop().time() + grace)
 
     async def _write_pieces(self, send: Send, chunk: bytes) -> None:
-        """Write a long chunk: servers copy what they cannot send at once, for each reader."""
+        """Write a long chunk in pieces: servers copy unsent bytes for each reader."""
         clock = asyncio.get_running_loop().time
         for start in range(0, len(chunk), PIECE):
             self.reader.writing_since = clock()

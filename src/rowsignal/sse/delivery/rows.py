@@ -1,4 +1,4 @@
-"""The rows of a view: its conditions and keys as a question to PostgreSQL."""
+"""Queries for the rows of a view, by its conditions and keys."""
 
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
@@ -23,7 +23,7 @@ DIALECT = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
 
 
 async def shape_of(connection: AsyncConnection, exposure: Exposure) -> TableShape:
-    """Return how the rows of an offered table are read."""
+    """Return the shape by which the rows of an offered table are read."""
     shapes = await json_rows.table_shapes(connection, [exposure.full_name])
     if exposure.full_name not in shapes:
         raise NotWatchedError(f"There is no table {exposure.name} in this database.")
@@ -56,7 +56,7 @@ async def current_row(
 ) -> Row | None:
     """Return the row with this key, if it meets the view's conditions.
 
-    PostgreSQL decides on them: a row out of sight takes as long as one that is not there.
+    PostgreSQL evaluates them, so a hidden row takes as long as a missing one.
     """
     shape = await shape_of(connection, exposure)
     wanted = sorted({*exposure.key, *exposure.columns})

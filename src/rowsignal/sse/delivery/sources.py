@@ -1,4 +1,4 @@
-"""How the offered tables are captured, and how far their log has been read: for status pages."""
+"""The capture of the offered tables and the position of their log, for status pages."""
 
 import asyncio
 from collections.abc import Mapping
@@ -11,25 +11,25 @@ FRESH = 5.0
 
 
 class Sources:
-    """The captures of the offered tables, as of the last look."""
+    """The captures of the offered tables, as of the last refresh."""
 
     def __init__(self, source: ChangeSource, exposures: Mapping[str, Exposure]) -> None:
         self.captures: dict[str, Capture] = {}
         self._source = source
         self._exposures = exposures
-        self._looked_at = -FRESH
+        self._read_at = -FRESH
 
     @property
     def position(self) -> str | None:
-        """How far the log has been read; None while no stream reads it."""
+        """The position up to which the log was read; None while no stream reads it."""
         return self._source.position
 
-    async def look(self) -> None:
-        """Look at the triggers, unless that was done a moment ago."""
+    async def refresh(self) -> None:
+        """Read the captures from the catalogue, unless they are recent."""
         now = asyncio.get_running_loop().time()
-        if now - self._looked_at < FRESH:
+        if now - self._read_at < FRESH:
             return
         names = {it.full_name: it.name for it in self._exposures.values()}
         found = await self._source.captures(names)
         self.captures = {names[name]: capture for name, capture in found.items()}
-        self._looked_at = now
+        self._read_at = now

@@ -1,4 +1,4 @@
-"""Turns: few at a time, and one principal after the other where many wait."""
+"""Turns: a limited number at a time, granted to principals in rotation."""
 
 import asyncio
 from collections import Counter, deque
@@ -7,7 +7,7 @@ from typing import Self
 
 
 class Turn:
-    """A place among few, or the wait for it: `granted` is done when it is there."""
+    """A place, or a request for one; the future `granted` is done when the place is granted."""
 
     def __init__(self, turns: "FairTurns", principal: str) -> None:
         self.principal = principal
@@ -31,14 +31,14 @@ class Turn:
         self.release()
 
     def release(self) -> None:
-        """Give the place back, or wait for it no longer."""
+        """Return the place, or withdraw the request."""
         self._turns.release(self)
 
 
 class FairTurns:
-    """A bounded number of places, given to principals round robin.
+    """A limited number of places, granted to principals round robin.
 
-    One principal holds at most `each` of them, so that others need not wait for its readers.
+    One principal holds at most `each` of them, so its readers do not block those of others.
     """
 
     def __init__(self, places: int, each: int | None = None) -> None:
@@ -49,14 +49,14 @@ class FairTurns:
         self._waiting: dict[str, deque[Turn]] = {}
 
     def request(self, principal: str) -> Turn:
-        """Return a turn, granted at once or later; it has to be released in either case."""
+        """Return a turn, granted at once or later; the caller must release it in both cases."""
         turn = Turn(self, principal)
         self._waiting.setdefault(principal, deque()).append(turn)
         self._serve()
         return turn
 
     def release(self, turn: Turn) -> None:
-        """Give a place to the next, or take a turn that was not granted out of the queue."""
+        """Pass the place on, or remove a turn that was not granted from the queue."""
         principal = turn.principal
         if turn in self._holders:
             self._holders.discard(turn)
@@ -75,7 +75,7 @@ class FairTurns:
             if self._free and self._held[principal] < self._each:
                 waiting = self._waiting.pop(principal)
                 self._grant(waiting.popleft())
-                if waiting:  # behind the others, from now on
+                if waiting:  # the principal moves to the end of the rotation
                     self._waiting[principal] = waiting
 
     def _grant(self, turn: Turn) -> None:

@@ -1,1 +1,1 @@
-"""Requests and answers: routes, parameters, problems, OpenAPI."""
+"""Requests and responses: routes, parameters, problems, OpenAPI."""

@@ -1,4 +1,4 @@
-"""What answers requests, for one outlet."""
+"""The endpoints of one outlet."""
 
 import time
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ class Endpoints:
     async def stream(
         self, names: Iterable[str], grant: Grant, ask: Ask, options: StreamOptions
     ) -> EventStream:
-        """Answer with a stream of the named tables."""
+        """Return a stream of the named tables."""
         outlet = self.outlet
         _time_left(grant)
         tables = {it.name: it for it in (find(name, outlet.exposures, grant) for name in names)}
@@ -48,7 +48,7 @@ class Endpoints:
         return await outlet.open(request)
 
     async def wait(self, name: str, pk: str, grant: Grant, options: WaitOptions) -> Response:
-        """Answer when a row has changed, or time is up: at the latest when the token ends."""
+        """Return a row once it has changed, or 204 after the timeout or at the token's end."""
         if self.poll is None:
             raise UnsupportedError(NO_WAITING)
         asked = self._row_request(name, pk, grant, options.ask)
@@ -75,7 +75,7 @@ class Endpoints:
 
 
 def _time_left(grant: Grant) -> float:
-    """Return for how many seconds a grant still holds; raise where it does not."""
+    """Return how many seconds a grant is still valid; raise if it has expired."""
     left = float("inf") if grant.expires_at is None else grant.expires_at - time.time()
     if left <= 0:
         raise AccessDeniedError(EXPIRED)

@@ -8,7 +8,7 @@ ONE = re.compile(r'[ \t]*(?:(?:W/)?("[\x21\x23-\x7e\x80-\xff]*"))?[ \t]*(?:,|$)'
 
 
 class KnownTags:
-    """The tags that a client already has, compared weakly: `W/"a"` stands for `"a"`."""
+    """The tags that a client already has, compared weakly: `W/"a"` equals `"a"`."""
 
     def __init__(self, lines: Sequence[str] | None) -> None:
         text = ", ".join(lines or ())
@@ -20,7 +20,7 @@ class KnownTags:
 
 
 def _tags(text: str) -> list[str]:
-    """Return the tags of a list; none when any part of it is malformed."""
+    """Return the tags of a list; none if any part of it is malformed."""
     tags, place = [], 0
     while place < len(text):
         found = ONE.match(text, place)

@@ -1,4 +1,4 @@
-"""Long polls: one row, awaited by a client that can only ask."""
+"""Long polls: a request that waits for a change of one row."""
 
 import asyncio
 import hashlib
@@ -24,7 +24,7 @@ Answer = tuple[dict[str, Any], str]
 
 @dataclass(frozen=True, slots=True)
 class RowRequest:
-    """Which row is waited for, as one reader may see it."""
+    """The waited-for row and the view of its reader."""
 
     exposure: Exposure
     view: TableView
@@ -32,23 +32,23 @@ class RowRequest:
 
     @property
     def watched(self) -> frozenset[str]:
-        """The columns whose changes may concern the reader."""
+        """The columns whose changes may affect the reader."""
         return self.compared | self.view.filter_columns
 
     @property
     def compared(self) -> frozenset[str]:
-        """The columns whose changes are told."""
+        """The columns whose changes end the wait."""
         shown = self.exposure.columns if self.view.columns is None else self.view.columns
         return shown if self.view.changed is None else self.view.changed
 
     def tells(self, operation: Operation) -> bool:
-        """Tell whether the reader asked for an operation, and may hear of it."""
+        """Tell whether the reader requested an operation and may see it."""
         return self.view.operations is None or operation in self.view.operations
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
-    """A row as it was seen: its answer, its tag, and the values that changes are told of."""
+class RowDocument:
+    """A row as it was read: its document, its entity tag, and the compared values."""
 
     body: dict[str, Any]
     tag: str
@@ -56,7 +56,7 @@ class Sight:
 
 
 class LongPoll:
-    """Waits for rows of the offered tables, each as one reader may see it."""
+    """Waits for rows of the offered tables, under the view of each reader."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -68,11 +68,11 @@ class LongPoll:
     ) -> Answer | None:
         """Return the row and its tag once it is not the `known` one; None after `timeout` seconds.
 
-        Without `known` it waits for a change after the call. Raises `NotFoundError` when the row
-        is not there, or is not this reader's to see: after the same query, in the same words.
+        Without `known` it waits for a change after the call. Raises the same `NotFoundError`, after
+        the same query, for a missing row and for a row that this reader may not see.
         """
         deadline = asyncio.get_running_loop().time() + timeout
-        first = await self._look(asked)
+        first = await self._read(asked)
         if first is None:
             raise _absent(asked.exposure)
         if known is not None and first.tag not in known and asked.tells(Operation.UPDATE):
@@ -85,17 +85,19 @@ class LongPoll:
             return found.body, found.tag
         if asked.tells(Operation.DELETE):
             raise _absent(asked.exposure)
-        # A delete that is not told looks like no change.
+        # A delete that the reader may not see must look like no change.
         await asyncio.sleep(max(deadline - asyncio.get_running_loop().time(), 0.0))
         return None
 
-    async def _changed(self, asked: RowRequest, first: Sight, deadline: float) -> Sight | None:
-        """Return the row once it differs from `first`; None once it is out of sight."""
+    async def _changed(
+        self, asked: RowRequest, first: RowDocument, deadline: float
+    ) -> RowDocument | None:
+        """Return the row once it differs from `first`; None once it is gone or hidden."""
         while True:
             try:
                 instance = await self._load(asked)
-                # Read after the instance: a change between the two is found by the wait, not lost.
-                seen = await self._look(asked)
+                # Read after the instance, so that the wait finds a change between the two.
+                seen = await self._read(asked)
                 if seen is None:
                     return None
                 if seen.compared != first.compared and asked.tells(Operation.UPDATE):
@@ -114,7 +116,7 @@ class LongPoll:
             await wait_for_row_change(session, model, identity, columns=attributes, timeout=left)
 
     def _model(self, exposure: Exposure) -> type[Any]:
-        """Return a class for a table: waiting works on mapped ones."""
+        """Return a mapped class for a table, which waits need."""
         if exposure.name not in self._models:
             model = type("Row", (), {})
             self._registry.map_imperatively(model, exposure.table)
@@ -132,11 +134,11 @@ class LongPoll:
             session.expunge(found)
         return found
 
-    async def _look(self, asked: RowRequest) -> Sight | None:
+    async def _read(self, asked: RowRequest) -> RowDocument | None:
         async with asyncio.timeout(ANSWER), self._engine.connect() as connection:
             await pin_settings(connection, is_local=True)
             row = await current_row(connection, asked.exposure, asked.key, asked.view)
-        return None if row is None else _sight(asked, row)
+        return None if row is None else _document(asked, row)
 
 
 def _attribute(model: type[Any], column: str) -> str:
@@ -144,7 +146,7 @@ def _attribute(model: type[Any], column: str) -> str:
     return str(mapper.get_property_by_column(mapper.local_table.c[column]).key)
 
 
-def _sight(asked: RowRequest, row: Row) -> Sight:
+def _document(asked: RowRequest, row: Row) -> RowDocument:
     exposure, view = asked.exposure, asked.view
     shown = exposure.columns if view.columns is None else view.columns
     body = {
@@ -155,7 +157,7 @@ def _sight(asked: RowRequest, row: Row) -> Sight:
     }
     digest = hashlib.sha256(compact(body).encode()).hexdigest()[:32]
     compared = repr([row.get(name) for name in sorted(asked.compared)])
-    return Sight(body, f'"{digest}"', compared)
+    return RowDocument(body, f'"{digest}"', compared)
 
 
 def _absent(exposure: Exposure) -> NotFoundError:

@@ -1,4 +1,4 @@
-"""What OpenAPI says of the endpoints: each event of a stream, and each error."""
+"""The OpenAPI description of the endpoints: each event of a stream, and each error."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ def _nullable(document: Document) -> Document:
 def _event(
     name: str, description: str, optional: Document | None = None, /, **properties: Document
 ) -> Document:
-    """Describe an event so that its data matches no other event's schema."""
+    """Return the schema of an event, which no other event's data matches."""
     described = _object(name, description, **properties)
     described["properties"] = {**properties, **(optional or {})}
     return {**described, "additionalProperties": False}

@@ -1,4 +1,4 @@
-"""What the query and the headers of a request say, as FastAPI collects it."""
+"""The parameters in the query and the headers of a request, as FastAPI collects them."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -26,7 +26,7 @@ async def asked(
 
 @dataclass(frozen=True, slots=True)
 class StreamOptions:
-    """How a stream begins and behaves."""
+    """The options of a stream."""
 
     beginning: Beginning
     conflate: bool
@@ -41,14 +41,14 @@ async def stream_options(
     ] = False,
     last_event_id: Annotated[str | None, Header(description="Resume: wins over `after`.")] = None,
 ) -> StreamOptions:
-    """Collect how a stream is to begin."""
+    """Collect the options of a stream."""
     position = last_event_id or after or None
     return StreamOptions(Beginning(snapshot=snapshot, after=position), conflate)
 
 
 @dataclass(frozen=True, slots=True)
 class WaitOptions:
-    """What a long poll waits for, and how long."""
+    """The options of a long poll."""
 
     ask: Ask
     timeout: float
@@ -62,6 +62,6 @@ async def wait_options(
     timeout: Annotated[float, Query(gt=0, le=60, description="Seconds.")] = 25.0,
     if_none_match: Annotated[Texts, Header(description="ETags of known states.")] = None,
 ) -> WaitOptions:
-    """Collect what a long poll waits for."""
+    """Collect the options of a long poll."""
     ask = Ask(columns=columns or (), operations=operations or ())
     return WaitOptions(ask, timeout, if_none_match)

@@ -1,4 +1,4 @@
-"""Errors as `application/problem+json` (RFC 9457), and the routes that answer with them."""
+"""Errors as `application/problem+json` (RFC 9457), and the routes that return them."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -45,7 +45,7 @@ NOSNIFF = ("X-Content-Type-Options", "nosniff")
 
 
 class Problem(JSONResponse):
-    """One error, as a document; `detail` is a sentence for people."""
+    """One error as a document; `detail` is a sentence for people."""
 
     media_type = "application/problem+json"
 
@@ -62,7 +62,7 @@ class Problem(JSONResponse):
 
 
 def problem_of(error: RowSignalError) -> Problem:
-    """Return the answer to a request that failed with this error."""
+    """Return the response to a request that failed with this error."""
     status = next((STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES), None)
     if isinstance(error, ReaderLimitError) and error.is_own:
         status = HTTPStatus.TOO_MANY_REQUESTS
@@ -75,7 +75,7 @@ def problem_of(error: RowSignalError) -> Problem:
 
 
 class ProblemRoute(APIRoute):
-    """A route whose errors leave as `application/problem+json`, whatever the application does."""
+    """A route that returns errors as `application/problem+json` in every application."""
 
     def get_route_handler(self) -> Callable[[Request], Any]:
         """Return the handler, wrapped."""
@@ -109,7 +109,7 @@ async def _answer(handle: Callable[[Request], Any], request: Request) -> Respons
 
 
 def described(error: BaseException) -> str:
-    """Return the kind of a database's error: its message may quote values of rows and filters."""
+    """Return the kind of a database error without its message, which may quote values."""
     if not isinstance(error, DBAPIError):
         return type(error).__name__
     code = getattr(error.orig, "sqlstate", None)
@@ -117,7 +117,7 @@ def described(error: BaseException) -> str:
 
 
 def _refuse_broken_text(request: Request) -> None:
-    """Refuse an address that is not UTF-8: servers replace what they cannot decode."""
+    """Refuse an address that is not UTF-8: servers replace bytes that they cannot decode."""
     for raw in (request.scope.get("raw_path") or b"", request.scope["query_string"]):
         try:
             unquote_to_bytes(raw).decode()

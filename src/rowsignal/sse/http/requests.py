@@ -1,4 +1,4 @@
-"""What a request asks for, checked against what its reader may see."""
+"""The tables and filters of a request, checked against the grant of its reader."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ MAX_KEYS = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """The filters of a request, as text. In a stream of several tables each names its own.
+    """The filters of a request, as text. In a stream of several tables each filter names its table.
 
     `public.orders:status.eq.paid` is a condition for `public.orders`.
     """
@@ -37,8 +37,7 @@ class Ask:
 def find(name: str, exposures: Mapping[str, Exposure], grant: Grant) -> Exposure:
     """Return an offered table by name, with or without its schema.
 
-    Raises `NotFoundError` in the same words for a table that is not there and for one that this
-    reader may not see.
+    Raises the same `NotFoundError` for a missing table and for one that this reader may not see.
     """
     found = [exposures[name]] if name in exposures else []
     found = found or [it for it in exposures.values() if it.table.name == name]
@@ -49,7 +48,7 @@ def find(name: str, exposures: Mapping[str, Exposure], grant: Grant) -> Exposure
 
 
 def views_of(exposures: Sequence[Exposure], grant: Grant, ask: Ask) -> tuple[TableView, ...]:
-    """Return what a request shows; raise `FilterError` when a filter does not fit."""
+    """Return the views of a request; raise `FilterError` if a filter does not fit."""
     if not exposures:
         raise FilterError("Name a table: ?table=public.orders.")
     if len(exposures) > MAX_TABLES:
@@ -98,7 +97,7 @@ def _permission(grant: TableGrant, exposure: Exposure) -> tuple[Condition, ...]:
     table = exposure.table
     try:
         return parse_where(grant.where, table, table.c.keys())
-    except FilterError as error:  # its sentence names columns that the reader may not know of
+    except FilterError as error:  # its message names columns that the reader may not see
         logger.warning("a grant does not fit %s: %s", exposure.name, error)
         raise NotPermittedError(
             f"The conditions of your grant do not fit {exposure.name}."
@@ -119,7 +118,7 @@ def _by_table(texts: Iterable[str], names: Sequence[str]) -> dict[str, list[str]
 
 
 def _listed(texts: Iterable[str]) -> list[str]:
-    """Split comma lists; a table in front is for all of its list."""
+    """Split comma lists; a table in front applies to its whole list."""
     items = []
     for text in texts:
         name, colon, rest = text.rpartition(":")
@@ -151,10 +150,9 @@ def _keys(
 
 
 def key_of(text: str, exposure: Exposure, shown: frozenset[str] | None = None) -> RowKey:
-    """Read a primary key: the value as it is, or a JSON array where it has several columns.
+    """Parse a primary key: the value itself, or a JSON array for several columns.
 
-    Raises `FilterError` where key columns are not `shown`: asking would tell what is in them, one
-    guess at a time.
+    Raises `FilterError` if key columns are not `shown`: a reader could guess their values.
     """
     if not (exposure.columns if shown is None else shown).issuperset(exposure.key):
         raise FilterError(f"The key of {exposure.name} is not shown here, so no key can be named.")
@@ -179,7 +177,7 @@ def _text(value: object) -> str:
 
 
 def _key_value(text: str, column: Any) -> Any:
-    """Return a key value as changes carry it: numbers and booleans as such, the rest as text."""
+    """Return a key value in the form of changes: numbers and booleans as such, the rest as text."""
     try:
         kind = kind_of(column)
     except FilterError:
@@ -193,7 +191,7 @@ def _key_value(text: str, column: Any) -> Any:
 
 
 def _plain(text: str, column: Any) -> str:
-    """Return a text that PostgreSQL can take in for a type that is not known here."""
+    """Return a text that PostgreSQL can read for a type that is unknown here."""
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise FilterError(f"{text!r} is not a value of {column.name}.")
     return text

@@ -36,10 +36,10 @@ Authorize = Callable[..., Grant | Awaitable[Grant]]
 
 
 class TicketRoute(ProblemRoute):
-    """A route for requests that carry a ticket: the application's `authorize` is not asked."""
+    """A route for requests with a ticket, which replaces the application's `authorize`."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Match the path of requests whose query has a ticket."""
+        """Match the path of requests with a ticket in the query."""
         query = QueryParams(scope.get("query_string", b""))
         return super().matches(scope) if "ticket" in query else (Match.NONE, {})
 
@@ -55,11 +55,11 @@ def create_sse_router(
     tickets: TicketOffice | None = None,
     key_secret: bytes = PROCESS_SECRET,
 ) -> APIRouter:
-    """Make a router that streams row changes of some tables to browsers and other readers.
+    """Create a router that streams row changes of some tables to browsers and other readers.
 
-    `tables` maps mapped classes or `Table`s to what may leave of their rows: a pydantic schema
-    that makes them, a list of column names, or None for all columns. `authorize` is a FastAPI
-    dependency that returns the `Grant` of the request's sender, or raises `HTTPException`.
+    `tables` maps mapped classes or `Table`s to the exposed part of their rows: a pydantic schema, a
+    list of column names, or None for all columns. `authorize` is a FastAPI dependency that returns
+    the `Grant` of the request's sender, or raises `HTTPException`.
 
         app.include_router(
             create_sse_router(engine, {Order: OrderOut, Item: ["id", "name"]}, authorize=grant_of),
@@ -68,10 +68,10 @@ def create_sse_router(
 
     The router has `GET /changes/{table}`, `GET /changes?table=a&table=b`, `GET /wait/{table}/{pk}`
     and `POST /tickets`: a browser's `EventSource`, which can send no header, opens a stream with
-    `?ticket=`. `tickets` lets several processes take each other's. Install triggers first; with
-    `log=True` streams can be resumed. FastAPI finishes dependencies after the answer: an
-    `authorize` that takes a database session as a dependency would hold it as long as the stream,
-    so let it open and close its own.
+    `?ticket=`. `tickets` lets several processes accept each other's tickets. Install triggers
+    first; with `log=True` streams can be resumed. FastAPI finishes dependencies after the response:
+    an `authorize` with a database session as a dependency would hold it as long as the stream, so
+    open and close a session inside it instead.
 
     `source=` takes the place of the engine: `rowsignal.relay.JetStreamSource` reads the changes
     from NATS, where a relay puts them.
@@ -98,7 +98,7 @@ def create_sse_router(
 def router_of(
     outlet: Outlet, authorize: Authorize, tickets: TicketOffice | None = None
 ) -> APIRouter:
-    """Return the endpoints of an outlet; the outlet is closed with the application."""
+    """Return the router of an outlet, which is closed with the application."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -155,7 +155,7 @@ def _add_reading(
         grant: Annotated[Grant, granted],
         options: Annotated[WaitOptions, Depends(wait_options)],
     ) -> Response:
-        """Wait until a row is not (any more) the one whose ETag is known."""
+        """Wait until a row differs from the version whose ETag is given."""
         return await endpoints.wait(table, pk, grant, options)
 
     for path, endpoint, responses in (
@@ -179,6 +179,6 @@ def _add_tickets(router: APIRouter, office: TicketOffice, authorize: Authorize) 
     async def issue_ticket(
         grant: Annotated[Grant, Depends(authorize)], response: Response
     ) -> dict[str, Any]:
-        """Issue a ticket: `?ticket=...` admits to one stream, once, within seconds."""
+        """Issue a ticket: `?ticket=...` opens one stream, once, within seconds."""
         response.headers["Cache-Control"] = "no-store"
         return {"ticket": office.issue(grant), "expires_in": office.lifetime}

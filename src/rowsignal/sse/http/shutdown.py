@@ -1,7 +1,7 @@
-"""Streams end when the server is told to stop, not when it has stopped.
+"""Shutdown of streams when the server is told to stop, not when it has stopped.
 
-Servers wait for open responses before they tell an application that it is over (ASGI's lifespan
-comes last), and each in its own way. What they share is the signal that they get.
+Servers wait for open responses before they tell the application of the shutdown (ASGI's lifespan
+comes last), each in its own way. What they have in common is the signal that they get.
 """
 
 import asyncio
@@ -21,22 +21,24 @@ NAMES = ("SIGINT", "SIGTERM", "SIGQUIT")
 
 
 async def end_in_time(end: Callable[[], Awaitable[object]]) -> None:
-    """End something; a database that hangs does not keep the process from ending."""
+    """Await a closing task with a timeout, so that a hanging database cannot block the exit."""
     ending = asyncio.ensure_future(end())
     done, _ = await asyncio.wait({ending}, timeout=CLOSING_TIMEOUT)
     if done:
         await ending
     else:
         ending.cancel()
-        logger.warning("a connection did not close within %g s", CLOSING_TIMEOUT)
+        logger.warning(
+            "a database connection of the streams did not close within %g s", CLOSING_TIMEOUT
+        )
 
 
 @contextmanager
 def on_stop_signal(close: Callable[[], None]) -> Iterator[None]:
     """Call `close` in the running event loop when a signal tells the process to stop.
 
-    The handlers that are there are called as well, so whatever they do still happens; a signal
-    without a handler is left alone. Only the main thread may do this: elsewhere nothing happens.
+    Existing handlers are called as well; a signal without a handler is left alone. Only the main
+    thread may set handlers: elsewhere the function does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -54,7 +56,7 @@ def on_stop_signal(close: Callable[[], None]) -> Iterator[None]:
 
 
 class Chained:
-    """A handler in front of another; looks like that other one's owner where servers are asked."""
+    """A signal handler in front of another, with the attributes of that handler's server."""
 
     def __init__(self, close: Callable[[], None], before: Any) -> None:
         self.before = before
@@ -64,11 +66,11 @@ class Chained:
 
     @property
     def should_exit(self) -> bool:
-        """Whether uvicorn is on its way out, if it is the server."""
+        """Whether uvicorn is shutting down, if it is the server."""
         return bool(getattr(self._server, "should_exit", False))
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Begin to stop, and let the other handler do its part."""
+        """Start the shutdown, then call the other handler."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stop)
         self.before(number, frame)

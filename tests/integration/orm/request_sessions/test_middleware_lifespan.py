@@ -171,7 +171,7 @@ async def test_pool_that_cannot_be_closed_does_not_keep_the_server_waiting(
     told.put_nowait({"type": "lifespan.shutdown"})
     assert await sent.get() == "lifespan.shutdown.complete"
     await served
-    assert "not closed" in caplog.text
+    assert "could not be closed" in caplog.text
 
 
 async def test_warning_tells_of_a_full_pool_once(

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from rowsignal.change_log import ChangeLog
-from rowsignal.change_log.reader import look_statement
+from rowsignal.change_log.reader import window_statement
 from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.postgres.connections import is_direct
 from support.change_log import Shop, ids, open_shop
@@ -20,7 +20,7 @@ async def shop(engine: AsyncEngine) -> AsyncIterator[Shop]:
         yield shop
 
 
-async def test_an_ordinary_look_is_one_statement_in_a_transaction_of_its_own(shop: Shop) -> None:
+async def test_an_ordinary_read_is_one_statement_in_its_own_transaction(shop: Shop) -> None:
     position = (await shop.read(await shop.log.position())).position
     sent: list[str] = []
     driver = await shop.log._quick._open()
@@ -29,11 +29,11 @@ async def test_an_ordinary_look_is_one_statement_in_a_transaction_of_its_own(sho
         await shop.insert(1)
         assert ids(await shop.read(position, tables=[("public", "item")])) == [1]
         await asyncio.sleep(0)  # the driver calls its loggers from the event loop
-    assert sent == [look_statement(is_narrowed=False)]
+    assert sent == [window_statement(is_narrowed=False)]
 
 
 @pytest.mark.parametrize("is_quick", [True, False])
-async def test_a_table_that_nobody_asked_for_is_no_matter(shop: Shop, *, is_quick: bool) -> None:
+async def test_changes_of_other_tables_do_not_matter(shop: Shop, *, is_quick: bool) -> None:
     """Both ways to look agree: on the tables of a tree of partitions, too."""
     shop.log._quick._is_pooled = not is_quick
     await shop.sql.execute(
@@ -79,7 +79,7 @@ async def test_a_pool_of_one_connection_is_enough(shop: Shop) -> None:
     await engine.dispose()
 
 
-async def test_a_look_after_the_connection_was_lost_opens_another(shop: Shop) -> None:
+async def test_a_read_after_the_connection_was_lost_opens_another(shop: Shop) -> None:
     position = (await shop.read(await shop.log.position())).position
     driver = await shop.log._quick._open()
     assert driver is not None
@@ -91,7 +91,7 @@ async def test_a_look_after_the_connection_was_lost_opens_another(shop: Shop) ->
     assert ids(await shop.read(position)) == [1]
 
 
-async def test_behind_a_transaction_pooler_looks_are_transactions_that_leave_nothing_behind(
+async def test_behind_a_transaction_pooler_reads_are_transactions_that_leave_nothing_behind(
     server: EmbeddedPostgres, shop: Shop
 ) -> None:
     await shop.sql.execute("create table other (id integer primary key)")
