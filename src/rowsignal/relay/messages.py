@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -26,6 +26,7 @@ TRANSACTION = "Rowsignal-Transaction"
 INCARNATION = "Rowsignal-Incarnation"
 SCHEMA = "Rowsignal-Schema"
 ID = "Nats-Msg-Id"
+MAX_HEADER_BYTES = 8192
 
 UNREADABLE = "A change cannot be read from NATS: it is not as this version writes them."
 TOO_LARGE = "A change of {} has more bytes than a message may have: read its row again."
@@ -48,8 +49,8 @@ class Message:
 
     @property
     def size(self) -> int:
-        """How many bytes it has, about."""
-        return len(self.payload) + sum(len(name) + len(it) + 4 for name, it in self.headers.items())
+        """How many bytes it has at most: positions, and with them headers, are bounded."""
+        return len(self.payload) + MAX_HEADER_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +116,9 @@ class MessageWriter:
 
 
 def _carried(
-    values: Mapping[str, Any] | None, columns: Collection[str]
+    values: Mapping[str, Any] | None, columns: tuple[str, ...]
 ) -> Mapping[str, Any] | None:
-    if values is None or values.keys() <= set(columns):
+    if values is None or tuple(values) == columns:  # as most rows are
         return values
     return {name: value for name, value in values.items() if name in columns}
 

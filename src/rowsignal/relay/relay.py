@@ -284,10 +284,9 @@ class Term:
 
     def _unfit(self, feed: ChangeFeed, it: RowChange) -> str | None:
         """Return why a change cannot be carried, in a sentence."""
-        label = ".".join(it.table)
         if feed.shapes[it.table].has_row_security:
-            return SECURED.format(label)
-        return None if it.change.position else UNPLACED.format(label)
+            return SECURED.format(".".join(it.table))
+        return None if it.change.position else UNPLACED.format(".".join(it.table))
 
     async def _send_reset(self, pipeline: Pipeline, reset: Reset) -> None:
         self._reached = reset.position or self._reached
