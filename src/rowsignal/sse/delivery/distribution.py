@@ -149,12 +149,14 @@ class Distribution:
         logger.error("a row of %s cannot be sent to its readers", name, exc_info=error)
         chunk = frames.reset(UNSHOWABLE, continues=True)
         for reader in group.readers:
+            reader.resets += 1
             reader.push(chunk)
         self.context.counts.resets += len(group.readers)
         self.context.hooks.reset(table=name, reason=UNSHOWABLE)
 
     def _give_up(self, group: SubscriberGroup, reason: str) -> None:
         for reader in group.readers:
+            reader.resets += 1
             reader.close(frames.reset(reason))
         self.context.counts.resets += len(group.readers)
 
@@ -177,6 +179,7 @@ class Distribution:
         chunk = frames.reset(reason, continues=continues)
         for _, readers in self._everybody():
             for reader in readers:
+                reader.resets += 1
                 if continues:
                     reader.push(chunk)
                 else:
