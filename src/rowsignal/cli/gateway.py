@@ -11,28 +11,30 @@ from rowsignal.cli.errors import CommandError, needing
 from rowsignal.cli.options import Nats, Url
 
 
+Host = Annotated[
+    str | None, typer.Option(help="Address to bind; default 127.0.0.1.", show_default=False)
+]
+Port = Annotated[int | None, typer.Option(help="Port to bind; default 8080.", show_default=False)]
+Workers = Annotated[int | None, typer.Option(help="Processes; default 1.", show_default=False)]
+Database = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        envvar="ROWSIGNAL_NATS_DATABASE",
+        show_default=False,
+        help="The database whose changes are read; default: that of the URL.",
+    ),
+]
+
+
 def gateway(
     nats: Nats,
     *,
-    database: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            envvar="ROWSIGNAL_NATS_DATABASE",
-            show_default=False,
-            help="The database whose changes are read; default: that of the URL.",
-        ),
-    ] = None,
+    database: Database = None,
     url: Url = None,
-    host: Annotated[
-        str | None, typer.Option(help="Address to bind; default 127.0.0.1.", show_default=False)
-    ] = None,
-    port: Annotated[
-        int | None, typer.Option(help="Port to bind; default 8080.", show_default=False)
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes; default 1.", show_default=False)
-    ] = None,
+    host: Host = None,
+    port: Port = None,
+    workers: Workers = None,
     table: Annotated[
         list[str] | None,
         typer.Option(

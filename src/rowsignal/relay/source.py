@@ -191,9 +191,10 @@ class JetStreamSource:
     @asynccontextmanager
     async def rows(self, *, is_logged: bool) -> AsyncIterator[RowsView]:  # noqa: ARG002 -- it is
         """Open a view of the current rows; it leaves out what it saw of the messages to come."""
+        log = self._primary()
         await self._tail.catch_up()
         place = self._tail.place
-        async with self._primary().snapshot() as view:
+        async with log.snapshot() as view:
             found = await view.connection.scalar(
                 text("SELECT pg_catalog.pg_current_snapshot()::pg_catalog.text")
             )

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
@@ -145,12 +146,21 @@ class StreamTail:
                 messages = await reader.fetch(last - done)
                 if not messages and await self._has_discarded(done):
                     return entries
-                for message in messages:
-                    sequence = message.metadata.sequence.stream
-                    if sequence != done + 1:
-                        return entries
-                    done = sequence
-                    entries.append(self._entry(sequence, message))
+                found = self._contiguous(done, messages)
+                entries += found
+                if len(found) < len(messages):
+                    return entries
+                done += len(found)
+        return entries
+
+    def _contiguous(self, after: int, messages: Sequence[Msg]) -> list[Entry]:
+        """Return the messages before the first that is missing."""
+        entries: list[Entry] = []
+        for message in messages:
+            sequence = message.metadata.sequence.stream
+            if sequence != after + len(entries) + 1:
+                break
+            entries.append(self._entry(sequence, message))
         return entries
 
     async def _has_discarded(self, sequence: int) -> bool:
