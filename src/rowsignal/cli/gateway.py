@@ -10,7 +10,6 @@ from rowsignal.cli.connections import parsed
 from rowsignal.cli.errors import CommandError, needing
 from rowsignal.cli.options import Nats, Url
 
-
 Host = Annotated[
     str | None, typer.Option(help="Address to bind; default 127.0.0.1.", show_default=False)
 ]
