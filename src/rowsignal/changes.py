@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
 from enum import StrEnum
-from typing import Any
+from typing import Any, Generic
 
-JSON_SAFE_INTEGER = 2**53 - 1
+from typing_extensions import TypeVar
+
+from rowsignal.json_forms import json_form
+
+Model = TypeVar("Model", default=Any)
 
 
 class Operation(StrEnum):
@@ -20,29 +23,18 @@ class Operation(StrEnum):
     TRUNCATE = "truncate"
 
 
-def browser_safe(value: object) -> object:
-    """Return `value` with numbers as strings if JavaScript would round them (RFC 8259, 6)."""
-    if isinstance(value, Decimal):
-        return str(value)
-    if isinstance(value, bool) or not isinstance(value, int | dict | list | tuple):
-        return value
-    if isinstance(value, int):
-        return value if abs(value) <= JSON_SAFE_INTEGER else str(value)
-    if isinstance(value, dict):
-        return {name: browser_safe(item) for name, item in value.items()}
-    return [browser_safe(item) for item in value]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class Change(Generic[Model]):
     """One committed change of one row (of a whole table for `truncate`).
 
     `key` maps primary-key column names to JSON values: integers and booleans as such, other types
     as PostgreSQL's text (`"1.00"`, `"2026-11-21T09:30:00+00:00"`). It is None for a change without
     one known row: a truncate, or a hint for many rows at once.
     `changed` names the columns that an update changed; None means unknown, perhaps all. `position`
-    is an opaque string to resume after (logged tables only), `row` the column values if they were
-    requested.
+    is an opaque string to resume after (logged tables only).
+
+    `row` has the values if they were requested: for a mapped class by attribute name, as the ORM
+    loads them, and `instance` is an object of that class.
     """
 
     operation: Operation
@@ -53,7 +45,16 @@ class Change:
     position: str | None = None
     transaction_id: int | None = None
     captured_at: datetime | None = None
-    row: Mapping[str, Any] | None = field(default=None)
+    row: Mapping[str, Any] | None = None
+
+    @property
+    def instance(self) -> Model | None:
+        """A new object of the watched class with the values of `row`, attached to no session.
+
+        None without values, and where the class has its columns in several tables.
+        """
+        row: Any = self.row
+        return row.to_instance() if hasattr(row, "to_instance") else None
 
     def to_dict(self) -> dict[str, object]:
         """Return the wire form as a dict; integers beyond 2**53 - 1 become strings."""
@@ -62,12 +63,12 @@ class Change:
             "operation": str(self.operation),
             "schema": self.schema,
             "table": self.table,
-            "key": self.key and browser_safe(dict(self.key)),
+            "key": self.key and json_form(dict(self.key)),
             "changed": self.changed and list(self.changed),
             "position": self.position,
             "transaction_id": self.transaction_id and str(self.transaction_id),
             "captured_at": captured,
-            **({} if self.row is None else {"row": browser_safe(dict(self.row))}),
+            **({} if self.row is None else {"row": json_form(dict(self.row))}),
         }
 
     def to_json(self) -> str:

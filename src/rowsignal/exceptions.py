@@ -32,7 +32,7 @@ class WaitTimeoutError(RowSignalError, TimeoutError):
 
 
 class UnreadableRowError(RowSignalError, ValueError):
-    """A waited-for row has a value or a key that this process cannot read or send.
+    """A row has a value or a key that this process cannot read or send.
 
     `__cause__` is the error of the driver, the column's type or PostgreSQL.
     """

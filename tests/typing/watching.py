@@ -1,17 +1,23 @@
 """What a type checker sees of waits, streams and triggers."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from datetime import datetime
-from typing import Unpack, assert_type
+from typing import Any, Unpack, assert_type
 
 from fastapi import APIRouter, FastAPI
-from sqlalchemy import Connection, Engine
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy import Connection, Engine, Table
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from rowsignal import (
     Base,
     Change,
+    ChangeHandlers,
     ChangeLog,
     ChangeStream,
     Listener,
@@ -46,6 +52,14 @@ class Order(Base):
     status: Mapped[str] = mapped_column()
 
 
+class Line(Base):
+    """Another model."""
+
+    __tablename__ = "lines"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
 async def wait(
     session: AsyncSession, sessions: async_sessionmaker[AsyncSession], engine: AsyncEngine
 ) -> None:
@@ -61,21 +75,60 @@ async def wait(
 
 
 async def stream(engine: AsyncEngine, position: str | None) -> None:
-    """Tell changes from gaps."""
-    async with watch(engine, Order, operations=["insert"], after=position) as changes:
-        assert_type(changes, ChangeStream)
+    """Tell changes from gaps; one model's rows are objects of it."""
+    async with watch(engine, Order, operations=["insert"], after=position, rows=True) as changes:
+        assert_type(changes, ChangeStream[Order])
         async for change in changes:
             if isinstance(change, Reset):
                 assert_type(change.reason, str)
                 continue
-            assert_type(change, Change)
+            assert_type(change, Change[Order])
             assert_type(change.operation, Operation)
             assert_type(change.changed, tuple[str, ...] | None)
             assert_type(change.captured_at, datetime | None)
+            assert_type(change.row, Mapping[str, Any] | None)
+            assert_type(change.instance, Order | None)
+            if change.instance is not None:
+                assert_type(change.instance.status, str)
         assert_type(changes.position, str | None)
     async with ChangeLog(engine) as log:
         assert_type(await log.position(), str)
     assert_type(await prune(engine, Retention(max_age=60)), PruneReport)
+
+
+async def stream_several(engine: AsyncEngine, audit: Table) -> None:
+    """Of several tables, or one without a class, a row may be anything."""
+    async with watch(engine, Order, Line) as changes, watch(engine, audit) as entries:
+        assert_type(changes, ChangeStream[Any])
+        assert_type(entries, ChangeStream[Any])
+        async for change in changes:
+            if not isinstance(change, Reset):
+                keep(change)
+
+
+def keep(change: Change) -> None:
+    """Take a change of any table: the class need not be named."""
+    assert_type(change, Change[Any])
+    assert_type(change.instance, Any | None)
+
+
+def is_paid(change: Change[Order]) -> bool:
+    """Say which changes of orders are wanted."""
+    return change.instance is not None and change.instance.status == "paid"
+
+
+def paid(engine: AsyncEngine) -> ChangeStream[Order]:
+    """Narrow by objects."""
+    return watch(engine, Order, rows=True, predicate=is_paid)
+
+
+changes = ChangeHandlers(create_async_engine("postgresql+asyncpg://localhost/app"))
+
+
+@changes.on(Order)
+async def ship(session: AsyncSession, change: Change[Order]) -> None:
+    """Handle a change of an order."""
+    assert_type(change.instance, Order | None)
 
 
 async def install(engine: AsyncEngine, session: AsyncSession) -> None:

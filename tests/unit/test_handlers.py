@@ -3,16 +3,12 @@
 import json
 from datetime import UTC, datetime
 from decimal import Decimal
-from enum import Enum
 from typing import Any
 from uuid import UUID
 
 import pytest
-import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.dialects.postgresql import JSONB, asyncpg
 
 from rowsignal.change_log.positions import Position, Snapshot
 from rowsignal.changes import Change, Operation
@@ -20,7 +16,6 @@ from rowsignal.handlers import Retry
 from rowsignal.handlers.consumer import partition_of
 from rowsignal.handlers.letters import change_from_json, change_to_json, write
 from rowsignal.handlers.places import place_of, position_of
-from rowsignal.handlers.rows import reader_of
 
 NUMBERS = st.integers() | st.decimals(allow_nan=False, allow_infinity=False)
 SCALARS = st.none() | st.booleans() | NUMBERS | st.text()
@@ -118,53 +113,3 @@ def test_pauses_double_up_to_a_bound(failures: int) -> None:
 def test_a_retry_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="attempts is at least 1"):
         Retry(**wrong)
-
-
-class Status(Enum):
-    NEW = "new"
-    PAID = "paid"
-
-
-class Cents(sa.types.TypeDecorator[Decimal]):
-    impl = sa.Integer
-    cache_ok = True
-
-    def process_result_value(self, value: Any, dialect: Any) -> Decimal | None:
-        return None if value is None else Decimal(value) / 100
-
-
-@pytest.mark.parametrize(
-    ("kind", "logged", "loaded"),
-    [
-        (sa.Integer(), 7, 7),
-        (sa.Numeric(), Decimal("1.10"), Decimal("1.10")),
-        (sa.Numeric(), 7, Decimal(7)),
-        (sa.Numeric(asdecimal=False), Decimal("1.5"), 1.5),
-        (sa.Float(), Decimal("1.5"), 1.5),
-        (sa.Boolean(), True, True),
-        (sa.Text(), "x", "x"),
-        (sa.Enum(Status), "PAID", Status.PAID),
-        (
-            sa.DateTime(timezone=True),
-            "2026-11-30T01:02:03+00:00",
-            datetime(2026, 11, 30, 1, 2, 3, tzinfo=UTC),
-        ),
-        (sa.Uuid(), "00000000-0000-0000-0000-000000000007", UUID(int=7)),
-        (postgresql.UUID(as_uuid=False), "00000000-0000-0000-0000-000000000007", str(UUID(int=7))),
-        (sa.LargeBinary(), "\\x0aff", b"\x0a\xff"),
-        (JSONB(), {"a": [Decimal("1.5"), None]}, {"a": [1.5, None]}),
-        (
-            postgresql.ARRAY(sa.Numeric()),
-            [1, None, Decimal("2.50")],
-            [Decimal(1), None, Decimal("2.50")],
-        ),
-        (Cents(), 990, Decimal("9.90")),
-    ],
-    ids=str,
-)
-def test_logged_values_become_what_the_orm_loads(
-    kind: sa.types.TypeEngine[Any], logged: Any, loaded: Any
-) -> None:
-    found = reader_of(kind, asyncpg.dialect())(logged)
-    assert found == loaded
-    assert type(found) is type(loaded)

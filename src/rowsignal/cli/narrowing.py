@@ -23,11 +23,11 @@ class Narrowing:
     where: Sequence[str]
     columns: Sequence[str]
 
-    def options(self, models: Sequence[type[Any]]) -> dict[str, Any]:
+    def options(self, tables: Sequence[sa.Table]) -> dict[str, Any]:
         """Return the keywords of `watch`; raise `CommandError` for bad values."""
         if not (self.pk or self.where or self.columns):
             return {}
-        table = _only_table(models)
+        table = _only_table(tables)
         if unknown := [name for name in self.columns if name not in table.c]:
             raise CommandError(
                 f"{table} has no column {unknown[0]!r}; it has {', '.join(table.c.keys())}."
@@ -39,14 +39,14 @@ class Narrowing:
             options["pk"] = [_key(text, table) for text in self.pk]
         return options
 
-    def conditions(self, models: Sequence[type[Any]]) -> "Conditions":
+    def conditions(self, tables: Sequence[sa.Table]) -> "Conditions":
         """Return the conditions, checked against the table."""
         if not self.where:
             return Conditions(())
         with needing("sse", "--where"):
             from rowsignal.sse.access.filters import parse_where  # noqa: PLC0415 -- an optional extra
 
-        table = _only_table(models)
+        table = _only_table(tables)
         return Conditions(parse_where(self.where, table, table.c.keys()))
 
 
@@ -69,11 +69,10 @@ def _as_json(row: Any) -> dict[str, Any]:
     return {name: None if value is None else plain(value) for name, value in row.items()}
 
 
-def _only_table(models: Sequence[type[Any]]) -> sa.Table:
-    if len(models) != 1:
+def _only_table(tables: Sequence[sa.Table]) -> sa.Table:
+    if len(tables) != 1:
         raise CommandError("--pk, --where and --column are about one table: name that table.")
-    table: sa.Table = sa.inspect(models[0]).local_table
-    return table
+    return tables[0]
 
 
 def _key(text: str, table: sa.Table) -> Any:

@@ -1,4 +1,4 @@
-"""Models of tables, made from their definition in the database."""
+"""Tables, made from their definition in the database."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,15 +6,14 @@ from typing import Any
 from sqlalchemy import Connection, MetaData, Table
 from sqlalchemy.exc import NoSuchTableError
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.orm import registry
 
 from rowsignal.cli.errors import FAILED, CommandError
 from rowsignal.triggers import trigger_status
 from rowsignal.triggers.settings import TableName, targets_of
 
 
-async def models_of(engine: AsyncEngine, subjects: Any) -> list[type[Any]]:
-    """Return a class for each named table; without names, for all tables with triggers."""
+async def tables_of(engine: AsyncEngine, subjects: Any) -> list[Table]:
+    """Return each named table; without names, all tables with triggers."""
     if subjects is None:
         found = await trigger_status(engine)
         names: list[TableName] = [(one.schema, one.table) for one in found]
@@ -29,17 +28,14 @@ async def models_of(engine: AsyncEngine, subjects: Any) -> list[type[Any]]:
         return await connection.run_sync(_reflect, names)
 
 
-def _reflect(connection: Connection, names: Sequence[TableName]) -> list[type[Any]]:
-    metadata, mapping, models = MetaData(), registry(), []
+def _reflect(connection: Connection, names: Sequence[TableName]) -> list[Table]:
+    metadata, tables = MetaData(), []
     for schema, name in names:
         try:
-            table = Table(
-                name, metadata, schema=schema, autoload_with=connection, resolve_fks=False
+            tables.append(
+                Table(name, metadata, schema=schema, autoload_with=connection, resolve_fks=False)
             )
         except NoSuchTableError:
             label = f"{schema}.{name}" if schema else name
             raise CommandError(f"There is no table {label} in this database.", FAILED) from None
-        model: type[Any] = type(name, (), {})
-        mapping.map_imperatively(model, table)
-        models.append(model)
-    return models
+    return tables

@@ -22,7 +22,7 @@ from rowsignal.cli.errors import reason_of
 from rowsignal.cli.narrowing import Narrowing
 from rowsignal.cli.options import Json, Models, MoreTables, Tables, Url, with_options
 from rowsignal.cli.output import console, errors
-from rowsignal.cli.reflection import models_of
+from rowsignal.cli.reflection import tables_of
 from rowsignal.cli.table_arguments import find_subjects
 from rowsignal.listener import OUTAGES, Listener
 from rowsignal.streams import watch as watch_changes
@@ -129,10 +129,10 @@ async def _wanted(
     options: WatchOptions, subjects: Any, engine: AsyncEngine
 ) -> AsyncGenerator[Shown, None]:
     """Yield the changes that meet the conditions, and gaps."""
-    memory, models = Memory(), await models_of(engine, subjects)
-    of_stream = options.of_stream() | options.narrowing.options(models)
-    conditions = options.narrowing.conditions(models)
-    async with _listening(engine), watch_changes(engine, *models, **of_stream) as changes:
+    memory, tables = Memory(), await tables_of(engine, subjects)
+    of_stream = options.of_stream() | options.narrowing.options(tables)
+    conditions = options.narrowing.conditions(tables)
+    async with _listening(engine), watch_changes(engine, *tables, **of_stream) as changes:
         async for item in changes:
             shown = memory.take(item)
             if conditions.want(shown):

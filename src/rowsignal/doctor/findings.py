@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from rowsignal.postgres.parameters import run_query
 from rowsignal.postgres.statements import query
 from rowsignal.triggers.catalog import TableFacts
 
@@ -55,7 +56,7 @@ class CheckContext:
 
     async def ask(self, name: str, *arguments: object) -> Sequence[RowMapping]:
         """Return the rows that a query of the catalogue gives."""
-        result = await self.connection.exec_driver_sql(query(name), arguments)
+        result = await run_query(self.connection, query(name), arguments)
         return result.mappings().all()
 
 

@@ -11,8 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from rowsignal.changes import Change, ChangeFilter
 from rowsignal.exceptions import TriggerInstallError
-from rowsignal.handlers.rows import RowTypes
-from rowsignal.identifiers import QualifiedName, qualify
+from rowsignal.identifiers import qualify
 from rowsignal.streams.tables import Columns, WatchedTables, WatchRequest
 
 Handler = Callable[[AsyncSession, Any], Awaitable[object]]
@@ -97,7 +96,6 @@ class Feed:
 
     consumer: Consumer
     tables: WatchedTables
-    types: dict[QualifiedName, RowTypes]
 
     @classmethod
     async def of(cls, engine: AsyncEngine, consumer: Consumer) -> "Feed":
@@ -110,9 +108,7 @@ class Feed:
                     f"{'.'.join(name)} has no change log, so consumer {consumer.name!r} has"
                     " no position in it; install_triggers(..., log=True) makes one."
                 )
-        types = RowTypes.of(engine, consumer.models)
-        known = {name: types.get(name) or types[None, name[1]] for name in tables.names}
-        return cls(consumer, tables, known)
+        return cls(consumer, tables)
 
     @property
     def names(self) -> list[str]:
@@ -129,8 +125,7 @@ class Feed:
 
     def typed(self, change: Change) -> Change:
         """Return the change with the row values that the ORM would load."""
-        types = self.types.get((change.schema, change.table))
-        return change if change.row is None or types is None else types.typed(change)
+        return self.tables.typed(change)
 
 
 def partition_of(change: Change, partitions: int) -> int:

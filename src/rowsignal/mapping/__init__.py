@@ -1,6 +1,8 @@
 """Mapping of models: rows, keys and columns, and the engine that reads them."""
 
+from rowsignal.mapping.instances import detached_instance
 from rowsignal.mapping.keys import hashable, primary_key_of
+from rowsignal.mapping.row_types import ColumnReader, RowTypes, attribute_names
 from rowsignal.mapping.shapes import (
     KeyColumns,
     PrimaryKey,
@@ -13,6 +15,7 @@ from rowsignal.mapping.targets import (
     Source,
     Target,
     attributes_of,
+    class_for,
     has_deleted,
     has_flushed,
     held_instance,
@@ -20,14 +23,19 @@ from rowsignal.mapping.targets import (
 )
 
 __all__ = [
+    "ColumnReader",
     "KeyColumns",
     "PrimaryKey",
     "RowCriterion",
     "RowQuery",
     "RowShape",
+    "RowTypes",
     "Source",
     "Target",
+    "attribute_names",
     "attributes_of",
+    "class_for",
+    "detached_instance",
     "has_deleted",
     "has_flushed",
     "hashable",

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import inspect
+from sqlalchemy import Table, inspect
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
-from sqlalchemy.orm import InstrumentedAttribute, Mapper, Session
+from sqlalchemy.orm import InstrumentedAttribute, Mapper, Session, registry
 
 from rowsignal.mapping.shapes import PrimaryKey, RowShape
 
@@ -51,6 +51,13 @@ def mapper_of(model: type[Any]) -> Mapper[Any]:
     if not isinstance(mapper, Mapper):
         raise TypeError(f"{model!r} is not a mapped class: pass a model, such as Order.")
     return mapper
+
+
+def class_for(table: Table) -> type[Any]:
+    """Return a new class mapped to a table that has none: waits and streams work on those."""
+    model: type[Any] = type(table.name, (), {})
+    registry().map_imperatively(model, table)
+    return model
 
 
 def attributes_of(

@@ -37,6 +37,7 @@ from sqlalchemy.types import UserDefinedType
 from rowsignal.identifiers import QualifiedName
 from rowsignal.postgres.connections import beside
 from rowsignal.postgres.json_values import Values, decode_rows, key_value
+from rowsignal.postgres.parameters import run_query
 from rowsignal.postgres.statements import query
 
 Condition = Callable[[FromClause], ColumnElement[bool]]
@@ -178,7 +179,7 @@ async def table_shapes(
     """Return the shapes of tables by schema and name, without missing tables."""
     pairs = list(names)
     asked = [schema for schema, _ in pairs], [name for _, name in pairs]
-    found = await connection.exec_driver_sql(query("table_shapes"), asked)
+    found = await run_query(connection, query("table_shapes"), asked)
     shapes = [_shape(dict(facts)) for facts in found.mappings()]
     return {shape.full_name: shape for shape in shapes}
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +20,13 @@ from rowsignal.postgres.json_rows import one_view, pin_settings, table_shapes
 from rowsignal.postgres.json_values import decode_mapping, short_integer
 from rowsignal.postgres.statements import query
 from rowsignal.sse import Grant
-from rowsignal.sse.access.exposures import Exposure
+from rowsignal.sse.access.exposures import Exposure, Row
 from rowsignal.sse.access.past import PastView
-from rowsignal.sse.access.views import Event
+from rowsignal.sse.access.views import Event, TableView
 from rowsignal.sse.delivery.rows import current_row
 from rowsignal.sse.http.requests import Ask, find, key_of, views_of
+
+logger = logging.getLogger("rowsignal.service")
 
 SEARCHED = 50_000  # changes that one question reads at most
 SHOWN = 200
@@ -102,8 +105,7 @@ class LogHistory:
             events = await _events(connection, "page_row", relations, SHOWN, *named)
             answer = await _answer(connection, events, grant)
             row = await current_row(connection, exposure, key, view)
-            shown = None if row is None else exposure.shape(view.columns)(row)
-            return {"row": shown, **answer}
+            return {"row": _shown(row, exposure, view), **answer}
 
         return await self._run(ask)
 
@@ -155,6 +157,17 @@ class LogHistory:
             if isinstance(better, RowSignalError):
                 raise better from error
             raise
+
+
+def _shown(row: Row | None, exposure: Exposure, view: TableView) -> dict[str, Any] | None:
+    """Return a row as it is sent; None, too, where its types or its schema refuse it."""
+    if row is None:
+        return None
+    try:
+        return exposure.shape(view.columns)(row, {})
+    except Exception as error:  # noqa: BLE001 -- an application's types and schema run here
+        logger.warning("a row of %s cannot be shown: %s", exposure.name, type(error).__name__)
+        return None
 
 
 def _is_whole(grant: Grant, exposure: Exposure) -> bool:

@@ -68,6 +68,11 @@ def reset(reason: str, *, continues: bool = False) -> bytes:
     return frame("reset", data, "")
 
 
+def passed_by(reason: str, row: Mapping[str, Any], position: str | None) -> bytes:
+    """Say that one row cannot be shown: `row` names its table and key. The place is kept."""
+    return frame("reset", {"reason": reason, "continues": True, **row}, position)
+
+
 def bye(reason: str, delay: float) -> bytes:
     """Report that the server closes this stream, and when to reconnect."""
     delay = jittered(delay)

@@ -4,35 +4,61 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Generic, Self, overload
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from rowsignal.change_log.positions import decode
 from rowsignal.change_log.tail import LogTail
-from rowsignal.changes import Change, ChangeFilter, Operation, Reset
+from rowsignal.changes import Change, ChangeFilter, Model, Operation, Reset
 from rowsignal.listener import Listener
 from rowsignal.postgres.json_rows import all_rows, one_view, pin_settings
 from rowsignal.streams.feed import ChangeFeed
 from rowsignal.streams.loader import Loaded, RowChange
 from rowsignal.streams.sources import SourceBatch
-from rowsignal.streams.tables import Columns, WatchedTables, WatchRequest
+from rowsignal.streams.tables import Columns, Watched, WatchedTables, WatchRequest
 from rowsignal.streams.visibility import VisibleKeys
 
-Item = Change | Reset
+Item = Change[Any] | Reset
 
 
+@overload
 def watch(
     engine: AsyncEngine,
-    *models: type[Any],
+    model: type[Model],
+    /,
+    *,
     pk: object = None,
     operations: Iterable[Operation | str] | None = None,
     columns: Columns | None = None,
-    predicate: Callable[[Change], bool] | None = None,
+    predicate: Callable[[Change[Model]], bool] | None = None,
     after: str | None = None,
     snapshot: bool = False,
     rows: bool = False,
-) -> "ChangeStream":
+) -> "ChangeStream[Model]": ...
+@overload
+def watch(
+    engine: AsyncEngine,
+    *models: Watched,
+    pk: object = None,
+    operations: Iterable[Operation | str] | None = None,
+    columns: Columns | None = None,
+    predicate: Callable[[Change[Any]], bool] | None = None,
+    after: str | None = None,
+    snapshot: bool = False,
+    rows: bool = False,
+) -> "ChangeStream[Any]": ...
+def watch(
+    engine: AsyncEngine,
+    *models: Watched,
+    pk: object = None,
+    operations: Iterable[Operation | str] | None = None,
+    columns: Columns | None = None,
+    predicate: Callable[[Change[Any]], bool] | None = None,
+    after: str | None = None,
+    snapshot: bool = False,
+    rows: bool = False,
+) -> "ChangeStream[Any]":
     """Watch tables, as models, for changes.
 
         async with watch(engine, Order, Item) as changes:
@@ -50,7 +76,9 @@ def watch(
 
     `snapshot` yields the current rows first, as inserts, then every change since, without gap;
     `rows` (and `snapshot`) fills `Change.row` with the row as it is now: a row that is gone by then
-    comes as a delete, whatever happened to it before.
+    comes as a delete, whatever happened to it before. Rows of a model are as the ORM loads them,
+    by attribute name, and `Change.instance` is an object of the model; those of a `Table` are as
+    PostgreSQL's JSON has them. A row that a model's types cannot take comes as a `Reset`.
     """
     if after is not None:
         decode(after)
@@ -66,7 +94,7 @@ def watch(
     )
 
 
-class ChangeStream:
+class ChangeStream(Generic[Model]):
     """An asynchronous iterator over changes, open inside `async with`.
 
     `position` is where the stream has come to, including changes that its filters left out; keep
@@ -93,7 +121,7 @@ class ChangeStream:
         self._reading = AsyncExitStack()
         self._tables: WatchedTables | None = None
         self._feed: ChangeFeed | None = None
-        self._snapshot: AsyncIterator[list[Change]] | None = None
+        self._snapshot: AsyncIterator[list[Change[Any]]] | None = None
         self._pending: SourceBatch | None = None
         self._visible = VisibleKeys(is_known=after is None)
 
@@ -117,7 +145,7 @@ class ChangeStream:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Item:
+    async def __anext__(self) -> Change[Model] | Reset:
         feed, tables = self._opened()
         while True:
             while self._ready:
@@ -151,7 +179,7 @@ class ChangeStream:
         if self._snapshot is not None:
             page = await anext(self._snapshot, None)
             if page is not None:
-                self._ready.extend((change, None) for change in page if tables.wants(change))
+                self._ready.extend((tables.shown(change), None) for change in page)
                 return
             self._snapshot = None
             await self._reading.aclose()
@@ -162,12 +190,14 @@ class ChangeStream:
         loaded = await feed.load(batch, wanted, prefers_log=not self._has_rows)
         self._pending = None
         for it in loaded:
-            item = self._shown(feed, it)
-            if item is not None and (isinstance(item, Reset) or tables.wants(item)):
+            item = self._found(feed, it)
+            if isinstance(item, Change):
+                item = tables.shown(item)
+            if item is not None:
                 self._ready.append((item, item.position))
         self._ready.append((None, batch.position))
 
-    def _shown(self, feed: ChangeFeed, it: Loaded | Reset) -> Item | None:
+    def _found(self, feed: ChangeFeed, it: Loaded | Reset) -> Item | None:
         """Return the change to yield, which agrees with its row.
 
         A missing row is a delete, whatever was logged, and an existing row is none. So a reader
@@ -198,7 +228,7 @@ class ChangeStream:
 
     async def _rows(
         self, feed: ChangeFeed, connection: AsyncConnection
-    ) -> AsyncIterator[list[Change]]:
+    ) -> AsyncIterator[list[Change[Any]]]:
         await pin_settings(connection, is_local=True)
         _, tables = self._opened()
         for name, shape in feed.shapes.items():

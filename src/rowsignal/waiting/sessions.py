@@ -21,6 +21,7 @@ from rowsignal.mapping import (
     has_flushed,
     held_instance,
 )
+from rowsignal.postgres.parameters import run_query
 from rowsignal.postgres.statements import query
 from rowsignal.waiting.arguments import shown
 
@@ -91,7 +92,7 @@ def _end_transaction(session: Session) -> None:
 
 async def _ask(connection: AsyncConnection, target: Target, dispatcher: Dispatcher) -> SessionView:
     names = [qualify(one.name, target.shape.name_of(one)[0]) for one in target.shape.tables]
-    rows = await connection.exec_driver_sql(query("session_view"), (names,))
+    rows = await run_query(connection, query("session_view"), (names,))
     facts = [dict(row) for row in rows.mappings()]
     if not facts:
         return SessionView(target)
@@ -217,8 +218,8 @@ async def _has_own_version(connection: AsyncConnection, view: SessionView, key: 
 
 
 async def _is_in_progress(connection: AsyncConnection, xid: int) -> bool:
-    status = await connection.exec_driver_sql(
-        "select pg_catalog.pg_xact_status($1::text::xid8)", (str(xid),)
+    status = await run_query(
+        connection, "select pg_catalog.pg_xact_status($1::text::xid8)", (str(xid),)
     )
     return bool(status.scalar_one() == "in progress")
 

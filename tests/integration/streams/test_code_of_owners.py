@@ -1,6 +1,7 @@
 """Reading rows runs no code of a table's owner: no cast, no domain check, no operator."""
 
 import asyncio
+from datetime import date
 
 import pytest
 from fastapi import FastAPI
@@ -77,7 +78,7 @@ async def test_neither_streams_nor_snapshots_run_code_of_owners(engine: AsyncEng
             "mood": "calm",
             "label": "a",
             "items": [1, 2],
-            "at": "2026-11-30",
+            "at": date(2026, 11, 30),
         }
         path = "/changes/owned?snapshot=true&where=mood.eq.calm"
         async with reading(site.port, path) as again:

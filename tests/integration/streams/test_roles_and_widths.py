@@ -1,8 +1,10 @@
 """Settings of roles and the width of tables make no difference to reading."""
 
 import asyncio
+from datetime import date, timedelta
 
 from sqlalchemy import Column, Integer, MetaData, Table
+from sqlalchemy.dialects.postgresql import Range
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
@@ -52,8 +54,8 @@ async def test_rows_are_read_alike_under_any_settings_of_the_role(engine: AsyncE
             assert change.row == {
                 "id": number,
                 "a'\\b": "x\\y",
-                "span": "[2026-11-30,2026-12-01)",
-                "wait": "1 day",
+                "span": Range(date(2026, 11, 30), date(2026, 12, 1)),
+                "wait": timedelta(days=1),
             }
             await asyncio.sleep(0.4)
     await odd.dispose()

@@ -159,7 +159,7 @@ async def test_shown_rows_are_those_of_now(shop: Shop) -> None:
     async with watch(shop.engine, Item, Price, rows=True) as changes:
         await shop.sql.execute("insert into price values (5, 1.50, 'x')")
         (change,) = await take(changes)
-        assert change.row == {"id": 5, "amt": Decimal("1.50"), "note": "x"}
+        assert change.row == {"id": 5, "amount": Decimal("1.50"), "note": "x"}
         async with shop.sql.transaction():
             await shop.insert(1)
             await shop.sql.execute("delete from item")

@@ -9,29 +9,37 @@ from typing import Any
 
 import sqlalchemy as sa
 from pydantic import BaseModel
+from sqlalchemy.orm import Mapper
 
-from rowsignal.changes import browser_safe
+from rowsignal.json_forms import json_form
+from rowsignal.mapping import RowTypes, attribute_names
 from rowsignal.sse.access.column_types import plain_type
 from rowsignal.sse.access.row_keys import PROCESS_SECRET, KeyWriter, key_writer
 
 Row = Mapping[str, Any]
-Shape = Callable[[Row], dict[str, Any]]
+Kept = dict[str, Any]
+Shape = Callable[[Row, Kept], dict[str, Any]]
+Writer = Callable[[Any], Any]
 Offered = type[BaseModel] | Sequence[str] | None
 Source = type[Any] | sa.Table
+
+MADE = ""  # in what is kept of a row: the schema's object; no column has the empty name
 
 
 @dataclass(frozen=True, eq=False)
 class Exposure:
     """One offered table. Rows are JSON values by column name, as PostgreSQL writes them.
 
-    `fields` maps the exposed columns to their names in the stream; `schema` is the pydantic model
-    that makes the row, if there is one; `key_secret` is the secret of the digests that replace key
-    columns that a reader may not see.
+    `fields` maps the exposed columns to their names in the stream; `types` convert their values to
+    those that the ORM loads, for a mapped class; `schema` is the pydantic model that makes the row,
+    if there is one; `key_secret` is the secret of the digests that replace key columns that a
+    reader may not see.
     """
 
     table: sa.Table
     fields: Mapping[str, str]
     schema: type[BaseModel] | None = None
+    types: RowTypes | None = None
     key_secret: bytes = field(default=PROCESS_SECRET, repr=False)
 
     @cached_property
@@ -65,31 +73,66 @@ class Exposure:
         """Return the function that makes the key for readers of these columns."""
         return key_writer(self.name, self.key, shown, self.key_secret)
 
+    def needed(self, shown: frozenset[str]) -> frozenset[str]:
+        """Return the columns without which a row of these columns cannot be shown."""
+        return shown if self.schema is None else self.columns
+
     def shape(self, allowed: frozenset[str] | None) -> Shape:
-        """Return the function that makes the row for a reader of these columns."""
+        """Return the function that makes the row for a reader of these columns.
+
+        Its second argument caches the row's values for readers of other columns: a value is
+        converted once, for any number of readers.
+        """
         shown = {
             column: name
             for column, name in self.fields.items()
             if allowed is None or column in allowed
         }
-        writers = {column: writer(self.table.c[column].type) for column in shown}
-        if self.schema is None:
-            return lambda row: {name: writers[name](row.get(name)) for name in shown}
-        return self._through_schema(self.schema, shown if allowed is not None else None)
+        if self.schema is not None:
+            return self._through_schema(self.schema, shown if allowed is not None else None)
+        writers = [(column, name, self._writer(column)) for column, name in shown.items()]
+
+        def shape(row: Row, kept: Kept) -> dict[str, Any]:
+            for column, _, write in writers:
+                if column not in kept:
+                    kept[column] = write(row.get(column))
+            return {name: kept[column] for column, name, _ in writers}
+
+        return shape
+
+    def _writer(self, column: str) -> Writer:
+        """Return the function that converts a column's JSON value to the one that is sent."""
+        if self.types is None:
+            return writer(_column(self.table, column).type)
+        read = self.types.columns[column].read
+        return lambda value: json_form(read(value))
 
     def _through_schema(self, schema: type[BaseModel], shown: Mapping[str, str] | None) -> Shape:
         include = None if shown is None else set(shown.values())
 
-        def shape(row: Row) -> dict[str, Any]:
-            values = {field: row.get(column) for column, field in self.fields.items()}
-            made = schema.model_validate(values, by_name=True)
+        def shape(row: Row, kept: Kept) -> dict[str, Any]:
+            if MADE not in kept:
+                kept[MADE] = schema.model_validate(self._values(row), by_name=True)
+            made: BaseModel = kept[MADE]
             dumped = made.model_dump(mode="json", by_alias=True, include=include)
-            return {name: browser_safe(value) for name, value in dumped.items()}
+            return {name: json_form(value) for name, value in dumped.items()}
 
         return shape
 
+    def _values(self, row: Row) -> dict[str, Any]:
+        """Return the input of the schema, by the names of its fields."""
+        if self.types is None:
+            return {name: row.get(column) for column, name in self.fields.items()}
+        readers = self.types.columns
+        return {name: readers[column].read(row.get(column)) for column, name in self.fields.items()}
 
-def writer(type_: sa.types.TypeEngine[Any]) -> Callable[[Any], Any]:
+
+def _column(table: sa.Table, name: str) -> sa.Column[Any]:
+    """Return a column by its name in the database, which may not be its key."""
+    return next(column for column in table.columns if column.name == name)
+
+
+def writer(type_: sa.types.TypeEngine[Any]) -> Writer:
     """Return the function that converts a column's JSON value without loss of digits."""
     stored = plain_type(type_)
     if isinstance(stored, sa.ARRAY):
@@ -125,13 +168,16 @@ def _write(value: Any) -> Any:
         return {name: _write(item) for name, item in value.items()}
     if isinstance(value, list):
         return [_write(item) for item in value]
-    return browser_safe(value)
+    return json_form(value)
 
 
 def exposures_of(
-    tables: Mapping[Any, Offered] | Iterable[Source], *, key_secret: bytes = PROCESS_SECRET
+    tables: Mapping[Any, Offered] | Iterable[Source],
+    *,
+    key_secret: bytes = PROCESS_SECRET,
+    dialect: sa.Dialect | None = None,
 ) -> dict[str, Exposure]:
-    """Return the exposures of models and tables by name.
+    """Return the exposures of models and tables by name; `dialect` is that of their engine.
 
     Raises `ValueError` for a table without a primary key and for columns that are not there.
     """
@@ -141,38 +187,40 @@ def exposures_of(
             f" write [{getattr(tables, '__name__', tables)}]."
         )
     pairs = tables.items() if isinstance(tables, Mapping) else [(table, None) for table in tables]
-    made = [_exposure(source, offered) for source, offered in pairs]
+    made = [_exposure(source, offered, dialect) for source, offered in pairs]
     return {exposure.name: replace(exposure, key_secret=key_secret) for exposure in made}
 
 
-def _exposure(source: Source, offered: Offered) -> Exposure:
-    table, names = _table(source)
+def _exposure(source: Source, offered: Offered, dialect: sa.Dialect | None) -> Exposure:
+    mapper = None if isinstance(source, sa.Table) else _mapper(source)
+    table: Any = source if mapper is None else mapper.local_table
     if not table.primary_key:
         raise ValueError(f"{table} has no primary key, so its rows cannot be told apart.")
+    if mapper is None:
+        names = {column.name: column.name for column in table.columns}
+        return Exposure(table, *_fields(table, names, offered))
+    types = RowTypes.of(mapper, table, dialect)
+    return Exposure(table, *_fields(table, attribute_names(mapper, table), offered), types)
+
+
+def _fields(
+    table: sa.Table, names: Mapping[str, str], offered: Offered
+) -> tuple[dict[str, str], type[BaseModel] | None]:
+    """Return what leaves of a table: its columns with their names outside, and the schema."""
     if offered is None:
-        return Exposure(table, {column: column for column in names})
+        return dict(names), None
     if isinstance(offered, type):
-        fields = {column: name for column, name in names.items() if name in offered.model_fields}
-        return Exposure(table, fields, offered)
-    by_name = {**{name: column for column, name in names.items()}, **{c: c for c in names}}
+        return {c: name for c, name in names.items() if name in offered.model_fields}, offered
+    by_name = {**{c: c for c in names}, **{name: column for column, name in names.items()}}
     unknown = [name for name in offered if name not in by_name]
     if unknown:
         raise ValueError(f"{table} has no column {unknown[0]!r}; it has {', '.join(names)}.")
-    return Exposure(table, {by_name[name]: by_name[name] for name in offered})
+    return {by_name[name]: names[by_name[name]] for name in offered}, None
 
 
-def _table(source: Source) -> tuple[sa.Table, dict[str, str]]:
-    """Return the table and, by column name, the names of its model's attributes."""
-    if isinstance(source, sa.Table):
-        return source, {column.name: column.name for column in source.columns}
-    mapper = sa.inspect(source, raiseerr=False)
-    table = getattr(mapper, "local_table", None)
-    if mapper is None or not isinstance(table, sa.Table):
+def _mapper(source: object) -> Mapper[Any]:
+    mapper: Any = sa.inspect(source, raiseerr=False)
+    if mapper is None or not isinstance(getattr(mapper, "local_table", None), sa.Table):
         raise ValueError(f"{source!r} is neither a mapped class nor a Table.")
-    attributes = {
-        column.name: attribute.key
-        for attribute in mapper.column_attrs
-        for column in attribute.columns
-        if isinstance(column, sa.Column) and column.table is table
-    }
-    return table, attributes
+    found: Mapper[Any] = mapper
+    return found

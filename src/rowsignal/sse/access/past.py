@@ -86,7 +86,7 @@ class PastView:
         if self._exposure.schema is not None and known != self._shown:
             return None
         try:
-            return self._exposure.shape(known)(row)
+            return self._exposure.shape(known)(row, {})
         except Exception as error:  # noqa: BLE001 -- an application's schema may refuse a row
             logger.info("a row of %s is not shown: %s", self._exposure.name, type(error).__name__)
             return None

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from rowsignal.changes import browser_safe
+from rowsignal.json_forms import json_form
 
 KeyWriter = Callable[[Mapping[str, Any]], Any]
 
@@ -27,10 +27,10 @@ def key_writer(
     """
     names = tuple(columns)
     if shown.issuperset(names):
-        return lambda key: browser_safe(dict(key))
+        return lambda key: json_form(dict(key))
 
     def write(key: Mapping[str, Any]) -> dict[str, Any]:
-        visible = {name: browser_safe(key[name]) for name in names if name in shown}
+        visible = {name: json_form(key[name]) for name in names if name in shown}
         return {**visible, HIDDEN: _digest(secret, table, [key[name] for name in names])}
 
     return write

@@ -7,7 +7,7 @@ from typing import Any
 
 from rowsignal.changes import Operation
 from rowsignal.sse import frames
-from rowsignal.sse.access.exposures import Exposure, Row, Shape
+from rowsignal.sse.access.exposures import Exposure, Kept, Row, Shape
 from rowsignal.sse.access.filters import Condition, all_hold
 
 RowKey = tuple[Any, ...]
@@ -23,7 +23,8 @@ class Event:
     """One change with the values that views decide on.
 
     `new` is the present row, None if there is none; `old` holds the values before the change, None
-    if the log does not have them. `frames` caches encoded frames for all readers.
+    if the log does not have them. `frames` caches encoded frames, `kept_new` and `kept_old`
+    converted values, for all readers. `is_refused` is set when types or schema refused the row.
     """
 
     operation: Operation
@@ -36,6 +37,9 @@ class Event:
     transaction_id: int | None = None
     captured_at: datetime | None = None
     frames: dict[object, bytes] = field(default_factory=dict)
+    kept_new: Kept = field(default_factory=dict)
+    kept_old: Kept = field(default_factory=dict)
+    is_refused: bool = False
 
     @property
     def row_key(self) -> RowKey:
@@ -120,6 +124,7 @@ class RowFilter:
         self.shape: Shape = exposure.shape(view.columns)
         columns = exposure.columns
         self.shown = columns if view.columns is None else columns & view.columns
+        self.needed = exposure.needed(self.shown)
         self.names = {"schema": exposure.table.schema or "public", "table": exposure.table.name}
         self.key = exposure.key_writer(self.shown)
         self._style = (exposure.name, self.shown)
@@ -233,9 +238,9 @@ class RowFilter:
             "captured_at": event.captured_at and event.captured_at.isoformat(),
         }
         if operation in {Operation.INSERT, Operation.UPDATE} and event.new is not None:
-            data["row"] = self.shape(event.new)
-        if old is not None and self.shown <= old.keys():
-            data["old"] = self.shape(old)
+            data["row"] = self.shape(event.new, event.kept_new)
+        if old is not None and self.needed <= old.keys():
+            data["old"] = self.shape(old, event.kept_old)
         return data
 
     def _changed(self, event: Event, operation: Operation) -> list[str] | None:
@@ -243,15 +248,12 @@ class RowFilter:
             return None
         return [column for column in event.changed if column in self.shown]
 
-    def snapshot(self, rows: Iterable[Row]) -> list[bytes]:
-        """Return the frames of current rows, and add their keys."""
-        made = []
-        for row in rows:
-            key = self.exposure.key_of(row)
-            self.seen.add([tuple(key.values())])
-            data = {**self.names, "key": self.key(key), "row": self.shape(row)}
-            made.append(frames.frame("snapshot", data))
-        return made
+    def snapshot(self, row: Row) -> bytes:
+        """Return the frame of a current row, and add its key."""
+        key = self.exposure.key_of(row)
+        data = {**self.names, "key": self.key(key), "row": self.shape(row, {})}
+        self.seen.add([tuple(key.values())])
+        return frames.frame("snapshot", data)
 
 
 def _as_found(operation: Operation, *, is_present: bool) -> Operation:

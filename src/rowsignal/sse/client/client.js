@@ -222,25 +222,27 @@ searchParams.set("after",after):this.#options.snapshot&&target.searchParams.set(
 this.#options,()=>ticketAddress(this.#options.url,this.#base));return ticket&&target.searchParams.set("ticket",
 ticket),target.href}#confessGap(){!this.#wasLive||this.#position||this.#options.snapshot||(this.#wasLive=!1,this.#handle(
 {type:"reset",data:{reason:NO_LOG,continues:!0},id:""}))}#handle(message){this.#receive(message),passOn(this.#tabs,
-message)}#receive({type,data,id}){if(type==="reset")return this.#reset(String(data.reason),data.continues===!0);
-if(type==="snapshot")return this.#rows.stage(data);if(type==="heartbeat"?this.#stream.interval=Number(data.interval)||
-this.#stream.interval:type==="snapshot-end"?this.#complete(this.#rows.swap()):this.#apply(type,data,id),!!this.#whole)
-return this.#moveTo(id),type==="heartbeat"&&this.#transactions.beat(id),this.#update({status:"live",reason:null,
-retryAt:null,attempt:0})}#moveTo(position){position&&(this.#position=position,this.#transactions.reached(position))}#apply(operation,data,id){
-if(this.#transactions.saw(data.transaction_id),!data.key&&operation!=="truncate")return this.#vague(data);let held=this.#rows.
-apply(operation,data);if(!(operation==="delete"&&!held&&this.#isFull))return this.#touch(),this.#emit(changeFrom(
-{...data,operation},held??null,id||null))}#vague(data){return this.#options.snapshot?this.#reset(`many rows of\
- ${data.table} changed at once`,!0):this.#emit(changeFrom(data,null,null))}#complete(differences2){this.#whole=
-this.#isFull=!0,this.#touch();for(let change of differences2)this.#emit({...change,source:"snapshot",position:null});
-this.#transactions.completed(),this.#call("snapshot",this)}#reset(reason,continues){this.#position=null,this.#transactions.
-reached(null),this.#call("reset",reason),!(this.#tabs?.follows||this.#state.status==="closed")&&(this.#options.
-snapshot||!continues)&&this.#stream.restart(reason)}#shared(){let rows=this.#options.snapshot?this.#rows.contents():
-null,{interval}=this.#stream;return{rows,position:this.#position,interval,news:newsOf(this.#state)}}#adopt({rows,
-position,interval,news}){this.#position=position,this.#stream.interval=interval,rows&&this.#complete(this.#rows.
-replace(rows)),this.#whole=!0,this.#transactions.reached(position),this.#update(news)}#emit(change){this.#call(
-"change",change)}#touch(){this.#isTouched||(this.#isTouched=!0,queueMicrotask(()=>{this.#isTouched=!1,this.#call(
-"rows",this)}))}#update(news){let old=this.#state,names=Object.keys(news);if(old.status==="closed"||names.every(
-name=>old[name]===news[name]))return;this.#state={...old,...news};let isLive=this.#state.status==="live";this.#wasLive||=
-isLive,isLive&&this.#settle.resolve(this),this.#tabs?.shareStatus(this.#state),this.#listeners.notify("state",
-this.#state)}#call(event,value){this.#state.status!=="closed"&&this.#listeners.notify(event,value)}};var besideScript=()=>new URL("v1/",import.meta.url);function subscribe(options){return new LiveSubscription(options,
+message)}#receive({type,data,id}){if(type==="reset"&&data.key)return this.#passBy(data,id);if(type==="reset")return this.#reset(
+String(data.reason),data.continues===!0);if(type==="snapshot")return this.#rows.stage(data);if(type==="heartbe\
+at"?this.#stream.interval=Number(data.interval)||this.#stream.interval:type==="snapshot-end"?this.#complete(this.#rows.
+swap()):this.#apply(type,data,id),!!this.#whole)return this.#moveTo(id),type==="heartbeat"&&this.#transactions.
+beat(id),this.#update({status:"live",reason:null,retryAt:null,attempt:0})}#moveTo(position){position&&(this.#position=
+position,this.#transactions.reached(position))}#apply(operation,data,id){if(this.#transactions.saw(data.transaction_id),
+!data.key&&operation!=="truncate")return this.#vague(data);let held=this.#rows.apply(operation,data);if(!(operation===
+"delete"&&!held&&this.#isFull))return this.#touch(),this.#emit(changeFrom({...data,operation},held??null,id||null))}#passBy({
+reason,...row},id){this.#call("reset",reason);let held=this.#whole?this.#rows.apply("delete",row):void 0;held&&
+(this.#touch(),this.#emit(changeFrom({...row,operation:"delete"},held,id||null))),this.#whole&&this.#moveTo(id)}#vague(data){
+return this.#options.snapshot?this.#reset(`many rows of ${data.table} changed at once`,!0):this.#emit(changeFrom(
+data,null,null))}#complete(differences2){this.#whole=this.#isFull=!0,this.#touch();for(let change of differences2)
+this.#emit({...change,source:"snapshot",position:null});this.#transactions.completed(),this.#call("snapshot",this)}#reset(reason,continues){
+this.#position=null,this.#transactions.reached(null),this.#call("reset",reason),!(this.#tabs?.follows||this.#state.
+status==="closed")&&(this.#options.snapshot||!continues)&&this.#stream.restart(reason)}#shared(){let rows=this.#options.
+snapshot?this.#rows.contents():null,{interval}=this.#stream;return{rows,position:this.#position,interval,news:newsOf(
+this.#state)}}#adopt({rows,position,interval,news}){this.#position=position,this.#stream.interval=interval,rows&&
+this.#complete(this.#rows.replace(rows)),this.#whole=!0,this.#transactions.reached(position),this.#update(news)}#emit(change){
+this.#call("change",change)}#touch(){this.#isTouched||(this.#isTouched=!0,queueMicrotask(()=>{this.#isTouched=
+!1,this.#call("rows",this)}))}#update(news){let old=this.#state,names=Object.keys(news);if(old.status==="close\
+d"||names.every(name=>old[name]===news[name]))return;this.#state={...old,...news};let isLive=this.#state.status===
+"live";this.#wasLive||=isLive,isLive&&this.#settle.resolve(this),this.#tabs?.shareStatus(this.#state),this.#listeners.
+notify("state",this.#state)}#call(event,value){this.#state.status!=="closed"&&this.#listeners.notify(event,value)}};var besideScript=()=>new URL("v1/",import.meta.url);function subscribe(options){return new LiveSubscription(options,
 besideScript)}function changesUrl(query){return streamAddress(query,besideScript)}export{TransactionTimeoutError,changesUrl,keyOf,subscribe};

@@ -1,7 +1,6 @@
 """Distribution of events to readers: filtered and encoded once for each group."""
 
 import asyncio
-import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,15 +10,18 @@ from rowsignal.sse.access.exposures import Exposure
 from rowsignal.sse.access.views import Event, UnknownHistoryError
 from rowsignal.sse.delivery.buffers import Reader
 from rowsignal.sse.delivery.context import DeliveryContext
-from rowsignal.sse.delivery.groups import GroupKey, JoiningReader, Shown, SubscriberGroup
-
-logger = logging.getLogger("rowsignal.sse")
+from rowsignal.sse.delivery.groups import (
+    UNSHOWABLE,
+    GroupKey,
+    JoiningReader,
+    Shown,
+    SubscriberGroup,
+)
 
 UNKNOWN = (
     "It is not known which rows this reader has seen. Log the filter's columns to make such a"
     " stream resumable."
 )
-UNSHOWABLE = "A row could not be shown as the application wants it."
 TOO_MUCH = "Too much changed while this reader was catching up."
 MAX_HELD = 20_000
 
@@ -48,7 +50,8 @@ class Distribution:
 
     def new_group(self, key: GroupKey) -> SubscriberGroup:
         """Return a new group for one reader that is still catching up."""
-        return SubscriberGroup(key, self.exposures, self.context.limits.max_tracked_rows)
+        tracked = self.context.limits.max_tracked_rows
+        return SubscriberGroup(key, self.exposures, tracked, self._count_refusal)
 
     def hold(self, reader: Reader, group: SubscriberGroup) -> JoiningReader:
         """Hold back events published from now on for a reader that must catch up first."""
@@ -120,12 +123,6 @@ class Distribution:
             rows = group.show(events)
         except UnknownHistoryError:
             self._give_up(group, UNKNOWN)
-        except Exception as error:  # noqa: BLE001 -- an application's schema may refuse a row
-            if len(events) > 1:
-                for event in events:
-                    self._show(group, [event])
-            else:
-                self._pass_by(group, events[0], error)
         else:
             self._write(group, rows)
 
@@ -144,15 +141,10 @@ class Distribution:
         for name, count in Counter(name for (name, _), _ in rows).items():
             self.context.hooks.delivered(table=name, count=count * len(group.readers))
 
-    def _pass_by(self, group: SubscriberGroup, event: Event, error: Exception) -> None:
-        name = event.exposure.name
-        logger.error("a row of %s cannot be sent to its readers", name, exc_info=error)
-        chunk = frames.reset(UNSHOWABLE, continues=True)
-        for reader in group.readers:
-            reader.resets += 1
-            reader.push(chunk)
-        self.context.counts.resets += len(group.readers)
-        self.context.hooks.reset(table=name, reason=UNSHOWABLE)
+    def _count_refusal(self, group: SubscriberGroup, table: str) -> None:
+        """Count the resets for a refused row; a reader that is still joining counts as one."""
+        self.context.counts.resets += max(len(group.readers), 1)
+        self.context.hooks.reset(table=table, reason=UNSHOWABLE.format(table))
 
     def _give_up(self, group: SubscriberGroup, reason: str) -> None:
         for reader in group.readers:

@@ -1,13 +1,26 @@
 """Groups of readers that get the same frames, and readers that are about to join one."""
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from rowsignal.sse.access.exposures import Exposure
-from rowsignal.sse.access.views import Event, RowFilter, RowKey, TableView
+from rowsignal.sse import frames
+from rowsignal.sse.access.exposures import Exposure, Row
+from rowsignal.sse.access.views import (
+    Event,
+    RowFilter,
+    RowKey,
+    TableView,
+    UnknownHistoryError,
+)
 from rowsignal.sse.delivery.buffers import Reader
 
 Shown = list[tuple[tuple[str, RowKey], bytes]]
+Refused = Callable[["SubscriberGroup", str], None]
+
+logger = logging.getLogger("rowsignal.sse")
+
+UNSHOWABLE = "A row of {} could not be shown as the application wants it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +38,21 @@ class GroupKey:
 
 
 class SubscriberGroup:
-    """Readers that get the same frames."""
+    """Readers that get the same frames.
 
-    def __init__(self, key: GroupKey, exposures: Mapping[str, Exposure], tracked: int) -> None:
+    A row that the types of a mapped class or its schema cannot take is skipped: they get a
+    reset that does not end the stream, and `refused` is called with the table.
+    """
+
+    def __init__(
+        self,
+        key: GroupKey,
+        exposures: Mapping[str, Exposure],
+        tracked: int,
+        refused: Refused = lambda group, table: None,  # noqa: ARG005 -- nothing to count
+    ) -> None:
         self.key = key
+        self._refused = refused
         self.readers: set[Reader] = set()
         self.row_filters = {
             view.name: RowFilter(
@@ -46,10 +70,46 @@ class SubscriberGroup:
         shown: Shown = []
         for event in events:
             row_filter = self.row_filters.get(event.exposure.name)
-            chunk = row_filter and row_filter.show(event, with_id=self.key.with_id)
+            chunk = row_filter and self._frame(row_filter, event)
             if chunk:
                 shown.append(((event.exposure.name, event.row_key), chunk))
         return shown
+
+    def snapshot(self, table: str, rows: Iterable[Row]) -> bytes:
+        """Return the frames of current rows, and add their keys."""
+        row_filter = self.row_filters[table]
+        return b"".join(self._current(row_filter, row) for row in rows)
+
+    def _frame(self, row_filter: RowFilter, event: Event) -> bytes | None:
+        try:
+            return row_filter.show(event, with_id=self.key.with_id)
+        except UnknownHistoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- types and schemas raise what they like
+            is_known, event.is_refused = event.is_refused, True
+            position = event.position if self.key.with_id else None
+            return self._refuse(row_filter, event.key, None if is_known else error, position)
+
+    def _current(self, row_filter: RowFilter, row: Row) -> bytes:
+        try:
+            return row_filter.snapshot(row)
+        except Exception as error:  # noqa: BLE001 -- as above
+            return self._refuse(row_filter, row_filter.exposure.key_of(row), error)
+
+    def _refuse(
+        self,
+        row_filter: RowFilter,
+        key: Row | None,
+        error: Exception | None,
+        position: str | None = None,
+    ) -> bytes:
+        """Return the reset for a refused row; log the first time that it is."""
+        table = row_filter.exposure.name
+        if error is not None:
+            logger.error("the row %s of %s cannot be shown", key, table, exc_info=error)
+        self._refused(self, table)
+        row = {**row_filter.names, "key": None if key is None else row_filter.key(key)}
+        return frames.passed_by(UNSHOWABLE.format(table), row, position)
 
     def remember(self, other: "SubscriberGroup") -> None:
         """Add the rows that a joining reader was shown so far."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -14,9 +14,9 @@ from rowsignal.exceptions import PositionError
 from rowsignal.postgres.json_rows import pin_settings
 from rowsignal.sse import frames
 from rowsignal.sse.access.exposures import Row
-from rowsignal.sse.access.views import Event, RowFilter, UnknownHistoryError
+from rowsignal.sse.access.views import Event, UnknownHistoryError
 from rowsignal.sse.delivery.buffers import Reader
-from rowsignal.sse.delivery.distribution import UNKNOWN, UNSHOWABLE
+from rowsignal.sse.delivery.distribution import UNKNOWN
 from rowsignal.sse.delivery.feeds import TableFeed
 from rowsignal.sse.delivery.groups import JoiningReader, SubscriberGroup
 from rowsignal.sse.delivery.rows import all_rows
@@ -269,12 +269,11 @@ async def _read_rows(
         async with asyncio.timeout_at(ends_at):
             connection = await _open(start, stack, group, reading)
         for view in group.key.views:
-            row_filter = group.row_filters[view.name]
-            rows = all_rows(connection, row_filter.exposure, view)
+            rows = all_rows(connection, group.row_filters[view.name].exposure, view)
             pages = await stack.enter_async_context(aclosing(rows))
             while page := await _next_page(pages, ends_at):
                 reading.rows += len(page)
-                yield _frames_of(row_filter, page)
+                yield group.snapshot(view.name, page)
 
 
 @contextmanager
@@ -300,17 +299,3 @@ async def _open(
 async def _next_page(pages: AsyncGenerator[list[Row], None], ends_at: float) -> list[Row] | None:
     async with asyncio.timeout_at(ends_at):
         return await anext(pages, None)
-
-
-def _frames_of(row_filter: RowFilter, page: Sequence[Row]) -> bytes:
-    """Return the frames of rows; leave out rows that the application's schema refuses."""
-    try:
-        return b"".join(row_filter.snapshot(page))
-    except Exception:
-        if len(page) > 1:
-            return b"".join(_frames_of(row_filter, [row]) for row in page)
-        logger.exception(
-            "a row of %s cannot be sent: the application's schema refuses it",
-            row_filter.exposure.name,
-        )
-        return frames.reset(UNSHOWABLE, continues=True)

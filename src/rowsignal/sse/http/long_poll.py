@@ -2,22 +2,28 @@
 
 import asyncio
 import hashlib
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from sqlalchemy.orm import registry
+from sqlalchemy.orm import load_only
 
 from rowsignal.change_log.reader import ANSWER
 from rowsignal.changes import Operation
-from rowsignal.exceptions import NotFoundError, WaitTimeoutError
+from rowsignal.exceptions import NotFoundError, UnreadableRowError, WaitTimeoutError
+from rowsignal.mapping import class_for
 from rowsignal.sse.access.exposures import Exposure, Row
 from rowsignal.sse.access.views import RowKey, TableView
+from rowsignal.sse.delivery.groups import UNSHOWABLE
 from rowsignal.sse.delivery.rows import current_row, having_keys, pin_settings
 from rowsignal.sse.frames import compact
 from rowsignal.sse.http.entity_tags import KnownTags
 from rowsignal.waiting import wait_for_row_change
+
+logger = logging.getLogger("rowsignal.sse")
 
 Answer = tuple[dict[str, Any], str]
 
@@ -61,7 +67,6 @@ class LongPoll:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._models: dict[str, type[Any]] = {}
-        self._registry = registry()
 
     async def wait(
         self, asked: RowRequest, timeout: float, known: KnownTags | None = None
@@ -69,8 +74,19 @@ class LongPoll:
         """Return the row and its tag once it is not the `known` one; None after `timeout` seconds.
 
         Without `known` it waits for a change after the call. Raises the same `NotFoundError`, after
-        the same query, for a missing row and for a row that this reader may not see.
+        the same query, for a missing row and for a row that this reader may not see, and
+        `UnreadableRowError` for a row that the types or the schema cannot take.
         """
+        try:
+            return await self._answer(asked, timeout, known)
+        except UnreadableRowError as error:
+            name = asked.exposure.name
+            logger.error("the row %s of %s cannot be shown", asked.key, name, exc_info=error)  # noqa: TRY400
+            raise UnreadableRowError(UNSHOWABLE.format(name)) from error
+
+    async def _answer(
+        self, asked: RowRequest, timeout: float, known: KnownTags | None
+    ) -> Answer | None:
         deadline = asyncio.get_running_loop().time() + timeout
         first = await self._read(asked)
         if first is None:
@@ -118,17 +134,23 @@ class LongPoll:
     def _model(self, exposure: Exposure) -> type[Any]:
         """Return a mapped class for a table, which waits need."""
         if exposure.name not in self._models:
-            model = type("Row", (), {})
-            self._registry.map_imperatively(model, exposure.table)
-            self._models[exposure.name] = model
+            self._models[exposure.name] = class_for(exposure.table)
         return self._models[exposure.name]
 
     async def _load(self, asked: RowRequest) -> Any:
         exposure = asked.exposure
-        query = having_keys(sa.select(self._model(exposure)), exposure, [asked.key])
+        model = self._model(exposure)
+        watched = [getattr(model, _attribute(model, name)) for name in sorted(asked.watched)]
+        query = sa.select(model).options(load_only(*watched))
+        query = having_keys(query, exposure, [asked.key])
         session = AsyncSession(self._engine, expire_on_commit=False)
         async with asyncio.timeout(ANSWER), session:
-            found = await session.scalar(query)
+            try:
+                found = await session.scalar(query)
+            except (SQLAlchemyError, OSError):
+                raise
+            except Exception as error:
+                raise _unreadable(error) from error
             if found is None:
                 raise _absent(exposure)
             session.expunge(found)
@@ -143,7 +165,7 @@ class LongPoll:
 
 def _attribute(model: type[Any], column: str) -> str:
     mapper = sa.inspect(model)
-    return str(mapper.get_property_by_column(mapper.local_table.c[column]).key)
+    return str(next(it.key for it in mapper.column_attrs if it.columns[0].name == column))
 
 
 def _document(asked: RowRequest, row: Row) -> RowDocument:
@@ -153,11 +175,22 @@ def _document(asked: RowRequest, row: Row) -> RowDocument:
         "schema": exposure.table.schema or "public",
         "table": exposure.table.name,
         "key": exposure.key_writer(shown)(exposure.key_of(row)),
-        "row": exposure.shape(view.columns)(row),
+        "row": _shaped(exposure, view, row),
     }
     digest = hashlib.sha256(compact(body).encode()).hexdigest()[:32]
     compared = repr([row.get(name) for name in sorted(asked.compared)])
     return RowDocument(body, f'"{digest}"', compared)
+
+
+def _shaped(exposure: Exposure, view: TableView, row: Row) -> dict[str, Any]:
+    try:
+        return exposure.shape(view.columns)(row, {})
+    except Exception as error:
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: Exception) -> UnreadableRowError:
+    return UnreadableRowError(f"The row cannot be read: {type(error).__name__}.")
 
 
 def _absent(exposure: Exposure) -> NotFoundError:

@@ -86,7 +86,8 @@ def create_sse_router(
         raise ValueError("Changes come from an engine or from a source=: pass one of them.")
     if engine is not None and engine.dialect.name != "postgresql":
         raise ValueError(f"Streams need PostgreSQL: the engine is one of {engine.dialect.name}.")
-    exposures = exposures_of(tables, key_secret=key_secret)
+    dialect = None if engine is None else engine.dialect
+    exposures = exposures_of(tables, key_secret=key_secret, dialect=dialect)
     if not exposures:
         raise ValueError("tables names at least one table: nothing else is offered.")
     origin = PostgresSource(engine) if engine is not None else source

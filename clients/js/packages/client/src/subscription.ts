@@ -4,7 +4,7 @@ import { ticketOf } from "./credentials.js";
 import { onComeback } from "./environment.js";
 import { Listeners } from "./listeners.js";
 import { type Passed, probe } from "./probe.js";
-import { type Difference, keyOf, Rows } from "./rows.js";
+import { type Difference, keyOf, type RowData, Rows } from "./rows.js";
 import { groupOf, joined, newsOf, passOn } from "./sharing.js";
 import { type Message, SILENCE, Stream } from "./stream.js";
 import type { SharedState, Tabs, TabsHandlers } from "./tabs.js";
@@ -25,6 +25,10 @@ const CHECK = 1000;
 const NO_LOG = "the connection was lost, and these tables keep no log to resume from";
 const NO_HEADERS = 'an EventSource cannot send headers: leave out transport: "eventsource"';
 const NEW: State = { status: "connecting", reason: null, retryAt: null, attempt: 0, role: "alone" };
+
+interface RefusedRow extends RowData {
+  reason: string;
+}
 
 type AllEvents = { [E in keyof Events]: Events<any>[E] };
 
@@ -179,6 +183,7 @@ export class LiveSubscription<R extends object> implements Subscription<R> {
   }
 
   #receive({ type, data, id }: Message): void {
+    if (type === "reset" && data["key"]) return this.#passBy(data as unknown as RefusedRow, id);
     if (type === "reset") return this.#reset(String(data["reason"]), data["continues"] === true);
     if (type === "snapshot") return this.#rows.stage(data as unknown as ChangeData);
     if (type === "heartbeat") this.#stream.interval = Number(data["interval"]) || this.#stream.interval;
@@ -205,6 +210,17 @@ export class LiveSubscription<R extends object> implements Subscription<R> {
     if (operation === "delete" && !held && this.#isFull) return undefined;
     this.#touch();
     return this.#emit(changeFrom({ ...data, operation }, held ?? null, id || null));
+  }
+
+  // One row cannot be shown, so it is not: to read the rows again would not help.
+  #passBy({ reason, ...row }: RefusedRow, id: string): void {
+    this.#call("reset", reason);
+    const held = this.#whole ? this.#rows.apply("delete", row) : undefined;
+    if (held) {
+      this.#touch();
+      this.#emit(changeFrom({ ...row, operation: "delete" }, held, id || null));
+    }
+    if (this.#whole) this.#moveTo(id);
   }
 
   // "Some rows changed": only reading them again tells which.

@@ -187,6 +187,27 @@ describe("connection", () => {
     expect(service.asked.at(-1)!.query.toString()).toBe("snapshot=true");
   });
 
+  test("a row that cannot be shown is dropped, and the stream goes on", async () => {
+    const refused = (id: number, position?: string) => {
+      const about = { schema: "public", table: "orders", key: { id } };
+      return frame("reset", { reason: `not ${id}`, continues: true, ...about }, position);
+    };
+    service.opening = () => refused(9) + end([row(1, "new"), row(2, "new")], "1");
+    const resets = vi.fn();
+    const orders = await follow({ onReset: resets }).ready;
+    const changes: Change<Order>[] = [];
+    orders.on("change", (change) => changes.push(change));
+    service.send(refused(2, "7"));
+    await until(() => changes.length);
+    expect(changes[0]).toMatchObject({ operation: "delete", key: { id: 2 }, position: "7" });
+    expect(resets.mock.calls).toEqual([["not 9"], ["not 2"]]);
+    expect([...orders.rows.values()].map(({ id }) => id)).toEqual([1]);
+    expect([orders.state.status, service.asked.length]).toEqual(["live", 1]);
+    service.cut();
+    await service.requested(2);
+    expect(service.asked.at(-1)!.query.get("after")).toBe("7");
+  });
+
   test("a closed one ends its stream, and its ready promise if it never was live", async () => {
     service.opening = () => "";
     const orders = follow();
