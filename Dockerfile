@@ -8,14 +8,14 @@ WORKDIR /source
 COPY pyproject.toml setup.py README.md LICENSE constraints.txt ./
 COPY src src
 COPY sql sql
-RUN pip wheel --no-cache-dir --constraint constraints.txt --wheel-dir /wheels ".[service]"
+RUN pip wheel --no-cache-dir --constraint constraints.txt --wheel-dir /wheels ".[nats,service]"
 
 FROM ${PYTHON_IMAGE}
 RUN useradd --system --create-home --uid 10001 rowsignal
 COPY --from=build /wheels /wheels
 # The wheels of the first stage, and nothing from an index.
 # hadolint ignore=DL3013
-RUN pip install --no-cache-dir --no-index --find-links /wheels "rowsignal[service]" && rm -r /wheels
+RUN pip install --no-cache-dir --no-index --find-links /wheels "rowsignal[nats,service]" && rm -r /wheels
 USER 10001
 ENV PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \

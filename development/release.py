@@ -33,6 +33,7 @@ ENTRY_POINTS = {
     "embedded": "rowsignal.embedded",
     "fastapi": "rowsignal.orm",
     "metrics": "rowsignal.metrics",
+    "nats": "rowsignal.relay",
     "pytest": "rowsignal.pytest_plugin",
     "service": "rowsignal.service.app",
     "sse": "rowsignal.sse",

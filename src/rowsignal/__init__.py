@@ -55,6 +55,7 @@ from rowsignal.exceptions import (
     TriggerInstallError,
     UnavailableError,
     UnreadableRowError,
+    UnsupportedError,
     WaitTimeoutError,
 )
 from rowsignal.handlers import (
@@ -211,6 +212,7 @@ __all__ = [
     "TriggerState",
     "UnavailableError",
     "UnreadableRowError",
+    "UnsupportedError",
     "WaitTimeoutError",
     "add_exception_handlers",
     "advisory_lock",

@@ -197,3 +197,7 @@ class NotWatchedError(StreamError, RuntimeError):
 
 class UnavailableError(RowSignalError, ConnectionError):
     """The database does not answer at present."""
+
+
+class UnsupportedError(RowSignalError, NotImplementedError):
+    """A request needs a database, and this process has none."""

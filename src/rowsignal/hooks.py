@@ -67,6 +67,12 @@ class Hooks:
     ) -> None:
         """Report the lag of a consumer in intervals; from `retention_used` 1 on some are lost."""
 
+    def relayed(self, *, database: str, count: int, lag: float) -> None:
+        """Report messages that NATS has stored, and how many seconds the last one took."""
+
+    def relay_active(self, *, database: str, active: bool) -> None:
+        """Report that a relay is at work, or stands by."""
+
     def span(
         self,
         name: str,  # noqa: ARG002 -- for overrides

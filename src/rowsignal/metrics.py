@@ -67,6 +67,7 @@ class PrometheusHooks(Hooks):
             "task_restarts", "Times that a task failed unforeseen and began again.", "task"
         )
         self._count_handlers(make)
+        self._count_relays(make)
 
     def _count_handlers(self, make: "_Maker") -> None:
         self.handled_changes = make.counter("handled_changes", "Changes handled.", "consumer")
@@ -85,6 +86,17 @@ class PrometheusHooks(Hooks):
             "Share of the retention behind the consumer; at 1 changes are lost to it.",
             *place,
         )
+
+    def _count_relays(self, make: "_Maker") -> None:
+        self.relayed_messages = make.counter(
+            "relayed_messages", "Messages that NATS has stored.", "database"
+        )
+        self.relay_lag = make.gauge(
+            "relay_lag_seconds",
+            "From the capture of the last relayed change to its being stored.",
+            "database",
+        )
+        self.active_relay = make.gauge("relay_active", "1 at work, 0 standing by.", "database")
 
     def connected(self, *, epoch: int) -> None:  # noqa: ARG002 -- counted, not shown
         """Count a connection."""
@@ -144,3 +156,12 @@ class PrometheusHooks(Hooks):
         self.lag_changes.labels(**place).set(changes)
         self.lag_seconds.labels(**place).set(seconds)
         self.retention_used.labels(**place).set(retention_used)
+
+    def relayed(self, *, database: str, count: int, lag: float) -> None:
+        """Count stored messages, and show the lag of the last one."""
+        self.relayed_messages.labels(database=database).inc(count)
+        self.relay_lag.labels(database=database).set(lag)
+
+    def relay_active(self, *, database: str, active: bool) -> None:
+        """Show whether this relay is at work."""
+        self.active_relay.labels(database=database).set(active)

@@ -91,7 +91,7 @@ def test_public_names_are_sorted_as_the_door_promises():
 
 
 @pytest.mark.parametrize(
-    "module", ["alembic_plugin", "embedded", "metrics", "pytest_plugin", "service", "sse"]
+    "module", ["alembic_plugin", "embedded", "metrics", "pytest_plugin", "relay", "service", "sse"]
 )
 def test_the_names_of_a_module_with_an_extra_are_on_some_page(module: str):
     text = "".join(page.read_text() for page in DOCS)

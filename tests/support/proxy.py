@@ -65,7 +65,10 @@ class Proxy:
         self.connections += 1
         try:
             with suppress(asyncio.CancelledError, OSError):
-                await self._link(reader, writer)
+                try:
+                    await self._link(reader, writer)
+                except* OSError:  # of either direction, or of both
+                    pass
         finally:
             writer.transport.abort()
 

@@ -9,6 +9,7 @@ it holds both, and ends in a dot and the id of the last change that was read.
 import binascii
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 from uuid import UUID
 
@@ -86,6 +87,22 @@ class StoredPosition:
 
 
 AnyPosition = Position | StoredPosition
+
+
+def incarnation_of(text: str) -> str:
+    """Return which log a position belongs to, without reading the rest of it.
+
+    >>> log = UUID("12345678-1234-5678-1234-567812345678")
+    >>> incarnation_of(Position(log, Snapshot(7)).encode())
+    '12345678-1234-5678-1234-567812345678'
+    """
+    return _incarnation(text[:24])
+
+
+@lru_cache(maxsize=1024)
+def _incarnation(head: str) -> str:
+    raw = binascii.a2b_base64(head.encode("ascii").translate(_FROM_URL))
+    return str(UUID(bytes=raw[1:17]))
 
 
 def window_prefix(incarnation: UUID, seen: Snapshot, upto: Snapshot) -> str:

@@ -14,10 +14,12 @@ from rowsignal.cli.consumers import consumers
 from rowsignal.cli.demo import demo
 from rowsignal.cli.doctor import doctor
 from rowsignal.cli.errors import explain
+from rowsignal.cli.gateway import gateway
 from rowsignal.cli.grant import grant, revoke
 from rowsignal.cli.migrations import init
 from rowsignal.cli.output import write
 from rowsignal.cli.prune import prune
+from rowsignal.cli.relay import relay
 from rowsignal.cli.serve import serve
 from rowsignal.cli.terminal import printable
 from rowsignal.cli.triggers import install, status, uninstall
@@ -47,6 +49,8 @@ COMMANDS = (
     watch,
     work,
     serve,
+    relay,
+    gateway,
     prune,
     demo,
     bench,

@@ -10,6 +10,8 @@ from rowsignal.cli.options import Json, Url
 from rowsignal.cli.output import write_json, write_table
 
 if TYPE_CHECKING:
+    from pydantic import SecretStr
+
     from rowsignal.service.settings import Settings
 
 HIDDEN = "(set, not shown)"
@@ -41,14 +43,22 @@ def config(*, url: Url = None, json: Json = False) -> None:
 def read_settings(url: str | None, **given: Any) -> "Settings":
     """Return the service's settings: options, then the environment, then defaults."""
     with needing("service", "The service"):
-        from pydantic import SecretStr, ValidationError  # noqa: PLC0415 -- as above
+        from pydantic import SecretStr  # noqa: PLC0415 -- as above
 
-        from rowsignal.service.settings import PREFIX, Settings  # noqa: PLC0415 -- as above
+        import rowsignal.service.settings  # noqa: F401, PLC0415 -- as above
+
+    return settings_of(SecretStr(parsed(url).render_as_string(hide_password=False)), **given)
+
+
+def settings_of(database_url: "SecretStr", **given: Any) -> "Settings":
+    """Return the service's settings for a database whose address is known to be one."""
+    from pydantic import ValidationError  # noqa: PLC0415 -- as above
+
+    from rowsignal.service.settings import PREFIX, Settings  # noqa: PLC0415 -- as above
 
     said = {name: value for name, value in given.items() if value is not None}
-    address = parsed(url).render_as_string(hide_password=False)
     try:
-        return Settings(database_url=SecretStr(address), **said)
+        return Settings(database_url=database_url, **said)
     except ValidationError as error:
         # the whole message would repeat the values, and with them secrets
         first = error.errors(include_input=False, include_url=False)[0]
@@ -58,6 +68,8 @@ def read_settings(url: str | None, **given: Any) -> "Settings":
 
 
 def _shown(name: str, value: Any) -> Any:
+    if name == "nats_url":
+        return value and HIDDEN
     if name in {"database_url", "listen_url"}:
         return value and place(parsed(value.get_secret_value()))
     if name == "token_secret":

@@ -20,6 +20,16 @@ Url = Annotated[
         help="The database: postgresql://user@host/name.",
     ),
 ]
+Nats = Annotated[
+    str,
+    typer.Option(
+        "--nats",
+        envvar="ROWSIGNAL_NATS_URL",
+        show_default=False,
+        metavar="URL",
+        help="NATS: nats://host:4222, several with commas between them.",
+    ),
+]
 Tables = Annotated[
     list[str] | None,
     typer.Argument(metavar="TABLE", show_default=False, help="Tables, as schema.name."),

@@ -149,7 +149,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         root_path=settings.root_path,
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
-        middleware=_middleware(settings),
+        middleware=middleware_of(settings),
     )
     app.state.service = service
     app.include_router(
@@ -161,7 +161,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
-def _middleware(settings: Settings) -> list[Middleware]:
+def middleware_of(settings: Settings) -> list[Middleware]:
+    """Return what surrounds the endpoints, of the service and of a gateway."""
     stack = [Middleware(RequestLog), Middleware(NoSniff)]
     if not settings.keys and settings.is_loopback:
         stack.append(Middleware(LocalHosts))

@@ -71,6 +71,13 @@ def pages_router() -> APIRouter:
     for name, asset in load_assets().items():
         path = "/" if name == "index.html" else f"/dashboard/{name}"
         router.add_api_route(path, asset.answer, methods=["GET"])
+    router.include_router(client_router())
+    return router
+
+
+def client_router() -> APIRouter:
+    """Return the routes of the script for browsers."""
+    router = APIRouter(include_in_schema=False)
     for name, asset in load_client().items():
         router.add_api_route(f"/{name}", asset.answer, methods=["GET"])
     return router

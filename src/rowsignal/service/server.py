@@ -1,6 +1,7 @@
 """The server of the service: uvicorn, with one process or several."""
 
 import errno
+import importlib
 import socket
 from typing import Any
 
@@ -9,13 +10,13 @@ import uvicorn
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.exceptions import AddressError
-from rowsignal.service.app import create_app
 from rowsignal.service.catalog import offered_tables
 from rowsignal.service.logs import configure_logs
 from rowsignal.service.settings import Settings
 from rowsignal.sse.access.tickets import TicketOffice
 
-FACTORY = "rowsignal.service.app:create_app"
+APP = "rowsignal.service.app:create_app"
+GATEWAY = "rowsignal.service.gateway:create_gateway"
 REASONS = {
     errno.EADDRINUSE: "another program listens there; choose another port, or end that program",
     errno.EACCES: "this user may not: ports below 1024 need a right of their own",
@@ -48,7 +49,7 @@ def bind(settings: Settings) -> socket.socket:
     return found
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, *, factory: str = APP) -> None:
     """Serve until SIGTERM or SIGINT; open streams get a `bye` and time to end.
 
     uvicorn's access log is off, because its lines would contain queries and with them tickets.
@@ -58,11 +59,13 @@ def serve(settings: Settings) -> None:
     with bind(settings) as listener:
         log.info("starting", page=page_address(settings, listener.getsockname()[1]))
         if settings.workers == 1:
-            config = uvicorn.Config(create_app(settings), **_options(settings))
+            module, _, name = factory.partition(":")
+            app = getattr(importlib.import_module(module), name)(settings)
+            config = uvicorn.Config(app, **_options(settings))
             uvicorn.Server(config).run(sockets=[listener])
             return
     settings.export()
-    uvicorn.run(FACTORY, **_options(settings), factory=True, workers=settings.workers)
+    uvicorn.run(factory, **_options(settings), factory=True, workers=settings.workers)
 
 
 def _options(settings: Settings) -> dict[str, Any]:

@@ -58,6 +58,12 @@ class Settings(BaseSettings):
     listen_url: SecretStr | None = Field(
         None, description="Where to LISTEN, when `database_url` leads through a pooler."
     )
+    nats_url: SecretStr | None = Field(
+        None, description="NATS, for a gateway; several servers with commas between them."
+    )
+    nats_database: str | None = Field(
+        None, description="Database whose changes a gateway reads; default: that of the URL."
+    )
     tables: Annotated[dict[str, list[str] | None], NoDecode] = Field(
         default_factory=dict,
         description=(

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from rowsignal.change_log.tail import LogTail
 from rowsignal.changes import Reset
 from rowsignal.dispatcher import Dispatcher
+from rowsignal.exceptions import NotWatchedError
 from rowsignal.identifiers import QualifiedName
 from rowsignal.listener import reconnect_delays
 from rowsignal.postgres.errors import describe, is_outage
@@ -95,6 +96,17 @@ class ChangeFeed:
     def has_unread(self) -> bool:
         """Tell whether pushed changes have not been taken yet."""
         return self._log is not None and self._log.subscription.has_unread
+
+    @property
+    def guarded(self) -> frozenset[QualifiedName]:
+        """The tables of which row-level security decides which rows are seen."""
+        return frozenset(name for name, it in self.shapes.items() if it.has_row_security)
+
+    def check(self) -> None:
+        """Raise `NotWatchedError` when changes of a table are not captured."""
+        for state in self.states.values():
+            if state.fault is not None:
+                raise NotWatchedError(f"{state.fault} Run `rowsignal install {state.label}`.")
 
     def state_changed(self, name: QualifiedName, state: TableState, reason: str | None) -> None:
         """Handle a table's new state; other tables go on."""

@@ -29,12 +29,14 @@ OVERFLOWN = "Changes are missing: they were not read in time."
 class SourceBatch:
     """Some changes whose rows are not loaded yet, and the position after the last of them.
 
-    `is_unverified`: the changes come from notifications, which any role can send.
+    `is_unverified`: the changes come from notifications, which any role can send. `is_complete` is
+    false if more changes follow before the position that was asked for.
     """
 
     items: Sequence[RowChange | Reset]
     position: str | None = None
     is_unverified: bool = False
+    is_complete: bool = True
 
 
 class Source(Protocol):

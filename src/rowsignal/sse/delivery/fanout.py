@@ -4,8 +4,6 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from sqlalchemy.ext.asyncio import AsyncEngine
-
 from rowsignal.exceptions import ReaderLimitError
 from rowsignal.hooks import Hooks
 from rowsignal.sse import frames
@@ -14,6 +12,7 @@ from rowsignal.sse.access.views import Event
 from rowsignal.sse.delivery.context import Counts, DeliveryContext
 from rowsignal.sse.delivery.feeds import TableFeed
 from rowsignal.sse.limits import Limits
+from rowsignal.streams.change_source import ChangeSource
 
 
 class FanOut:
@@ -21,14 +20,14 @@ class FanOut:
 
     def __init__(
         self,
-        engine: AsyncEngine,
+        source: ChangeSource,
         exposures: Mapping[str, Exposure],
         limits: Limits,
         hooks: Hooks | None = None,
     ) -> None:
         self.exposures = exposures
         self.is_closing = False
-        self._engine = engine
+        self._source = source
         self._context = DeliveryContext(limits, hooks or Hooks())
         self._principals: Counter[str] = Counter()
         self._feeds: dict[frozenset[str], TableFeed] = {}
@@ -96,7 +95,7 @@ class FanOut:
             feed = self._feeds.get(tables)
             if feed is None or not feed.is_open:
                 exposures = {name: self.exposures[name] for name in sorted(tables)}
-                feed = TableFeed(self._engine, exposures, self._context)
+                feed = TableFeed(self._source, exposures, self._context)
                 await feed.open()
                 self._feeds[tables] = feed
         feed.check()

@@ -4,9 +4,6 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
-from sqlalchemy.ext.asyncio import AsyncEngine
-
-from rowsignal.change_log.tail import LogTail
 from rowsignal.changes import Reset
 from rowsignal.exceptions import NotWatchedError
 from rowsignal.identifiers import QualifiedName
@@ -14,7 +11,7 @@ from rowsignal.sse.access.exposures import Exposure
 from rowsignal.sse.access.views import Event
 from rowsignal.sse.delivery.context import DeliveryContext
 from rowsignal.sse.delivery.distribution import Distribution
-from rowsignal.streams.feed import ChangeFeed
+from rowsignal.streams.change_source import ChangeSource, Feed
 from rowsignal.streams.loader import Loaded, RowChange, TableReset
 from rowsignal.streams.sources import SourceBatch
 
@@ -32,12 +29,12 @@ class TableFeed:
     """
 
     def __init__(
-        self, engine: AsyncEngine, exposures: Mapping[str, Exposure], context: DeliveryContext
+        self, source: ChangeSource, exposures: Mapping[str, Exposure], context: DeliveryContext
     ) -> None:
-        self.engine = engine
+        self.source = source
         self.position: str | None = None
         self.distribution = Distribution(exposures, context)
-        self.changes = ChangeFeed(engine, [it.full_name for it in exposures.values()])
+        self.changes: Feed = source.feed([it.full_name for it in exposures.values()])
         self._exposures = {it.full_name: it for it in exposures.values()}
         self._context = context
         self._is_working = False
@@ -85,12 +82,8 @@ class TableFeed:
     @property
     def guarded(self) -> frozenset[str]:
         """The tables with row-level security."""
-        shapes = self.changes.shapes
-        return frozenset(
-            it.name
-            for name, it in self._exposures.items()
-            if name in shapes and shapes[name].has_row_security
-        )
+        guarded = self.changes.guarded
+        return frozenset(it.name for name, it in self._exposures.items() if name in guarded)
 
     @property
     def label(self) -> str:
@@ -99,9 +92,7 @@ class TableFeed:
 
     def check(self) -> None:
         """Raise `NotWatchedError` if changes of a table are not captured."""
-        for state in self.changes.states.values():
-            if state.fault is not None:
-                raise NotWatchedError(f"{state.fault} Run `rowsignal install {state.label}`.")
+        self.changes.check()
 
     def wanted(self) -> Mapping[QualifiedName, frozenset[str]]:
         """Return the columns that readers see or filter by, by table."""
@@ -116,15 +107,15 @@ class TableFeed:
         The position is exact until the caller awaits something else. It lies after this call,
         unless the feed is behind: then it is the feed's position.
         """
-        tail = LogTail.of(self.engine)
         if self.changes.is_level:
-            await tail.catch_up()
+            await self.source.catch_up()
         while self._is_working or self.changes.has_unread:
             self._moved.clear()
             await self._moved.wait()
         if not self.is_open or self.position is None:
             raise NotWatchedError(NOT_FOLLOWED)
-        return tail.position if self.changes.is_level else self.position
+        source = self.source.position if self.changes.is_level else None
+        return source or self.position
 
     async def moved(self) -> None:
         """Wait until more has been published."""

@@ -2,19 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from rowsignal.change_log import Batch
-from rowsignal.change_log.tail import LogTail
 from rowsignal.changes import Reset
 from rowsignal.exceptions import PositionError
-from rowsignal.listener import Listener
-from rowsignal.postgres.json_rows import one_view, pin_settings
+from rowsignal.postgres.json_rows import pin_settings
 from rowsignal.sse import frames
 from rowsignal.sse.access.exposures import Row
 from rowsignal.sse.access.views import Event, UnknownHistoryError
@@ -25,7 +22,7 @@ from rowsignal.sse.delivery.groups import JoiningReader, SubscriberGroup
 from rowsignal.sse.delivery.rows import all_rows
 from rowsignal.sse.delivery.turns import FairTurns, Turn
 from rowsignal.sse.limits import Limits
-from rowsignal.streams.sources import batch_of
+from rowsignal.streams.sources import SourceBatch
 
 logger = logging.getLogger("rowsignal.sse")
 
@@ -180,40 +177,42 @@ async def _step(
     except BaseException:
         distribution.let_go(joining)
         raise
-    return chunk, batch.position, joining if batch.is_complete else None
+    return chunk, batch.position or after, joining if batch.is_complete else None
 
 
 class _AheadError(Exception):
     """The reader's position lies after the position of the feed, which is catching up."""
 
 
-async def _read(start: StartContext, group: SubscriberGroup, after: str, until: str) -> Batch:
+async def _read(start: StartContext, group: SubscriberGroup, after: str, until: str) -> SourceBatch:
     if after == until:
-        return Batch(changes=[], position=after)
+        return SourceBatch((), after)
     tables = [row_filter.exposure.full_name for row_filter in group.row_filters.values()]
-    log = LogTail.of(start.feed.engine).log
     async with start.turns.request(start.principal):
         try:
-            batch = await log.read(after, until=until, tables=tables)
+            batch = await start.feed.source.read(after, until, tables)
         except PositionError:
             raise
         except ValueError as error:
             raise _AheadError from error
-    if isinstance(batch, Reset):
-        raise GapError(batch.reason)
+    _refuse_gaps(batch.items)
     return batch
 
 
-async def _show(start: StartContext, group: SubscriberGroup, batch: Batch) -> bytes:
+def _refuse_gaps(items: Iterable[object]) -> None:
+    for item in items:
+        if isinstance(item, Reset):
+            raise GapError(item.reason)
+
+
+async def _show(start: StartContext, group: SubscriberGroup, batch: SourceBatch) -> bytes:
     exposures = [row_filter.exposure for row_filter in group.row_filters.values()]
     wanted = {
         it.full_name: it.columns | group.row_filters[it.name].filter_columns for it in exposures
     }
     async with start.turns.request(start.principal):
-        items = await start.feed.events(batch_of(batch), wanted)
-    for item in items:
-        if isinstance(item, Reset):
-            raise GapError(item.reason)
+        items = await start.feed.events(batch, wanted)
+    _refuse_gaps(items)
     events = [item for item in items if isinstance(item, Event)]
     try:
         return b"".join(piece for _, piece in group.show(events))
@@ -289,16 +288,12 @@ def _late_is_gap(seconds: float) -> Iterator[None]:
 async def _open(
     start: StartContext, stack: AsyncExitStack, group: SubscriberGroup, reading: Reading
 ) -> AsyncConnection:
-    """Open a connection with one snapshot; yield its position if the changes are logged."""
-    engine = start.feed.engine
-    if group.key.with_id:
-        seen = await stack.enter_async_context(LogTail.of(engine).log.snapshot())
-        connection, reading.position = seen.connection, seen.position
-    else:
-        view = one_view(engine, Listener.of(engine).listen_url)
-        connection = await stack.enter_async_context(view)
-    await pin_settings(connection, is_local=True)
-    return connection
+    """Open a connection that sees one moment; where the changes are logged, name its position."""
+    rows = start.feed.source.rows(is_logged=group.key.with_id)
+    view = await stack.enter_async_context(rows)
+    reading.position = view.position
+    await pin_settings(view.connection, is_local=True)
+    return view.connection
 
 
 async def _next_page(pages: AsyncGenerator[list[Row], None], ends_at: float) -> list[Row] | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from rowsignal.exceptions import NotWatchedError
+from rowsignal.exceptions import NotWatchedError, UnsupportedError
 from rowsignal.hooks import Hooks
 from rowsignal.listener import OUTAGES
 from rowsignal.postgres.errors import describe
@@ -35,9 +35,14 @@ from rowsignal.sse.delivery.response import EventStream
 from rowsignal.sse.delivery.sources import Sources
 from rowsignal.sse.delivery.turns import FairTurns
 from rowsignal.sse.limits import Limits
+from rowsignal.streams.change_source import ChangeSource, PostgresSource
 
 logger = logging.getLogger("rowsignal.sse")
 
+NO_ROWS = (
+    "This gateway has no database to read the current rows from: ask without `snapshot`, or start"
+    " it with a database."
+)
 PULSE_INTERVAL = 0.25
 CATCHING_UP = 4
 SNAPSHOTS = 4
@@ -71,16 +76,19 @@ class Outlet:
 
     def __init__(
         self,
-        engine: AsyncEngine,
+        engine: AsyncEngine | ChangeSource,
         exposures: Mapping[str, Exposure],
         limits: Limits | None = None,
         hooks: Hooks | None = None,
     ) -> None:
-        self.engine = engine
+        """Stream what an engine's database tells, or another source of its changes."""
+        source = PostgresSource(engine) if isinstance(engine, AsyncEngine) else engine
+        self.source: ChangeSource = source
+        self.engine = source.engine
         self.exposures = exposures
         self.limits = limits or Limits()
-        self.fanout = FanOut(engine, exposures, self.limits, hooks)
-        self.sources = Sources(engine, exposures)
+        self.fanout = FanOut(source, exposures, self.limits, hooks)
+        self.sources = Sources(source, exposures)
         self._hooks = hooks or Hooks()
         self._open: dict[Reader, OpenStream] = {}
         self._resets: OrderedDict[str, int] = OrderedDict()
@@ -127,8 +135,13 @@ class Outlet:
     async def open(self, request: StreamRequest) -> EventStream:
         """Add a reader and return the response to its request.
 
-        Raises `ReaderLimitError`, and the error that prevents a feed.
+        Raises `ReaderLimitError`, `PositionError` for a malformed position, `UnsupportedError` for
+        a snapshot without a database, and the error that prevents a feed.
         """
+        if request.beginning.after is not None:
+            self.source.check_position(request.beginning.after)
+        elif request.beginning.snapshot and self.engine is None:
+            raise UnsupportedError(NO_ROWS)
         self.fanout.acquire(request.principal)
         try:
             feed = await self.fanout.feed_of(view.name for view in request.views)

@@ -3,12 +3,8 @@
 import asyncio
 from collections.abc import Mapping
 
-from sqlalchemy.ext.asyncio import AsyncEngine
-
-from rowsignal.change_log.tail import LogTail
 from rowsignal.sse.access.exposures import Exposure
-from rowsignal.streams.catalog import TableCatalog
-from rowsignal.streams.side_reader import SideReader
+from rowsignal.streams.change_source import ChangeSource
 from rowsignal.triggers.catalog import Capture
 
 FRESH = 5.0
@@ -17,17 +13,16 @@ FRESH = 5.0
 class Sources:
     """The captures of the offered tables, as of the last refresh."""
 
-    def __init__(self, engine: AsyncEngine, exposures: Mapping[str, Exposure]) -> None:
+    def __init__(self, source: ChangeSource, exposures: Mapping[str, Exposure]) -> None:
         self.captures: dict[str, Capture] = {}
-        self._engine = engine
+        self._source = source
         self._exposures = exposures
         self._read_at = -FRESH
 
     @property
     def position(self) -> str | None:
         """The position up to which the log was read; None while no stream reads it."""
-        tail = LogTail.of(self._engine)
-        return None if tail.mode == "stopped" else tail.position
+        return self._source.position
 
     async def refresh(self) -> None:
         """Read the captures from the catalogue, unless they are recent."""
@@ -35,7 +30,6 @@ class Sources:
         if now - self._read_at < FRESH:
             return
         names = {it.full_name: it.name for it in self._exposures.values()}
-        async with SideReader.of(self._engine):
-            states = await TableCatalog.of(self._engine).ask(names)
-        self.captures = {names[name]: state.capture for name, state in states.items()}
+        found = await self._source.captures(names)
+        self.captures = {names[name]: capture for name, capture in found.items()}
         self._read_at = now

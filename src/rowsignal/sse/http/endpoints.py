@@ -7,7 +7,7 @@ from http import HTTPStatus
 from fastapi import Response
 
 from rowsignal.changes import Operation
-from rowsignal.exceptions import AccessDeniedError, NotPermittedError
+from rowsignal.exceptions import AccessDeniedError, NotPermittedError, UnsupportedError
 from rowsignal.sse.access.grants import Grant
 from rowsignal.sse.delivery.outlet import Outlet, StreamRequest
 from rowsignal.sse.delivery.response import EventStream
@@ -17,6 +17,10 @@ from rowsignal.sse.http.long_poll import Answer, LongPoll, RowRequest
 from rowsignal.sse.http.parameters import StreamOptions, WaitOptions
 from rowsignal.sse.http.requests import Ask, find, key_of, views_of
 
+NO_WAITING = (
+    "This gateway has no database to wait for a row in: read a stream of its table, or start the"
+    " gateway with a database."
+)
 EXPIRED = "The token has expired."
 
 
@@ -25,7 +29,7 @@ class Endpoints:
 
     def __init__(self, outlet: Outlet) -> None:
         self.outlet = outlet
-        self.poll = LongPoll(outlet.engine)
+        self.poll = None if outlet.engine is None else LongPoll(outlet.engine)
 
     async def stream(
         self, names: Iterable[str], grant: Grant, ask: Ask, options: StreamOptions
@@ -45,6 +49,8 @@ class Endpoints:
 
     async def wait(self, name: str, pk: str, grant: Grant, options: WaitOptions) -> Response:
         """Return a row once it has changed, or 204 after the timeout or at the token's end."""
+        if self.poll is None:
+            raise UnsupportedError(NO_WAITING)
         asked = self._row_request(name, pk, grant, options.ask)
         timeout = min(options.timeout, _time_left(grant))
         known = None if options.if_none_match is None else KnownTags(options.if_none_match)

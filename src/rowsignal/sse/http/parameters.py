@@ -5,7 +5,6 @@ from typing import Annotated
 
 from fastapi import Header, Query
 
-from rowsignal.change_log.positions import decode
 from rowsignal.sse.delivery.joining import Beginning
 from rowsignal.sse.http.requests import Ask
 
@@ -42,10 +41,8 @@ async def stream_options(
     ] = False,
     last_event_id: Annotated[str | None, Header(description="Resume: wins over `after`.")] = None,
 ) -> StreamOptions:
-    """Collect the options of a stream; raise `PositionError` for a malformed position."""
+    """Collect the options of a stream."""
     position = last_event_id or after or None
-    if position is not None:
-        decode(position)
     return StreamOptions(Beginning(snapshot=snapshot, after=position), conflate)
 
 

@@ -24,6 +24,7 @@ from rowsignal.exceptions import (
     RowSignalError,
     StandbyError,
     UnavailableError,
+    UnsupportedError,
 )
 from rowsignal.listener import OUTAGES
 
@@ -39,6 +40,7 @@ STATUSES: Mapping[type[RowSignalError], HTTPStatus] = {
     NotWatchedError: HTTPStatus.SERVICE_UNAVAILABLE,
     ReaderLimitError: HTTPStatus.SERVICE_UNAVAILABLE,
     StandbyError: HTTPStatus.SERVICE_UNAVAILABLE,
+    UnsupportedError: HTTPStatus.NOT_IMPLEMENTED,
     UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 NOSNIFF = ("X-Content-Type-Options", "nosniff")

@@ -30,6 +30,7 @@ from rowsignal.sse.http.problems import ProblemRoute
 from rowsignal.sse.http.requests import Ask
 from rowsignal.sse.http.shutdown import end_in_time, on_stop_signal
 from rowsignal.sse.limits import Limits
+from rowsignal.streams.change_source import ChangeSource, PostgresSource
 
 Authorize = Callable[..., Grant | Awaitable[Grant]]
 
@@ -44,9 +45,10 @@ class TicketRoute(ProblemRoute):
 
 
 def create_sse_router(
-    engine: AsyncEngine,
-    tables: Mapping[Any, Offered] | Iterable[Source],
+    engine: AsyncEngine | None = None,
+    tables: Mapping[Any, Offered] | Iterable[Source] = (),
     *,
+    source: ChangeSource | None = None,
     authorize: Authorize = grant_everything,
     limits: Limits | None = None,
     hooks: Hooks | None = None,
@@ -71,16 +73,26 @@ def create_sse_router(
     an `authorize` with a database session as a dependency would hold it as long as the stream, so
     open and close a session inside it instead.
 
+    `source=` takes the place of the engine: `rowsignal.relay.JetStreamSource` reads the changes
+    from NATS, where a relay puts them.
+
     Key columns that `tables` or a grant leave out are replaced by a digest. Several processes
     need the same `key_secret` (32 random bytes) for readers to resume at another one.
 
     Raises `ValueError` for tables without a primary key, columns that are not there and other
     databases than PostgreSQL.
     """
-    if engine.dialect.name != "postgresql":
+    if (engine is None) == (source is None):
+        raise ValueError("Changes come from an engine or from a source=: pass one of them.")
+    if engine is not None and engine.dialect.name != "postgresql":
         raise ValueError(f"Streams need PostgreSQL: the engine is one of {engine.dialect.name}.")
-    exposures = exposures_of(tables, key_secret=key_secret, dialect=engine.dialect)
-    outlet = Outlet(engine, exposures, limits, hooks)
+    dialect = None if engine is None else engine.dialect
+    exposures = exposures_of(tables, key_secret=key_secret, dialect=dialect)
+    if not exposures:
+        raise ValueError("tables names at least one table: nothing else is offered.")
+    origin = PostgresSource(engine) if engine is not None else source
+    assert origin is not None  # noqa: S101 -- one of them was given
+    outlet = Outlet(origin, exposures, limits, hooks)
     return router_of(outlet, authorize, tickets)
 
 

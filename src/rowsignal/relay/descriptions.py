@@ -1,0 +1,152 @@
+"""What gateways must know of the tables: kept in NATS, so that they need not ask PostgreSQL.
+
+Descriptions are in one key-value bucket, under the tokens of database, schema and table.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from nats.aio.client import Client
+from nats.js.api import KeyValueConfig
+from nats.js.errors import BucketNotFoundError, NoKeysError
+from nats.js.kv import KeyValue
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+from sqlalchemy.exc import UnsupportedCompilationError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from rowsignal.identifiers import QualifiedName
+from rowsignal.relay.subjects import token
+
+BUCKET = "rowsignal-tables"
+DIALECT = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
+KEPT = ("timezone", "precision")  # of a type, beside its name: filters depend on them
+
+Description = Mapping[str, Any]
+
+
+async def describe_tables(
+    engine: AsyncEngine, tables: Mapping[QualifiedName, Sequence[str]]
+) -> dict[QualifiedName, Description]:
+    """Return descriptions of tables with the columns that are carried."""
+
+    def reflect(connection: sa.Connection) -> dict[QualifiedName, Description]:
+        metadata = sa.MetaData()
+        return {
+            (schema, name): describe(
+                sa.Table(
+                    name, metadata, schema=schema, autoload_with=connection, resolve_fks=False
+                ),
+                columns,
+            )
+            for (schema, name), columns in tables.items()
+        }
+
+    async with engine.connect() as connection:
+        return await connection.run_sync(reflect)
+
+
+def describe(table: sa.Table, columns: Sequence[str]) -> Description:
+    """Return what a gateway needs of a table: its carried columns with their types, and its key."""
+    key = [column.name for column in table.primary_key]
+    return {
+        "schema": table.schema or "public",
+        "name": table.name,
+        "key": key,
+        "columns": [
+            {"name": column.name, **_type(column.type)}
+            for column in table.columns
+            if column.name in columns or column.name in key
+        ],
+        "carried": list(columns),
+    }
+
+
+def table_of(description: Description) -> sa.Table:
+    """Return a table that was described.
+
+    >>> table = sa.Table("t", sa.MetaData(), sa.Column("id", sa.BigInteger, primary_key=True))
+    >>> table_of(describe(table, ["id"])).c["id"].type
+    BIGINT()
+    """
+    key = description["key"]
+    columns = [
+        sa.Column(it["name"], _made(it), primary_key=it["name"] in key)
+        for it in description["columns"]
+    ]
+    return sa.Table(description["name"], sa.MetaData(), *columns, schema=description["schema"])
+
+
+def _type(type_: sa.types.TypeEngine[Any]) -> dict[str, Any]:
+    while isinstance(type_, postgresql.DOMAIN):
+        type_ = type_.data_type
+    if isinstance(type_, sa.ARRAY):
+        return {"type": "ARRAY", "of": _type(type_.item_type)}
+    if isinstance(type_, sa.Enum):
+        return {"type": "ENUM", "labels": list(type_.enums)}
+    kept = {it: getattr(type_, it, None) for it in KEPT}
+    return {"type": _name(type_), **{it: value for it, value in kept.items() if value}}
+
+
+def _name(type_: sa.types.TypeEngine[Any]) -> str:
+    """Return the name of SQLAlchemy's type; nothing for a type that it does not know."""
+    try:
+        written = type_.compile(DIALECT)
+    except UnsupportedCompilationError:
+        return ""
+    plain, *_ = re.split(r"\(| WITH", written, maxsplit=1)
+    name = plain.strip().replace(" ", "_")
+    return name if isinstance(getattr(postgresql, name, None), type) else ""
+
+
+def _made(facts: Mapping[str, Any]) -> sa.types.TypeEngine[Any]:
+    if facts["type"] == "ARRAY":
+        return postgresql.ARRAY(_made(facts["of"]))
+    if facts["type"] == "ENUM":
+        return sa.Enum(*facts["labels"])
+    if not facts["type"]:
+        return sa.types.NullType()
+    kind = getattr(postgresql, facts["type"])
+    made: sa.types.TypeEngine[Any] = kind(**{it: facts[it] for it in KEPT if it in facts})
+    return made
+
+
+class Descriptions:
+    """The bucket of descriptions, for one database."""
+
+    def __init__(self, client: Client, database: str) -> None:
+        self._js = client.jetstream()
+        self._prefix = token(database)
+
+    async def store(self, descriptions: Iterable[Description], replicas: int) -> None:
+        """Store what tables are now; the bucket is made where there is none."""
+        try:
+            bucket = await self._js.key_value(BUCKET)
+        except BucketNotFoundError:
+            config = KeyValueConfig(bucket=BUCKET, replicas=replicas)
+            bucket = await self._js.create_key_value(config)
+        for it in descriptions:
+            await bucket.put(self._key(it["schema"], it["name"]), json.dumps(it).encode())
+
+    async def load(self) -> dict[QualifiedName, Description]:
+        """Return the descriptions that relays have stored; nothing where there was no relay."""
+        try:
+            bucket = await self._js.key_value(BUCKET)
+            keys = await bucket.keys()
+        except (BucketNotFoundError, NoKeysError):
+            return {}
+        own = [key for key in keys if key.startswith(f"{self._prefix}.")]
+        found = [await self._read(bucket, key) for key in sorted(own)]
+        return {(it["schema"], it["name"]): it for it in found}
+
+    @staticmethod
+    async def _read(bucket: KeyValue, key: str) -> Description:
+        entry = await bucket.get(key)
+        description: Description = json.loads(entry.value or b"{}")
+        return description
+
+    def _key(self, schema: str, name: str) -> str:
+        return f"{self._prefix}.{token(schema)}.{token(name)}"

@@ -1,0 +1,54 @@
+"""What a relay needs of the engine that carries its messages."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rowsignal.relay.messages import Message
+
+
+class FencedError(Exception):
+    """Another message took the place that this one was meant for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The end of a stream: the last message's sequence, and the position that it carries.
+
+    `position` is None where there is no such message; with a sequence above 0 there was one.
+    """
+
+    sequence: int = 0
+    position: str | None = None
+
+
+class Receipt(Protocol):
+    """What a stored message gets: its sequence, or that of an earlier one with the same id."""
+
+    @property
+    def seq(self) -> int:
+        """The sequence."""
+
+
+Acknowledgement = asyncio.Future[Any]  # of a `Receipt`; of `FencedError`, or of what went wrong
+
+
+class Publisher(Protocol):
+    """Stores messages in the order of their sequences, each only at its very place."""
+
+    @property
+    def max_bytes(self) -> int:
+        """How large a message may be."""
+
+    async def head(self) -> Head:
+        """Return the end of the stream, which is made where there is none."""
+
+    async def publish(self, message: Message, after: int, follows: str | None) -> Acknowledgement:
+        """Send a message that is stored only right after a sequence.
+
+        `follows`, the id of the message of that sequence, is given while it is not known to be
+        stored: a number alone would also fit behind a message of another relay.
+        """
+
+    def forget(self, acknowledgement: Acknowledgement) -> None:
+        """Wait for a receipt no longer."""

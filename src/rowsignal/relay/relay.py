@@ -1,0 +1,313 @@
+"""`Relay`: drains the change log of one database into one JetStream stream, each change once."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack
+from datetime import datetime
+from functools import partial
+from typing import Any, NoReturn
+
+from nats.aio.client import Client
+from sqlalchemy import text
+from sqlalchemy.exc import NoSuchTableError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from rowsignal.changes import Reset
+from rowsignal.exceptions import NotWatchedError, PositionError
+from rowsignal.hooks import Hooks, guarded
+from rowsignal.identifiers import QualifiedName
+from rowsignal.listener import reconnect_delays
+from rowsignal.postgres.errors import describe, is_outage
+from rowsignal.relay.connection import OUTAGES, connected
+from rowsignal.relay.descriptions import Descriptions, describe_tables
+from rowsignal.relay.jetstream import JetStreamPublisher, StreamSettings
+from rowsignal.relay.messages import TOO_LARGE, UNPLACED, Message, MessageWriter
+from rowsignal.relay.pipeline import Pipeline
+from rowsignal.relay.presence import Presence, StandbyRequiredError
+from rowsignal.relay.publisher import FencedError, Head, Publisher
+from rowsignal.relay.tables import Carried, carried_tables, columns_of
+from rowsignal.relay.timings import RelayTimings
+from rowsignal.streams.feed import ChangeFeed
+from rowsignal.streams.loader import Loaded, RowChange, TableReset
+from rowsignal.streams.sources import SourceBatch
+
+logger = logging.getLogger("rowsignal.relay")
+
+Describe = Callable[[Mapping[QualifiedName, tuple[str, ...]]], Awaitable[None]]
+
+LONGEST_DELAY = 1.0  # between attempts: NATS and PostgreSQL are asked for one message each
+EMPTIED = (
+    "The end of the stream does not say how far the relay had come: its messages were discarded or"
+    " are of another program."
+)
+SECURED = "Row-level security decides who sees a row of {}, and cannot be asked outside PostgreSQL."
+
+
+class Relay:
+    """Publishes every change of some logged tables, exactly once and in order, for any number.
+
+        await Relay(engine, "nats://localhost:4222").run()
+
+    `nats` is a URL, several with commas between them, or a connected client. `tables` are models
+    or names, or a mapping of them to the columns that are carried; without, all tables that have a
+    log. The stream is made with the settings `stream` where there is none.
+
+    Any number of relays may run: one is at work, the others stand by. What a crash of any of them
+    leaves undecided is decided by the stream, which takes a message only at its very place.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        nats: str | Client,
+        *,
+        tables: Carried = None,
+        stream: StreamSettings | None = None,
+        timings: RelayTimings | None = None,
+        hooks: Hooks | None = None,
+    ) -> None:
+        self._engine = engine
+        self._nats = nats
+        self._tables = tables
+        self._stream = stream
+        self._timings = timings or RelayTimings()
+        self._hooks = guarded(hooks or Hooks())
+
+    async def run(self) -> NoReturn:
+        """Relay until cancelled, whatever goes away meanwhile; raise what trying cannot mend."""
+        async with AsyncExitStack() as stack:
+            tables, database = await carried_tables(self._engine, self._tables), await self._name()
+            client = await stack.enter_async_context(connected(self._nats, "rowsignal relay"))
+            presence = Presence(client, database, self._timings)
+            stack.push_async_callback(presence.close)
+            await presence.open()
+            publisher = JetStreamPublisher(client, database, self._stream)
+            stack.push_async_callback(publisher.close)
+            term = Term(self._engine, publisher, database, tables, self._timings, self._hooks)
+            replicas = (self._stream or StreamSettings()).replicas
+            term.describe = partial(self._describe, Descriptions(client, database), replicas)
+            await self._keep_going(term, presence)
+
+    async def _describe(
+        self,
+        descriptions: Descriptions,
+        replicas: int,
+        columns: Mapping[QualifiedName, tuple[str, ...]],
+    ) -> None:
+        """Tell gateways what the tables are like."""
+        try:
+            found = await describe_tables(self._engine, columns)
+        except NoSuchTableError as error:  # dropped just now, which the catalogue will tell
+            logger.warning("a table cannot be described: %s", describe(error))
+            return
+        await descriptions.store(found.values(), replicas)
+
+    async def _name(self) -> str:
+        async with self._engine.connect() as connection:
+            return str(await connection.scalar(text("SELECT pg_catalog.current_database()")))
+
+    async def _keep_going(self, term: "Term", presence: Presence) -> NoReturn:
+        delays = reconnect_delays()
+        while True:
+            await presence.silence()
+            began = time.monotonic()
+            try:
+                await term.run(presence)
+            except StandbyRequiredError:
+                logger.info("another relay is at work; this one stands by")
+            except FencedError:
+                logger.info("another relay has published; going on from the end of the stream")
+            except Exception as error:
+                if not isinstance(error, OUTAGES) and not is_outage(error):
+                    raise
+                logger.warning("the relay cannot go on just now: %s", describe(error))
+                self._hooks.task_restarted(task="relay", reason=type(error).__name__)
+                if time.monotonic() - began > LONGEST_DELAY:
+                    delays = reconnect_delays()
+                await asyncio.sleep(min(next(delays), LONGEST_DELAY))
+            finally:
+                self._hooks.relay_active(database=term.database, active=False)
+
+
+class Term:
+    """The work of a relay from the end of the stream on, until something keeps it from going on."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        publisher: Publisher,
+        database: str,
+        tables: dict[QualifiedName, tuple[str, ...] | None],
+        timings: RelayTimings,
+        hooks: Hooks,
+    ) -> None:
+        self.database = database
+        self._engine = engine
+        self._publisher = publisher
+        self._tables = tables
+        self._timings = timings
+        self._hooks = hooks
+        self._writer = MessageWriter(database)
+        self._reached = ""
+        self._stored_at = 0.0
+        self._is_first = True
+        self._described: Mapping[QualifiedName, tuple[str, ...]] = {}
+        self.describe: Describe | None = None
+
+    async def run(self, presence: Presence) -> NoReturn:
+        """Publish what comes after the stream's last message; raise what ends the term."""
+        head = await self._publisher.head()
+        async with AsyncExitStack() as stack:
+            feed, is_lost = await self._open(stack, head)
+            self._reached = head.position or feed.position or ""
+            pipeline = Pipeline(
+                self._publisher,
+                head,
+                timeout=self._timings.acknowledgement,
+                report=self._report,
+            )
+            stack.callback(pipeline.close)
+            if is_lost:
+                await self._begin(feed, pipeline, head)
+            await self._tell_faults(feed, pipeline)
+            await self._follow_columns(feed)
+            self._hooks.relay_active(database=self.database, active=True)
+            logger.info("relaying %s after message %d", self.database, head.sequence)
+            await run_together(
+                presence.announce(), pipeline.collect(), self._publish(feed, pipeline)
+            )
+
+    async def _open(self, stack: AsyncExitStack, head: Head) -> tuple[ChangeFeed, bool]:
+        """Follow the log from where the stream ends; tell whether that is not known."""
+        position = head.position
+        try:
+            feed = ChangeFeed(self._engine, self._tables, after=position)
+            await stack.enter_async_context(feed)
+        except PositionError:
+            position = None
+            feed = ChangeFeed(self._engine, self._tables)
+            await stack.enter_async_context(feed)
+        if self._is_first:
+            self._check(feed)
+        self._is_first = False
+        return feed, position is None
+
+    async def _tell_faults(self, feed: ChangeFeed, pipeline: Pipeline) -> None:
+        """Reset the tables whose triggers went while this relay stood by or was cut off."""
+        for name, state in feed.states.items():
+            if state.fault is not None:
+                reset = TableReset(reason=state.fault, table=name, is_of_capture=True)
+                await self._send_reset(pipeline, reset)
+
+    def _check(self, feed: ChangeFeed) -> None:
+        """Refuse to begin where changes would be missing: that is for an operator to mend."""
+        feed.check()
+        for state in feed.states.values():
+            if state.capture.kind != "log":
+                raise NotWatchedError(
+                    f"{state.label} has no change log, which a relay reads:"
+                    f" `rowsignal install --log {state.label}`."
+                )
+            if state.shape is not None and state.shape.has_row_security:
+                raise NotWatchedError(
+                    f"{SECURED.format(state.label)} Let the relay connect as a role with BYPASSRLS,"
+                    " and gateways decide by grants."
+                )
+
+    async def _begin(self, feed: ChangeFeed, pipeline: Pipeline, head: Head) -> None:
+        """Say where an empty stream begins, or that what came before is not known."""
+        self._reached = feed.position or ""
+        if head.sequence:
+            await self._send_reset(pipeline, Reset(reason=EMPTIED))
+        else:
+            await pipeline.send(self._writer.checkpoint(self._reached, 0))
+        self._stored_at = time.monotonic()
+
+    async def _publish(self, feed: ChangeFeed, pipeline: Pipeline) -> NoReturn:
+        while True:
+            batch = await feed.next()
+            columns = await self._follow_columns(feed)
+            wanted = {name: frozenset(names) for name, names in columns.items()}
+            loaded = await feed.load(batch, wanted)
+            for it in loaded:
+                await self._send(feed, pipeline, it, columns)
+            await self._finish(batch, pipeline, is_empty=not loaded)
+
+    async def _follow_columns(self, feed: ChangeFeed) -> dict[QualifiedName, tuple[str, ...]]:
+        """Return the columns that are carried now; where they have changed, tell gateways."""
+        columns = {
+            name: columns_of(shape, self._tables[name]) for name, shape in feed.shapes.items()
+        }
+        if columns != self._described and self.describe is not None:
+            await self.describe(columns)
+        self._described = columns
+        return columns
+
+    async def _finish(self, batch: SourceBatch, pipeline: Pipeline, *, is_empty: bool) -> None:
+        now = time.monotonic()
+        if batch.position is None:
+            return
+        if not is_empty:
+            self._stored_at = now
+        elif now - self._stored_at >= self._timings.checkpoint:
+            self._stored_at = now
+            await pipeline.send(self._writer.checkpoint(batch.position, pipeline.sequence))
+        self._reached = batch.position
+
+    async def _send(
+        self,
+        feed: ChangeFeed,
+        pipeline: Pipeline,
+        it: Loaded | Reset,
+        columns: dict[QualifiedName, tuple[str, ...]],
+    ) -> None:
+        if not isinstance(it, RowChange):
+            await self._send_reset(pipeline, it)
+            return
+        reason = self._unfit(feed, it)
+        message = None if reason else self._written(it, columns[it.table])
+        if message is None or message.size > pipeline.max_bytes:
+            reason = reason or TOO_LARGE.format(".".join(it.table))
+            reset = TableReset(reason=reason, position=it.change.position, table=it.table)
+            await self._send_reset(pipeline, reset)
+            return
+        self._reached = message.id
+        await pipeline.send(message)
+
+    def _written(self, it: RowChange, columns: tuple[str, ...]) -> Message | None:
+        try:
+            return self._writer.change(it, it.change.position or "", columns)
+        except (ValueError, RecursionError):
+            return None
+
+    def _unfit(self, feed: ChangeFeed, it: RowChange) -> str | None:
+        """Return why a change cannot be carried, in a sentence."""
+        if feed.shapes[it.table].has_row_security:
+            return SECURED.format(".".join(it.table))
+        return None if it.change.position else UNPLACED.format(".".join(it.table))
+
+    async def _send_reset(self, pipeline: Pipeline, reset: Reset) -> None:
+        self._reached = reset.position or self._reached
+        await pipeline.send(self._writer.reset(reset, self._reached, pipeline.sequence))
+        table = ".".join(reset.table) if isinstance(reset, TableReset) else self.database
+        self._hooks.reset(table=table, reason=reset.reason)
+        logger.warning("a reset is relayed: %s", reset.reason)
+
+    def _report(self, count: int, captured_at: datetime | None) -> None:
+        lag = 0.0 if captured_at is None else max(time.time() - captured_at.timestamp(), 0.0)
+        self._hooks.relayed(database=self.database, count=count, lag=lag)
+
+
+async def run_together(*works: Coroutine[Any, Any, NoReturn]) -> NoReturn:
+    """Run what never ends until one of it fails; end the others and raise that error."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await next(iter(done))
+        raise RuntimeError("what never ends has ended")
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

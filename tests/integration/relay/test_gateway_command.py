@@ -1,0 +1,184 @@
+"""`rowsignal gateway` as a process, and the descriptions of tables that it lives by."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+from nats.aio.client import Client
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from rowsignal.exceptions import NotFoundError, NotWatchedError
+from rowsignal.relay import relayed_tables
+from rowsignal.relay.descriptions import describe, table_of
+from support.event_streams import execute, make_tables, reading
+from support.nats_server import NatsServer, free_ports
+from support.relays import StreamReader, relaying
+
+PATIENCE = 60.0
+COMMAND = str(Path(sys.executable).with_name("rowsignal"))
+
+
+@asynccontextmanager
+async def gateway_process(*arguments: str) -> AsyncIterator[int]:
+    """Run a gateway for the length of a block; give its port."""
+    (port,) = free_ports(1)
+    process = await asyncio.create_subprocess_exec(
+        COMMAND, "gateway", "--port", str(port), *arguments, stderr=-1, stdout=-1
+    )
+    try:
+        await _until_ready(process, port)
+        yield port
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def _until_ready(process: asyncio.subprocess.Process, port: int) -> None:
+    async with asyncio.timeout(PATIENCE), httpx.AsyncClient() as client:
+        while True:
+            assert process.returncode is None, await process.communicate()
+            try:
+                answer = await client.get(f"http://127.0.0.1:{port}/health/ready")
+            except httpx.TransportError:
+                await asyncio.sleep(0.1)
+                continue
+            assert answer.json() == {"status": "ready"}
+            return
+
+
+@pytest.fixture
+async def relayed(
+    engine: AsyncEngine, nats: NatsServer, stream: StreamReader
+) -> AsyncIterator[str]:
+    """Provide the name of a database whose orders and items are relayed."""
+    await make_tables(engine, row_values=True)
+    async with relaying(engine, nats.url):
+        await stream.next()
+        await execute(engine, "insert into orders values (1, 'open', 1.50, 1, 'x')")
+        await stream.changes(1)
+        yield engine.url.database or ""
+
+
+async def test_a_gateway_serves_what_is_relayed(
+    relayed: str, engine: AsyncEngine, nats: NatsServer
+) -> None:
+    async with gateway_process("--nats", nats.url, "--database", relayed) as port:
+        path = "/v1/changes/orders?where=total.gt.2"
+        async with reading(port, path) as reader:
+            await reader.until(lambda it: it.name == "heartbeat" and bool(it.id))
+            await execute(engine, "insert into orders values (2, 'open', 1, 1, 'x')")
+            await execute(engine, "insert into orders values (3, 'open', 3.20, 1, 'x')")
+            event = await reader.until("insert")
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            script = await client.get("/client.js")
+            metrics = await client.get("/metrics")
+            live = await client.get("/health/live")
+    assert event.key == 3
+    assert event.data["row"]["total"] == "3.20"
+    assert script.headers["content-type"].startswith("text/javascript")
+    assert "rowsignal_deliveries_total" in metrics.text
+    assert live.json() == {"status": "ok"}
+
+
+async def test_a_gateway_with_a_database_begins_with_the_rows(
+    relayed: str, engine: AsyncEngine, nats: NatsServer
+) -> None:
+    url = engine.url.render_as_string(hide_password=False)
+    async with (
+        gateway_process("--nats", nats.url, "--url", url, "--table", "orders") as port,
+        reading(port, "/v1/changes/orders?snapshot=true") as reader,
+    ):
+        row = await reader.until("snapshot")
+        await reader.until("snapshot-end")
+    assert row.key == 1
+
+
+async def test_tables_are_described_to_gateways(
+    relayed: str, engine: AsyncEngine, nats: NatsServer, client: Client, stream: StreamReader
+) -> None:
+    found = {
+        table.name: columns for table, columns in (await relayed_tables(client, relayed)).items()
+    }
+    assert set(found) == {"orders", "items"}
+    assert set(found["orders"]) == {"id", "status", "total", "customer", "secret"}
+    (only,) = await relayed_tables(nats.url, relayed, {"public.items": ["name"]})
+    assert [it.name for it in only.primary_key] == ["order_id", "name"]
+    with pytest.raises(NotFoundError, match="not relayed; there are public"):
+        await relayed_tables(client, relayed, {"absent": None})
+    with pytest.raises(NotWatchedError, match="rowsignal relay"):
+        await relayed_tables(client, "absent")
+
+
+async def test_a_new_column_is_described_when_a_change_comes(
+    relayed: str, engine: AsyncEngine, client: Client, stream: StreamReader
+) -> None:
+    await execute(engine, "alter table orders add column extra integer")
+    async with asyncio.timeout(PATIENCE):
+        while "extra" not in str(await relayed_tables(client, relayed)):
+            await execute(engine, "update orders set status = status || 'x'")
+            await stream.next()
+
+
+@pytest.mark.parametrize(
+    "type_",
+    [
+        sa.BigInteger(),
+        sa.Numeric(10, 2),
+        sa.REAL(),
+        sa.Float(20),
+        sa.Double(),
+        sa.Text(),
+        sa.String(20),
+        sa.Boolean(),
+        sa.Uuid(),
+        sa.Date(),
+        sa.DateTime(timezone=True),
+        sa.DateTime(),
+        sa.Time(timezone=True),
+        postgresql.JSONB(),
+        postgresql.CITEXT(),
+        postgresql.ARRAY(sa.Numeric()),
+        sa.Enum("a", "b", name="letters"),
+        postgresql.DOMAIN("positive", sa.Integer()),
+    ],
+)
+def test_a_type_that_was_described_filters_as_before(type_: Any) -> None:
+    from rowsignal.exceptions import FilterError
+    from rowsignal.sse.access.column_types import kind_of
+
+    def kind(table: sa.Table) -> Any:
+        try:
+            found = kind_of(table.c.v)
+        except FilterError:
+            return None
+        return found.name, found.labels, getattr(found, "is_ordered", None)
+
+    table = sa.Table(
+        "t", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("v", type_)
+    )
+    made = table_of(describe(table, ["id", "v"]))
+    assert kind(made) == kind(table)
+    assert made.c.id.primary_key
+    assert made.schema == "public"
+
+
+async def test_a_gateway_says_what_it_lacks(nats: NatsServer, monkeypatch: Any) -> None:
+    for name in ("DATABASE_URL", "ROWSIGNAL_DATABASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for arguments, words in (
+        (("--nats", nats.url), b"--database"),
+        (("--nats", nats.url, "--database", "absent"), b"rowsignal relay"),
+    ):
+        process = await asyncio.create_subprocess_exec(COMMAND, "gateway", *arguments, stderr=-1)
+        _, said = await process.communicate()
+        assert process.returncode in {1, 2}
+        assert words in said
+        assert b"Traceback" not in said
