@@ -42,6 +42,9 @@ class Price(BaseModel):
 
 
 class Labelled:
+    def __repr__(self) -> str:
+        return "Labelled()"
+
     def __str__(self) -> str:
         return "a label"
 
