@@ -5,7 +5,7 @@ ARG PYTHON_IMAGE=python:3.13-slim
 
 FROM ${PYTHON_IMAGE} AS build
 WORKDIR /source
-COPY pyproject.toml README.md LICENSE constraints.txt ./
+COPY pyproject.toml setup.py README.md LICENSE constraints.txt ./
 COPY src src
 COPY sql sql
 RUN pip wheel --no-cache-dir --constraint constraints.txt --wheel-dir /wheels ".[service]"
@@ -13,6 +13,8 @@ RUN pip wheel --no-cache-dir --constraint constraints.txt --wheel-dir /wheels ".
 FROM ${PYTHON_IMAGE}
 RUN useradd --system --create-home --uid 10001 rowsignal
 COPY --from=build /wheels /wheels
+# The wheels of the first stage, and nothing from an index.
+# hadolint ignore=DL3013
 RUN pip install --no-cache-dir --no-index --find-links /wheels "rowsignal[service]" && rm -r /wheels
 USER 10001
 ENV PYTHONUNBUFFERED=1 \

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prepare `.venv` beside this file and run one of: demo, test, lint, bench."""
+"""Prepare `.venv` beside this file and run one of: demo, test, lint, bench, docs, release."""
 
 import hashlib
 import os
@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).resolve().parent
@@ -15,12 +16,17 @@ BASE = getattr(sys, "_base_executable", sys.executable)  # not the one of .venv,
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 USAGE = """\
-usage: python3 dev.py demo | test | lint | bench NAME  (further arguments are passed on)
+usage: python3 dev.py demo | test | lint | bench NAME | docs | release
+       (further arguments are passed on)
 
   demo [--once]        show the main job on a PostgreSQL of its own
   test [--pg 15,18]    run the tests, on these major versions of PostgreSQL
   lint                 check style, types and the floor plan
-  bench NAME [--json]  measure against a peer"""
+  bench NAME [--json]  measure against a peer
+  docs [--serve]       build the site of the documentation into `site/`, or serve it
+  release --dry-run    build what is published, and check it as its users meet it"""
+REFRESH = 0.5  # seconds between two states of the progress line
+REPORT = 10.0  # the same where the output is no terminal
 
 
 def run(*command: object) -> None:
@@ -53,17 +59,18 @@ def installer() -> tuple[object, ...]:
     if uv := shutil.which("uv"):
         if not has_venv():
             run(uv, "venv", "-q", "--clear", "--python", BASE, VENV)
-        return (uv, "pip", "install", "-q", "--python", PYTHON)
+        return (uv, "pip", "install", "--python", PYTHON)
+    pip = (PYTHON, "-m", "pip", "install", "--no-color", "--progress-bar", "off")
     if has_venv() and next(VENV.glob("lib/python*/site-packages/pip"), None):
-        return (PYTHON, "-m", "pip", "install", "-q")
+        return pip
     shutil.rmtree(VENV, ignore_errors=True)
     try:
         run(BASE, "-m", "venv", VENV)
     except subprocess.CalledProcessError:  # Debian without python3-venv: borrow the outer pip
         shutil.rmtree(VENV, ignore_errors=True)
         run(BASE, "-m", "venv", "--without-pip", VENV)
-        return (BASE, "-m", "pip", "--python", PYTHON, "install", "-q")
-    return (PYTHON, "-m", "pip", "install", "-q")
+        return (BASE, "-m", "pip", "--python", PYTHON, *pip[3:])
+    return pip
 
 
 def prepare() -> None:
@@ -71,9 +78,46 @@ def prepare() -> None:
     stamp, digest = VENV / ".stamp", wanted()
     if PYTHON.exists() and stamp.exists() and stamp.read_text() == digest:
         return
-    print("preparing .venv (once, about a minute) ...", file=sys.stderr)
-    run(*installer(), "-c", "constraints.txt", "-e", ".[dev]")
+    print("preparing .venv, once: one to three minutes ...", file=sys.stderr, flush=True)
+    install(*installer(), "-c", "constraints.txt", "-e", ".[dev]")
     stamp.write_text(digest)
+
+
+def install(*command: object) -> None:
+    """Run the installer behind one line of progress; print what it wrote where it fails."""
+    began, wait = time.monotonic(), REFRESH if sys.stderr.isatty() else REPORT
+    parts, log = [str(part) for part in command], VENV / "install.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(parts, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
+        while process.poll() is None:
+            try:
+                process.wait(wait)
+            except subprocess.TimeoutExpired:
+                show(f"{progress(log)}, {time.monotonic() - began:.0f} s")
+    if process.returncode:
+        print(f"\n{log.read_text(errors='replace')}", file=sys.stderr)
+        raise subprocess.CalledProcessError(process.returncode, parts)
+    show(f"done in {time.monotonic() - began:.0f} s", end="\n")
+
+
+def progress(log: pathlib.Path) -> str:
+    """Tell how far an installation is, by what it has written and put into place."""
+    lines = log.read_text(errors="replace").splitlines()
+    found = sum(line.startswith("Collecting ") for line in lines)
+    installed = len(list(VENV.glob("lib/python*/site-packages/*.dist-info")))
+    return f"{found} packages fetched, {installed} installed"
+
+
+def show(state: str, end: str = "") -> None:
+    """Write the progress line: over the last one in a terminal, else as a line of its own."""
+    line = f"preparing .venv: {state}"
+    is_terminal = sys.stderr.isatty()
+    print(
+        f"\r{line:<70}" if is_terminal else line,
+        end=end if is_terminal else "\n",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def lint() -> None:
@@ -126,7 +170,12 @@ def main(arguments: list[str]) -> int:
         )
         return 2
     command, rest = (arguments or ["help"])[0], arguments[1:]
-    modules = {"demo": ["rowsignal", "demo"], "bench": ["benchmarks"]}
+    modules = {
+        "demo": ["rowsignal", "demo"],
+        "bench": ["benchmarks"],
+        "docs": ["development.site"],
+        "release": ["development.release"],
+    }
     if command not in {*modules, "lint", "test"}:
         print(USAGE, file=sys.stderr)
         return 0 if command in {"help", "-h", "--help"} else 2

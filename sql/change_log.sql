@@ -113,7 +113,9 @@ $rowsignal$;
 
 -- :: store_position
 -- Keep a position under the digest of its text, so that one position is one row however often it is
--- handed in; null for a position of transactions that this server has not begun.
+-- handed in; null for one of transactions that this server has not begun, or of more than can run at
+-- once. Some 10,000 are kept:
+-- positions can be made up, and the reader of one that has been dropped is told to begin anew.
 create or replace function rowsignal.store_position_v2(before pg_snapshot, after pg_snapshot)
 returns uuid
 language plpgsql volatile security definer
@@ -121,12 +123,20 @@ set search_path = pg_catalog, pg_temp
 as $rowsignal$
 declare
     digest constant uuid := md5(concat(before, ' ', after))::uuid;
+    most_running constant integer := current_setting('max_connections')::integer
+        + current_setting('max_prepared_transactions')::integer + 100;
 begin
-    if greatest(pg_snapshot_xmax(before), pg_snapshot_xmax(after)) > pg_snapshot_xmax(pg_current_snapshot()) then
+    if greatest(pg_snapshot_xmax(before), pg_snapshot_xmax(after)) > pg_snapshot_xmax(pg_current_snapshot())
+        or greatest(pg_column_size(before), pg_column_size(after)) > 8 * most_running + 64
+    then
         return null;
     end if;
     insert into rowsignal.stored_position (id, before, after) values (digest, before, after)
     on conflict do nothing;
+    if found and random() < 0.01 then
+        delete from rowsignal.stored_position as p
+        where p.id in (select s.id from rowsignal.stored_position as s order by s.stored_at desc offset 10000);
+    end if;
     return digest;
 end
 $rowsignal$;

@@ -74,7 +74,7 @@ select pg_catalog.regexp_replace(rowsignal.log_origin_v1(), '[^:]*$', '')
 -- transactions) of an incarnation ($3): log_head and log_changes at once, up to the snapshot of this
 -- very statement. A number ($4) bounds what is looked at: as many rows are any of those there are,
 -- fewer are all of them. A transaction that still runs has nothing to show, however much it wrote. Without changes one row comes that has the head alone. Where
--- only some tables are wanted, log_relations says which ($6, $7). Every node of the plan counts: who
+-- only some tables are wanted, log_look_of_tables says so ($6, $7). Every node of the plan counts: who
 -- is woken after a pause runs with cold caches.
 select
     c.*,
@@ -116,6 +116,20 @@ left join lateral (
     limit $4
 ) as c on true
 order by c.id
+
+-- :: log_look_of_tables
+-- log_relations, asked in the same statement.
+and c.relation = any (array(
+            select t.relation
+            from unnest($6::text[], $7::text[]) as w (schema, name)
+            join pg_catalog.pg_namespace as n on n.nspname = w.schema
+            join pg_catalog.pg_class as k on k.relnamespace = n.oid and k.relname = w.name
+            cross join lateral (
+                select k.oid as relation
+                union
+                select p.relid::oid from pg_catalog.pg_partition_tree(k.oid) as p
+            ) as t
+        ))
 
 -- :: log_relation_names
 -- A partition goes by its root's name, by which programs know it.

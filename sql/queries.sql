@@ -74,74 +74,74 @@ lock table rowsignal.migration in share row exclusive mode
 -- Tables asked for (:asked, JSON: tables as pairs of schema or null and name) in that order; then,
 -- if with_strays is true, those that carry triggers of ours without having been asked for. Each
 -- comes with its partitions or children, and all of our triggers on them, clones included.
-WITH RECURSIVE request AS MATERIALIZED (
-    SELECT CAST(:asked AS json) AS asked
+with recursive request as materialized (
+    select cast(:asked as json) as asked
 ),
-asked AS (
-    SELECT item.place, item.value ->> 0 AS schema, item.value ->> 1 AS name,
-           pg_catalog.to_regclass(pg_catalog.concat(pg_catalog.quote_ident(item.value ->> 0) || '.', pg_catalog.quote_ident(item.value ->> 1)))::oid AS root
-    FROM request, pg_catalog.json_array_elements(asked -> 'tables'::text) WITH ORDINALITY AS item(value, place)
+asked as (
+    select item.place, item.value ->> 0 as schema, item.value ->> 1 as name,
+           pg_catalog.to_regclass(pg_catalog.concat(pg_catalog.quote_ident(item.value ->> 0) || '.', pg_catalog.quote_ident(item.value ->> 1)))::oid as root
+    from request, pg_catalog.json_array_elements(asked -> 'tables'::text) with ordinality as item(value, place)
 ),
-ours AS (
+ours as (
     -- A function made for a table says in its first line when it needs no pinned settings.
-    SELECT oid AS function, proname AS name, pg_catalog.md5(prosrc) AS digest, prosecdef AS is_definer,
-        prosrc like E'\n-- No setting of the session matters here%' OR
+    select oid as function, proname as name, pg_catalog.md5(prosrc) as digest, prosecdef as is_definer,
+        prosrc like E'\n-- No setting of the session matters here%' or
         coalesce(pg_catalog.replace(pg_catalog.array_to_string(proconfig, ';'), '"', '')
-        like '%search_path=pg_catalog, pg_temp%', false) AS is_pinned
-    FROM pg_catalog.pg_proc
-    WHERE pronamespace = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = 'rowsignal')
-      AND prorettype = 'trigger'::regtype::oid
+        like '%search_path=pg_catalog, pg_temp%', false) as is_pinned
+    from pg_catalog.pg_proc
+    where pronamespace = (select oid from pg_catalog.pg_namespace where nspname = 'rowsignal')
+      and prorettype = 'trigger'::regtype::oid
 ),
-family(root, relation) AS (
-    SELECT DISTINCT root, root FROM asked WHERE root IS NOT NULL
-    UNION
-    SELECT f.root, i.inhrelid FROM pg_catalog.pg_inherits i JOIN family f ON i.inhparent = f.relation
+family(root, relation) as (
+    select distinct root, root from asked where root is not null
+    union
+    select f.root, i.inhrelid from pg_catalog.pg_inherits i join family f on i.inhparent = f.relation
 ),
-everybody AS (
-    SELECT place, schema, name, root, false AS is_stray FROM asked
-    UNION ALL
-    SELECT DISTINCT CAST(NULL AS bigint), CAST(NULL AS text), CAST(NULL AS text), t.tgrelid, true
-    FROM request, ours o JOIN pg_catalog.pg_trigger t ON t.tgfoid = o.function JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
-    WHERE (asked ->> 'with_strays'::text)::boolean AND NOT c.relispartition
-      AND t.tgrelid NOT IN (SELECT relation FROM family)
+everybody as (
+    select place, schema, name, root, false as is_stray from asked
+    union all
+    select distinct cast(null as bigint), cast(null as text), cast(null as text), t.tgrelid, true
+    from request, ours o join pg_catalog.pg_trigger t on t.tgfoid = o.function join pg_catalog.pg_class c on c.oid = t.tgrelid
+    where (asked ->> 'with_strays'::text)::boolean and not c.relispartition
+      and t.tgrelid not in (select relation from family)
 )
-SELECT e.is_stray, coalesce(n.nspname, e.schema)::text AS schema, coalesce(c.relname, e.name)::text AS name,
-    e.root::bigint AS oid, c.relkind::text AS kind,
-    ARRAY(SELECT a.attname::text
-          FROM pg_catalog.pg_index i, pg_catalog.unnest(i.indkey::smallint[]) WITH ORDINALITY AS k(number, place), pg_catalog.pg_attribute a
-          WHERE i.indrelid = e.root AND i.indisprimary AND k.place <= i.indnkeyatts
-            AND a.attrelid = e.root AND a.attnum = k.number ORDER BY k.place) AS key_columns,
+select e.is_stray, coalesce(n.nspname, e.schema)::text as schema, coalesce(c.relname, e.name)::text as name,
+    e.root::bigint as oid, c.relkind::text as kind,
+    array(select a.attname::text
+          from pg_catalog.pg_index i, pg_catalog.unnest(i.indkey::smallint[]) with ordinality as k(number, place), pg_catalog.pg_attribute a
+          where i.indrelid = e.root and i.indisprimary and k.place <= i.indnkeyatts
+            and a.attrelid = e.root and a.attnum = k.number order by k.place) as key_columns,
     -- whether readers write the key as triggers do, whose JSON follows casts to json
-    NOT EXISTS (
-        SELECT FROM pg_catalog.pg_index i, pg_catalog.unnest(i.indkey::smallint[]) AS k(number), pg_catalog.pg_attribute a, pg_catalog.pg_type t
-        WHERE i.indrelid = e.root AND i.indisprimary AND a.attrelid = e.root AND a.attnum = k.number
-            AND t.oid = a.atttypid AND t.oid::bigint >= 16384
-            AND t.typbasetype::bigint NOT BETWEEN 1 AND 16383
-            AND (t.typtype NOT IN ('b', 'e', 'r') OR t.typelem <> 0::oid OR EXISTS (
-                SELECT FROM pg_catalog.pg_cast x WHERE x.castsource = t.oid AND x.casttarget = 'json'::regtype::oid))
-    ) AS has_plain_key,
-    c.relrowsecurity AS has_row_security,
-    ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a
-          WHERE a.attrelid = e.root AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum) AS columns,
-    (SELECT pg_catalog.json_agg(pg_catalog.json_build_object(
+    not exists (
+        select from pg_catalog.pg_index i, pg_catalog.unnest(i.indkey::smallint[]) as k(number), pg_catalog.pg_attribute a, pg_catalog.pg_type t
+        where i.indrelid = e.root and i.indisprimary and a.attrelid = e.root and a.attnum = k.number
+            and t.oid = a.atttypid and t.oid::bigint >= 16384
+            and t.typbasetype::bigint not between 1 and 16383
+            and (t.typtype not in ('b', 'e', 'r') or t.typelem <> 0::oid or exists (
+                select from pg_catalog.pg_cast x where x.castsource = t.oid and x.casttarget = 'json'::regtype::oid))
+    ) as has_plain_key,
+    c.relrowsecurity as has_row_security,
+    array(select a.attname::text from pg_catalog.pg_attribute a
+          where a.attrelid = e.root and a.attnum > 0 and not a.attisdropped order by a.attnum) as columns,
+    (select pg_catalog.json_agg(pg_catalog.json_build_object(
         'oid', m.oid::bigint, 'kind', m.relkind, 'is_partition', m.relispartition, 'shape', (
-            SELECT pg_catalog.md5(pg_catalog.string_agg(pg_catalog.concat(a.attname, ' ', t.typname, a.atttypmod), ',' ORDER BY a.attnum))
-            FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
-            WHERE a.attrelid = m.oid AND a.attnum > 0 AND NOT a.attisdropped),
+            select pg_catalog.md5(pg_catalog.string_agg(pg_catalog.concat(a.attname, ' ', t.typname, a.atttypmod), ',' order by a.attnum))
+            from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid
+            where a.attrelid = m.oid and a.attnum > 0 and not a.attisdropped),
         'triggers', (
-            SELECT coalesce(pg_catalog.json_agg(pg_catalog.json_build_object(
+            select coalesce(pg_catalog.json_agg(pg_catalog.json_build_object(
                 'name', t.tgname, 'function', o.name, 'digest', o.digest, 'is_definer', o.is_definer,
                 'is_pinned', o.is_pinned, 'type', t.tgtype,
-                'is_enabled', t.tgenabled IN ('O', 'A'), 'is_clone', t.tgparentid <> 0::oid,
+                'is_enabled', t.tgenabled in ('O', 'A'), 'is_clone', t.tgparentid <> 0::oid,
                 'definition', pg_catalog.pg_get_triggerdef(t.oid), 'arguments', (
                     -- tgargs has a zero byte after each argument
-                    SELECT pg_catalog.json_agg(pg_catalog.convert_from(pg_catalog.decode(pg_catalog.replace(part, ' ', ''), 'hex'), pg_catalog.getdatabaseencoding())
-                                    ORDER BY place)
-                    FROM pg_catalog.unnest(pg_catalog.string_to_array(pg_catalog.regexp_replace(pg_catalog.encode(t.tgargs, 'hex'), '(..)', E'\\1 ', 'g'), '00 '))
-                        WITH ORDINALITY AS piece(part, place)))), '[]')
-            FROM pg_catalog.pg_trigger t JOIN ours o ON o.function = t.tgfoid WHERE t.tgrelid = m.oid))
-        ORDER BY m.oid <> e.root, m.oid)
-     FROM (SELECT e.root UNION SELECT f.relation FROM family f WHERE f.root = e.root) AS belonging(oid)
-     JOIN pg_catalog.pg_class m USING (oid))::text AS members
-FROM everybody e LEFT JOIN pg_catalog.pg_class c ON c.oid = e.root LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-ORDER BY e.place, 2, 3
+                    select pg_catalog.json_agg(pg_catalog.convert_from(pg_catalog.decode(pg_catalog.replace(part, ' ', ''), 'hex'), pg_catalog.getdatabaseencoding())
+                                    order by place)
+                    from pg_catalog.unnest(pg_catalog.string_to_array(pg_catalog.regexp_replace(pg_catalog.encode(t.tgargs, 'hex'), '(..)', E'\\1 ', 'g'), '00 '))
+                        with ordinality as piece(part, place)))), '[]')
+            from pg_catalog.pg_trigger t join ours o on o.function = t.tgfoid where t.tgrelid = m.oid))
+        order by m.oid <> e.root, m.oid)
+     from (select e.root union select f.relation from family f where f.root = e.root) as belonging(oid)
+     join pg_catalog.pg_class m using (oid))::text as members
+from everybody e left join pg_catalog.pg_class c on c.oid = e.root left join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+order by e.place, 2, 3

@@ -15,6 +15,14 @@ class LockError(RowSignalError):
     """Base of the errors of locks on tables and of advisory locks."""
 
 
+class StreamError(RowSignalError):
+    """Base of the errors of streams and the change log: positions, filters, rights, consumers."""
+
+
+class SchemaError(RowSignalError):
+    """Base of the errors of what is installed in a database: its schema, triggers and rights."""
+
+
 class NotFoundError(RowSignalError, LookupError):
     """The row does not exist, or was deleted during the wait."""
 
@@ -34,39 +42,39 @@ class PoolerError(RowSignalError, RuntimeError):
     """The engine connects through a pooler that its settings do not suit."""
 
 
-class PendingChangesError(RowSignalError, ValueError):
+class PendingChangesError(SessionError, ValueError):
     """The caller's transaction has uncommitted changes that conflict with the call."""
 
 
-class TriggerInstallError(RowSignalError, ValueError):
+class TriggerInstallError(SchemaError, ValueError):
     """A table cannot have triggers, or its writes would fail with them."""
 
 
-class SchemaVersionError(RowSignalError, RuntimeError):
+class SchemaVersionError(SchemaError, RuntimeError):
     """The database's `rowsignal` schema is missing, older or newer than this library."""
 
 
-class SchemaOwnerError(RowSignalError, PermissionError):
+class SchemaOwnerError(SchemaError, PermissionError):
     """The database's `rowsignal` schema belongs to a role that the current one does not trust."""
 
 
-class GrantError(RowSignalError, PermissionError):
+class GrantError(SchemaError, PermissionError):
     """A right could not be granted: no such role or table, or no right to grant."""
 
 
-class MissingRightError(RowSignalError, PermissionError):
+class MissingRightError(SchemaError, PermissionError):
     """The current role lacks a right; the message names the command that grants it."""
 
 
-class PositionError(RowSignalError, ValueError):
+class PositionError(StreamError, ValueError):
     """A position is malformed, or belongs to another log."""
 
 
-class ConsumerError(RowSignalError, ValueError):
+class ConsumerError(StreamError, ValueError):
     """A named consumer does not exist in the database, or has other settings there."""
 
 
-class StandbyError(RowSignalError, RuntimeError):
+class StandbyError(StreamError, RuntimeError):
     """An operation that needs the primary was called on a standby."""
 
 
@@ -163,11 +171,11 @@ def missing_extra(module: str, extra: str, error: ModuleNotFoundError) -> Import
     return MissingExtraError(f"{module} needs {error.name}: pip install 'rowsignal[{extra}]'")
 
 
-class FilterError(RowSignalError, ValueError):
+class FilterError(StreamError, ValueError):
     """A filter of a request is malformed, or does not fit its column."""
 
 
-class AccessDeniedError(RowSignalError, PermissionError):
+class AccessDeniedError(StreamError, PermissionError):
     """A token or ticket is missing, used, expired or invalid."""
 
 
@@ -175,7 +183,7 @@ class NotPermittedError(AccessDeniedError):
     """A valid token or ticket does not include this right."""
 
 
-class ReaderLimitError(RowSignalError, RuntimeError):
+class ReaderLimitError(StreamError, RuntimeError):
     """The limit of open streams is reached; `is_own`: the limit of the caller's principal."""
 
     def __init__(self, message: str, *, is_own: bool = False) -> None:
@@ -183,7 +191,7 @@ class ReaderLimitError(RowSignalError, RuntimeError):
         self.is_own = is_own
 
 
-class NotWatchedError(RowSignalError, RuntimeError):
+class NotWatchedError(StreamError, RuntimeError):
     """A table has no triggers, so its changes are not captured."""
 
 

@@ -4,12 +4,14 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from rowsignal.changes import Change
 
 logger = logging.getLogger("rowsignal.hooks")
 
+Mode = Literal["starting", "settling", "armed", "busy", "polling", "stopped"]
+ListenerMode = Literal["stopped", "connecting", "listening", "polling"]
 Failed = Callable[[BaseException], None]
 
 
@@ -39,7 +41,7 @@ class Hooks:
     def looked(self, *, table: str, rows: int, seconds: float) -> None:
         """Do the same under the name of 0.1 (deprecated): override `rows_read` instead."""
 
-    def mode_changed(self, *, table: str, mode: str) -> None:
+    def mode_changed(self, *, table: str, mode: Mode) -> None:
         """Report the new mode of a table."""
 
     def delivered(self, *, table: str, count: int) -> None:

@@ -1,14 +1,34 @@
 """Prometheus metrics of waits, streams and the listener, labelled by table, not by key."""
 
 from rowsignal.exceptions import missing_extra
-from rowsignal.hooks import Hooks
+from rowsignal.hooks import Hooks, Mode
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 except ModuleNotFoundError as error:
     raise missing_extra("rowsignal.metrics", "metrics", error) from error
 
+__all__ = ["PrometheusHooks"]
+
 LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class _Maker:
+    """Makes metrics in one registry, all with names that begin with `rowsignal_`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"rowsignal_{name}", text, labels, registry=self._registry)
+
+    def gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"rowsignal_{name}", text, labels, registry=self._registry)
+
+    def histogram(self, name: str, text: str, *labels: str) -> Histogram:
+        return Histogram(
+            f"rowsignal_{name}", text, labels, buckets=LATENCIES, registry=self._registry
+        )
 
 
 class PrometheusHooks(Hooks):
@@ -21,92 +41,49 @@ class PrometheusHooks(Hooks):
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self.connects = Counter(
-            "rowsignal_listener_connects", "Connections that listened.", registry=registry
+        make = _Maker(registry)
+        self.connects = make.counter("listener_connects", "Connections that listened.")
+        self.fallbacks = make.counter("listener_fallbacks", "Times that polling took over.")
+        self.listener_up = make.gauge("listener_up", "1 while notifications arrive.")
+        self.notifications = make.counter(
+            "notifications", "Notifications, by whether they were accepted.", "accepted"
         )
-        self.fallbacks = Counter(
-            "rowsignal_listener_fallbacks", "Times that polling took over.", registry=registry
+        self.reads = make.histogram(
+            "row_read_seconds", "Batched reads of waited-for rows.", "table"
         )
-        self.listener_up = Gauge(
-            "rowsignal_listener_up", "1 while notifications arrive.", registry=registry
+        self.rows = make.counter("rows_read", "Rows read.", "table")
+        self.modes = make.counter(
+            "mode_changes", "Changes of how a table is watched.", "table", "mode"
         )
-        self.notifications = Counter(
-            "rowsignal_notifications",
-            "Notifications, by whether they were accepted.",
-            ["accepted"],
-            registry=registry,
+        self.deliveries = make.counter(
+            "deliveries", "Changes handed to readers, and waits resolved.", "table"
         )
-        self.reads = Histogram(
-            "rowsignal_row_read_seconds",
-            "Batched reads of waited-for rows.",
-            ["table"],
-            buckets=LATENCIES,
-            registry=registry,
-        )
-        self.rows = Counter("rowsignal_rows_read", "Rows read.", ["table"], registry=registry)
-        self.modes = Counter(
-            "rowsignal_mode_changes",
-            "Changes of how a table is watched.",
-            ["table", "mode"],
-            registry=registry,
-        )
-        self.deliveries = Counter(
-            "rowsignal_deliveries",
-            "Changes handed to readers, and waits resolved.",
-            ["table"],
-            registry=registry,
-        )
-        self.resets = Counter(
-            "rowsignal_resets",
-            "Times that readers had to start again.",
-            ["table"],
-            registry=registry,
-        )
-        self.delivery = Histogram(
-            "rowsignal_delivery_seconds",
+        self.resets = make.counter("resets", "Times that readers had to start again.", "table")
+        self.delivery = make.histogram(
+            "delivery_seconds",
             "From the capture of a change to its being handed to readers, sampled.",
-            buckets=LATENCIES,
-            registry=registry,
         )
-        self.restarts = Counter(
-            "rowsignal_task_restarts",
-            "Times that a task failed unforeseen and began again.",
-            ["task"],
-            registry=registry,
+        self.restarts = make.counter(
+            "task_restarts", "Times that a task failed unforeseen and began again.", "task"
         )
+        self._count_handlers(make)
 
-        self._count_handlers(registry)
-
-    def _count_handlers(self, registry: CollectorRegistry) -> None:
-        name = ["consumer"]
-        self.handled_changes = Counter(
-            "rowsignal_handled_changes", "Changes handled.", name, registry=registry
+    def _count_handlers(self, make: "_Maker") -> None:
+        self.handled_changes = make.counter("handled_changes", "Changes handled.", "consumer")
+        self.handler_seconds = make.histogram(
+            "handler_seconds", "Transactions of handlers.", "consumer"
         )
-        self.handler_seconds = Histogram(
-            "rowsignal_handler_seconds",
-            "Transactions of handlers.",
-            name,
-            buckets=LATENCIES,
-            registry=registry,
+        self.handler_failures = make.counter(
+            "handler_failures", "Attempts that failed.", "consumer"
         )
-        self.handler_failures = Counter(
-            "rowsignal_handler_failures", "Attempts that failed.", name, registry=registry
-        )
-        self.dead_letters = Counter(
-            "rowsignal_dead_letters", "Changes given up.", name, registry=registry
-        )
-        place = ["consumer", "partition"]
-        self.lag_changes = Gauge(
-            "rowsignal_consumer_lag_changes", "Changes to handle.", place, registry=registry
-        )
-        self.lag_seconds = Gauge(
-            "rowsignal_consumer_lag_seconds", "Age of the first of them.", place, registry=registry
-        )
-        self.retention_used = Gauge(
-            "rowsignal_consumer_retention_used",
+        self.dead_letters = make.counter("dead_letters", "Changes given up.", "consumer")
+        place = ("consumer", "partition")
+        self.lag_changes = make.gauge("consumer_lag_changes", "Changes to handle.", *place)
+        self.lag_seconds = make.gauge("consumer_lag_seconds", "Age of the first of them.", *place)
+        self.retention_used = make.gauge(
+            "consumer_retention_used",
             "Share of the retention behind the consumer; at 1 changes are lost to it.",
-            place,
-            registry=registry,
+            *place,
         )
 
     def connected(self, *, epoch: int) -> None:  # noqa: ARG002 -- counted, not shown
@@ -129,7 +106,7 @@ class PrometheusHooks(Hooks):
         self.reads.labels(table=table).observe(seconds)
         self.rows.labels(table=table).inc(rows)
 
-    def mode_changed(self, *, table: str, mode: str) -> None:
+    def mode_changed(self, *, table: str, mode: Mode) -> None:
         """Count a change of mode."""
         self.modes.labels(table=table, mode=mode).inc()
 

@@ -1,31 +1,23 @@
 """The page of the service, in Chromium, over PostgreSQL: what a person sees and can do."""
 
 import asyncio
-import json
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
-import httpx
 import jwt
 import pytest
-from fastapi import FastAPI
 from playwright.async_api import BrowserContext, Page, expect
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from acceptance.dashboard_pages import SECRET, app_of, first_rows, is_live, run, shown
 from acceptance.live_service import free_port, running
 from rowsignal.demo.shop_tables import Item
 from rowsignal.embedded import EmbeddedPostgres
-from rowsignal.service.app import create_app
-from rowsignal.service.settings import Settings
 from rowsignal.triggers import install_triggers, uninstall_triggers
 
 pytest_plugins = ["acceptance.browser", "acceptance.shops"]
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-SECRET = "a secret of more than thirty-two bytes"
 CONTRAST = """() => {
   const light = (colour) => {
     const pen = document.createElement("canvas").getContext("2d");
@@ -58,39 +50,12 @@ UNNAMED = """() => [...document.querySelectorAll("button, input, select")]
   .map((it) => it.outerHTML)"""
 
 
-def app_of(url: str, **settings: object) -> FastAPI:
-    return create_app(Settings(database_url=url, log_level="error", heartbeat=1, **settings))  # type: ignore[arg-type]  # as from the environment
-
-
-@asynccontextmanager
-async def shown(page: Page, url: str) -> AsyncIterator[None]:
-    """Have the page open, and let nothing be wrong on it when it is closed."""
-    wrong: list[str] = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
-    elsewhere: list[str] = []
-    page.on("request", lambda it: None if it.url.startswith(url) else elsewhere.append(it.url))
-    await page.goto(url)
-    yield
-    assert (wrong, elsewhere) == ([], [])
-
-
-async def run(shop: AsyncEngine, *statements: str) -> None:
-    async with shop.begin() as connection:
-        for statement in statements:
-            await connection.execute(text(statement))
-
-
-async def is_live(page: Page) -> None:
-    await expect(page.locator("#reach")).to_have_attribute("data-status", "live")
-
-
 async def test_a_glance_tells_how_things_are(page: Page, shop: AsyncEngine, shop_url: str) -> None:
     async with running(app_of(shop_url)) as url, shown(page, url):
         await is_live(page)
         await expect(page.locator("#headline")).to_have_text("Listening to 3 tables.")
         await expect(page.locator("body")).to_have_attribute("data-tone", "good")
-        await expect(page.locator(".card h3")).to_have_text(
+        await expect(page.locator(".card h4")).to_have_text(
             ["shop.customers", "shop.items", "shop.orders"]
         )
         await expect(page.locator("#vital-listener")).to_have_text("listening")
@@ -225,7 +190,8 @@ async def test_a_subscription_is_built_shown_and_run(
         code = await form.locator("pre").text_content() or ""
         address = re.search(r"'(http[^']+)'", code)
         assert address
-        assert await first_keys(address[1], 2) == [1, 2]
+        rows = await first_rows(address[1], 2)
+        assert sorted(row["id"] for row in rows) == [1, 2]
         await form.get_by_role("button", name="JavaScript").click()
         await expect(form.locator("pre")).to_contain_text('where: "status.eq.paid"')
         await form.get_by_role("button", name="Run").click()
@@ -234,18 +200,6 @@ async def test_a_subscription_is_built_shown_and_run(
         await expect(form.locator(".output li").first).to_contain_text("delete")
         await form.get_by_role("button", name="Stop").click()
         await expect(form.get_by_role("button", name="Run")).to_be_visible()
-
-
-async def first_keys(address: str, number: int) -> list[int]:
-    """Keys of the first rows that an address brings to any client."""
-    keys: list[int] = []
-    async with httpx.AsyncClient() as client, client.stream("GET", address) as answer:
-        async for line in answer.aiter_lines():
-            data = json.loads(line[5:]) if line.startswith("data:") else {}
-            keys += [data["key"]["id"]] if "row" in data else []
-            if len(keys) == number:
-                break
-    return sorted(keys)
 
 
 async def test_a_service_with_tokens_asks_and_then_shows(
@@ -360,7 +314,7 @@ async def test_two_hundred_tables_fit_and_can_be_searched(page: Page, database_u
     await install_triggers(engine, names, log=True)
     async with running(app_of(database_url)) as url, shown(page, url):
         await expect(page.locator("#headline")).to_have_text("Listening to 200 tables.")
-        await expect(page.locator(".card")).to_have_count(24)
+        await expect(page.locator(".card")).to_have_count(40)
         assert await page.evaluate("document.documentElement.scrollHeight") < 5000
         await expect(page.locator("#note-rate")).to_have_text("on 200 tables, 150 shown live")
         await run(engine, "update part_100 set n = 2", "insert into part_100 values (7, 1)")

@@ -80,13 +80,18 @@ def test_the_reference_lists_the_public_names_and_no_others():
     assert set(listed) == set(rowsignal.__all__)
 
 
+def test_every_public_name_is_in_an_example():
+    code = "".join(block.text for page in pages() for block in blocks(page))
+    assert [it for it in rowsignal.__all__ if not re.search(rf"\b{it}\b", code)] == []
+
+
 def test_public_names_are_sorted_as_the_door_promises():
     assert rowsignal.__all__ == sorted(rowsignal.__all__)
     assert len(set(rowsignal.__all__)) == len(rowsignal.__all__)
 
 
 @pytest.mark.parametrize(
-    "module", ["alembic_plugin", "embedded", "metrics", "pytest_plugin", "sse"]
+    "module", ["alembic_plugin", "embedded", "metrics", "pytest_plugin", "service", "sse"]
 )
 def test_the_names_of_a_module_with_an_extra_are_on_some_page(module: str):
     text = "".join(page.read_text() for page in DOCS)

@@ -78,6 +78,20 @@ async def test_a_position_is_kept_once_and_must_be_of_the_past(ground: Ground) -
     assert len(ids) == 1
     assert await reader.fetchval(keep, "10:99999999:12,15") is None
     assert await ground.sql.fetchval("select count(*) from rowsignal.stored_position") == 1
+    long = f"10:700:{','.join(map(str, range(10, 700)))}"
+    assert await reader.fetchval(keep, long) is None
+
+
+async def test_positions_that_are_made_up_are_kept_in_bounded_number(ground: Ground) -> None:
+    await logged(ground)
+    await grant(ground.installer, ground.bystander_role, watch=True)
+    reader = await ground.connect(ground.bystander_role)
+    await reader.execute(
+        "select rowsignal.store_position_v2(format('%s:%s:', 3 + g % 200, 300 + g / 200)::pg_snapshot, null)"
+        " from generate_series(1, 15000) as g"
+    )
+    kept = await ground.sql.fetchval("select count(*) from rowsignal.stored_position")
+    assert 10_000 <= kept < 11_500, "each insertion prunes with a probability of 1 %"
 
 
 VALUES = (

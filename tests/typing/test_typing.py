@@ -37,7 +37,62 @@ def test_basedpyright_understands_the_samples():
     assert [f"{it['file']}: {it['message']}" for it in report["generalDiagnostics"]] == []
 
 
-def test_the_checkers_are_asked_about_what_a_sample_gets_wrong(tmp_path: Path):
+WRONG = """\
+from sqlalchemy import Engine
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from rowsignal import (
+    install_on_create, install_script, install_triggers, trigger_status, uninstall_triggers,
+    wait_for_row_change, watched, Base, Hooks, ListenerState, TableAction,
+)
+
+def use(engine: Engine, state: ListenerState, action: TableAction) -> None:
+    install_triggers(engine, Base, logged=True)  # wrong
+    install_triggers(engine, Base, log="yes")  # wrong
+    install_triggers(engine, Base, columns=[1])  # wrong
+    install_triggers(engine, Base, lock_timeout="3s")  # wrong
+    uninstall_triggers(engine, Base, log=True)  # wrong
+    trigger_status(engine, Base, exclude=5)  # wrong
+    install_script(Base, row_value=True)  # wrong
+    install_on_create(Base.metadata, notify=0.5)  # wrong
+    watched(colums=["status"])  # wrong
+    watched(always=None)  # wrong
+    if state.mode == "asleep":  # wrong
+        pass
+    if action.action == "skipped":  # wrong
+        pass
+
+async def use_async(engine: AsyncEngine) -> None:
+    await install_triggers(engine, Base, logged=True)  # wrong
+    await wait_for_row_change(1, 2, 3)  # wrong
+"""
+
+
+def lines_marked_wrong() -> set[int]:
+    """Return the numbers of the lines that a checker must refuse."""
+    return {at for at, line in enumerate(WRONG.splitlines(), 1) if line.endswith("# wrong")}
+
+
+@pytest.mark.timeout(120)  # as above
+def test_mypy_refuses_wrong_options_and_no_others(tmp_path: Path):
     wrong = tmp_path / "wrong.py"
-    wrong.write_text("from rowsignal import wait_for_row_change\nwait_for_row_change(1, 2, 3)\n")
-    assert "arg-type" in check("mypy", "--strict", str(wrong)).stdout
+    wrong.write_text(WRONG)
+    found = check("mypy", "--strict", "--output", "json", str(wrong)).stdout.splitlines()
+    problems = [json.loads(line) for line in found if line.startswith("{")]
+    assert {it["line"] for it in problems if it["severity"] == "error"} == lines_marked_wrong()
+
+
+@pytest.mark.timeout(120)  # as above
+def test_basedpyright_refuses_wrong_options_and_no_others(tmp_path: Path):
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(WRONG)
+    settings = {
+        "extraPaths": [str(ROOT / "src")],
+        "typeCheckingMode": "standard",
+        "reportUnnecessaryComparison": "error",
+    }
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
+    command = ("basedpyright", "--outputjson", "--project", str(tmp_path), "--level", "error")
+    report = json.loads(check(*command, "--pythonpath", sys.executable).stdout)
+    lines = {it["range"]["start"]["line"] + 1 for it in report["generalDiagnostics"]}
+    assert lines == lines_marked_wrong()

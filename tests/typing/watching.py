@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Mapping
 from datetime import datetime
-from typing import Any, assert_type
+from typing import Any, Unpack, assert_type
 
 from fastapi import APIRouter, FastAPI
 from sqlalchemy import Connection, Engine, Table
@@ -28,6 +28,7 @@ from rowsignal import (
     SchemaStatus,
     TableAction,
     TableStatus,
+    TriggerOptions,
     install_script,
     install_triggers,
     prune,
@@ -138,6 +139,15 @@ async def install(engine: AsyncEngine, session: AsyncSession) -> None:
     assert_type(await uninstall_triggers(engine, [Order, "sales.items"]), list[TableAction])
     assert_type(await trigger_status(engine), list[TableStatus])
     assert_type(await schema_status(engine), SchemaStatus)
+
+
+async def install_with(engine: AsyncEngine, **options: Unpack[TriggerOptions]) -> None:
+    """Pass options on, and name columns either way."""
+    await install_triggers(engine, Order, lock_timeout=1, **options)
+    await install_triggers(engine, Order, columns=[Order.status], log=True, row_values=True)
+    await install_triggers(engine, Order, exclude=["note", Order.__table__.c.id], always=True)
+    await trigger_status(engine, Order, log=True, filter_columns=("status",), notify=False)
+    assert_type(watched(log=True)(Order), type[Order])
 
 
 def install_now(engine: Engine, connection: Connection) -> None:

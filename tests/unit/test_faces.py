@@ -26,8 +26,15 @@ PUBLIC = {
     ],
     "rowsignal.streams": ["ChangeStream", "watch"],
     "rowsignal.triggers": [
-        *("Capture", "TableAction", "TableName", "TableStatus", "TriggerSettings"),
-        *("TriggerState", "captures", "install_on_create", "install_script", "install_triggers"),
+        *("Capture", "TableAction", "TableName", "TableStatus", "TriggerOptions"),
+        *(
+            "TriggerSettings",
+            "TriggerState",
+            "captures",
+            "install_on_create",
+            "install_script",
+            "install_triggers",
+        ),
         *("trigger_status", "uninstall_triggers", "watched"),
     ],
     "rowsignal.waiting": [

@@ -1,7 +1,7 @@
 """`op.install_row_triggers` and `op.uninstall_row_triggers`."""
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 from weakref import WeakSet
 
 from alembic.autogenerate.render import renderers
@@ -11,7 +11,7 @@ from rowsignal.identifiers import literal, qualify
 from rowsignal.postgres import schema as schema_of_ours
 from rowsignal.postgres.binds import Statement
 from rowsignal.triggers.installation import guarded, turn
-from rowsignal.triggers.settings import TriggerSettings, settings_of
+from rowsignal.triggers.settings import TriggerOptions, TriggerSettings, settings_of
 
 if TYPE_CHECKING:
     from alembic.runtime.migration import MigrationContext
@@ -78,15 +78,15 @@ class InstallRowTriggersOp(RowTriggersOp):
         schema: str | None = None,
         version: int = VERSION,
         lock_timeout: float = LOCK_TIMEOUT,
-        **settings: Any,
+        **options: Any,
     ) -> None:
         """Install the triggers that capture a table's changes, in place of present ones.
 
-        `settings` are those of `install_triggers`; `version` is the form of the triggers, which
+        `options` are those of `install_triggers`; `version` is the form of the triggers, which
         stays what it was when the revision was written. The schema `rowsignal` is created where
         it is missing. Uninstall in the downgrade.
         """
-        frozen = settings_of(None, settings)
+        frozen = settings_of(None, cast("TriggerOptions", options))
         operations.invoke(cls(table_name, schema, frozen, version, lock_timeout=lock_timeout))
 
     def reverse(self) -> MigrateOperation:
@@ -118,13 +118,13 @@ class UninstallRowTriggersOp(RowTriggersOp):
         schema: str | None = None,
         version: int = VERSION,
         lock_timeout: float = LOCK_TIMEOUT,
-        **settings: Any,
+        **options: Any,
     ) -> None:
         """Drop the triggers that capture a table's changes; it is no error if there are none.
 
-        `settings` say what was installed, for readers and for the reverse operation.
+        `options` say what was installed, for readers and for the reverse operation.
         """
-        frozen = settings_of(None, settings)
+        frozen = settings_of(None, cast("TriggerOptions", options))
         operations.invoke(cls(table_name, schema, frozen, version, lock_timeout=lock_timeout))
 
     def reverse(self) -> MigrateOperation:

@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Hashable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self, TypeVar
@@ -24,12 +24,12 @@ from rowsignal.change_log.positions import (
     stored_prefix,
     window_prefix,
 )
+from rowsignal.change_log.quick_reader import QuickReader
 from rowsignal.change_log.reader import (
     ANSWER,
     Head,
     IncarnationMissing,
     PositionLost,
-    QuickReader,
     Window,
     WindowRead,
     driver_of,
@@ -112,8 +112,8 @@ class ChangeLog:
         start = self._decoded(after)
         page = self._next_page if _is_inside(start) else self._first_page
         batch = await self._or_reset(partial(page, start, request))
-        if is_durable and isinstance(batch, Batch) and batch.changes:
-            await self._flush()
+        if isinstance(batch, Batch) and batch.changes:
+            await self._flush(is_asked=is_durable)
         return batch
 
     async def pages(
@@ -132,24 +132,29 @@ class ChangeLog:
         """
         is_last = False
         while not is_last:
-            try:
-                async with log_transaction(self._engine) as transaction:
-                    window = await transaction.window(decode(after))
-                    relations = None if tables is None else await transaction.relations(tables)
-                    texts = await self._texts(window)
-                    maker = BatchMaker(window, texts, transaction.names, transaction.parts)
-                    if is_durable:
-                        await self._flush()
-                    async for records in transaction.pages(window, relations, size):
-                        batch = maker.make(records, is_rest=len(records) < size)
-                        yield batch
-            except IncarnationMissing:
-                await self._start()
-            except PositionLost as lost:
-                yield await self._reset(lost)
-                return
-            else:
-                after, is_last = batch.position, window.is_last
+            begun = self._window_pages(after, tables, size, is_durable=is_durable)
+            async with aclosing(begun) as pages:
+                async for batch, is_final in pages:
+                    yield batch
+                    after, is_last = batch.position or after, is_final
+
+    async def _window_pages(
+        self, after: str, tables: Sequence[QualifiedName] | None, size: int, *, is_durable: bool
+    ) -> AsyncGenerator[tuple[Batch | Reset, bool], None]:
+        """Yield the pages of one transaction, and whether they are the last there are."""
+        try:
+            async with log_transaction(self._engine) as transaction:
+                window = await transaction.window(decode(after))
+                relations = None if tables is None else await transaction.relations(tables)
+                texts = await self._texts(window)
+                maker = BatchMaker(window, texts, transaction.names, transaction.parts)
+                await self._flush(is_asked=is_durable)
+                async for records in transaction.pages(window, relations, size):
+                    yield maker.make(records, is_rest=len(records) < size), window.is_last
+        except IncarnationMissing:  # then there was no page yet: try again in the new log
+            await self._start()
+        except PositionLost as lost:
+            yield await self._reset(lost), True
 
     async def glance(
         self, after: str, tables: Sequence[QualifiedName]
@@ -303,8 +308,8 @@ class ChangeLog:
         key = await self._ask("log_store_position", str(snapshot), None)
         return StoredPosition(incarnation, key).encode()
 
-    async def _flush(self) -> None:
-        if await self._ask("log_has_unflushed"):
+    async def _flush(self, *, is_asked: bool) -> None:
+        if is_asked and await self._ask("log_has_unflushed"):
             async with self._driver() as driver:
                 await driver.execute(query("log_flush"))
 

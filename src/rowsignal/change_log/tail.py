@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Literal
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -20,9 +19,10 @@ from rowsignal.change_log.log import ChangeLog
 from rowsignal.change_log.pruning import keep_pruned
 from rowsignal.change_log.subscription import LogSubscription
 from rowsignal.changes import Reset
+from rowsignal.hooks import Mode
 from rowsignal.identifiers import QualifiedName
 from rowsignal.listener import Listener
-from rowsignal.listener.pacing import Mode, Pace, Pacer
+from rowsignal.listener.pacing import Pace, Pacer
 from rowsignal.payload import LOG_BUCKET, LOG_CHANNEL
 
 logger = logging.getLogger("rowsignal.log_tail")
@@ -70,7 +70,7 @@ class LogTail:
         return listener.companion(cls, lambda: cls(listener))
 
     @property
-    def mode(self) -> Mode | Literal["stopped"]:
+    def mode(self) -> Mode:
         """Return the mode in which the log is followed."""
         return self._pacer.mode if self._is_running else "stopped"
 

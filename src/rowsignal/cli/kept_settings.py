@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection, MetaData
 
-from rowsignal.triggers import TableAction, install_triggers
+from rowsignal.triggers import TableAction, TriggerOptions, install_triggers
 from rowsignal.triggers.catalog import TableFacts, read_facts
 from rowsignal.triggers.settings import INFO, Target, targets_of
 
@@ -14,7 +14,7 @@ EXCLUSIVE = {"columns": "exclude", "exclude": "columns"}
 
 
 def install_keeping(
-    connection: Connection, subjects: Any, given: Mapping[str, Any], *, lock_timeout: float
+    connection: Connection, subjects: Any, given: TriggerOptions, *, lock_timeout: float
 ) -> list[TableAction]:
     """Install triggers; a table by name keeps its settings except the given ones.
 
@@ -47,7 +47,7 @@ def _parts(
     subjects: Any,
     targets: Sequence[Target],
     kept: Mapping[str, dict[str, Any]],
-    given: Mapping[str, Any],
+    given: TriggerOptions,
 ) -> Iterable[tuple[Any, Mapping[str, Any]]]:
     """Return the tables to install by settings, in one part if all are equal."""
     if not any(settings != given for settings in kept.values()):
@@ -68,7 +68,7 @@ def _tables(subjects: Any) -> dict[str, Any]:
     return found
 
 
-def _kept(facts: TableFacts, given: Mapping[str, Any]) -> dict[str, Any]:
+def _kept(facts: TableFacts, given: TriggerOptions) -> dict[str, Any]:
     whole = [trigger for trigger in facts.triggers if trigger.is_whole]
     found = whole[0].settings if whole else {}
     settings = {NAMES.get(name, name): it for name, it in found.items() if name != "shape"}
@@ -77,7 +77,7 @@ def _kept(facts: TableFacts, given: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, **given}
 
 
-def _harmless(given: Mapping[str, Any]) -> Mapping[str, Any]:
+def _harmless(given: TriggerOptions) -> Mapping[str, Any]:
     """Return the given settings that can be checked before the kind of a table is known."""
     return {name: it for name, it in given.items() if name in {"columns", "exclude"}}
 

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import registry
 from sqlalchemy.schema import CreateSchema, DropSchema
 
-from rowsignal.hooks import Hooks
+from rowsignal.hooks import Hooks, Mode
 from rowsignal.listener import Listener
 from rowsignal.postgres import schema
 from rowsignal.triggers import install_triggers, trigger_status
@@ -48,7 +48,7 @@ class LatencyReport:
     rounds: int
     polled_rounds: int
     interval: float
-    mode: str
+    mode: Mode
     notified: Latency
     polled: Latency
 
@@ -61,11 +61,11 @@ class Modes(Hooks):
     """Records the mode of one table."""
 
     def __init__(self, table: str) -> None:
-        self.mode = "starting"
+        self.mode: Mode = "starting"
         self.is_armed = asyncio.Event()
         self._table = table
 
-    def mode_changed(self, *, table: str, mode: str) -> None:
+    def mode_changed(self, *, table: str, mode: Mode) -> None:
         """Record the mode."""
         if table == self._table:
             self.mode = mode
@@ -94,14 +94,18 @@ async def measure_latency(
         async with Listener(engine, hooks=modes), _armed(engine, armed, modes):
             for number in range(rounds):
                 notified.append(await _round(engine, armed, interval, PACE))
-                if number * polled_rounds // rounds == len(polled):
-                    pause = random.uniform(0, interval)  # noqa: S311 -- anywhere between two looks
-                    polled.append(await _round(engine, plain, interval, pause))
+                is_due = number * polled_rounds // rounds == len(polled)
+                polled += [await _polled_round(engine, plain, interval)] if is_due else []
                 note(number + 1)
             mode = modes.mode
     return LatencyReport(
         rounds, polled_rounds, interval, mode, Latency.of(notified), Latency.of(polled)
     )
+
+
+async def _polled_round(engine: AsyncEngine, model: type[Any], interval: float) -> float:
+    pause = random.uniform(0, interval)  # noqa: S311 -- anywhere between two looks
+    return await _round(engine, model, interval, pause)
 
 
 async def _round(engine: AsyncEngine, model: type[Any], interval: float, pause: float) -> float:

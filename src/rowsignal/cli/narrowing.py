@@ -3,13 +3,16 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from rowsignal.changes import Operation, Reset
 from rowsignal.cli.change_output import Shown, plain
 from rowsignal.cli.errors import CommandError, needing
+
+if TYPE_CHECKING:
+    from rowsignal.sse.access.filters import Condition
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class Narrowing:
 class Conditions:
     """Conditions on rows; a row that met them only before a change is shown, too."""
 
-    found: tuple[Any, ...]
+    found: Sequence["Condition"]
 
     def want(self, shown: Shown) -> bool:
         """Tell whether to show a change; a gap is always shown."""

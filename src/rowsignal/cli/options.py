@@ -1,8 +1,12 @@
 """Options that several commands share."""
 
-from typing import Annotated
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 import typer
+
+Options = TypeVar("Options")
 
 URL_VARIABLES = ["ROWSIGNAL_DATABASE_URL", "DATABASE_URL"]
 
@@ -43,3 +47,22 @@ LockTimeout = Annotated[
     float,
     typer.Option("--lock-timeout", metavar="SECONDS", help="Longest wait for the lock of a table."),
 ]
+
+
+def with_options(
+    kind: type[Options],
+) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
+    """Make a command of a function that takes its options as one dataclass.
+
+    To typer, which reads signatures, the command has the dataclass's fields for parameters.
+    """
+
+    def decorate(command: Callable[[Options], None]) -> Callable[..., None]:
+        def run(**given: Any) -> None:
+            command(kind(**given))
+
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        vars(run)["__signature__"] = inspect.signature(kind)
+        return run
+
+    return decorate

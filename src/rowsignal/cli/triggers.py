@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import Counter
-from dataclasses import asdict
-from typing import Annotated, Any
+from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import typer
 from rich.text import Text
@@ -11,13 +11,14 @@ from rich.text import Text
 from rowsignal.cli.connections import connected
 from rowsignal.cli.errors import CommandError
 from rowsignal.cli.kept_settings import install_keeping
-from rowsignal.cli.options import Json, LockTimeout, Models, MoreTables, Tables, Url
+from rowsignal.cli.options import Json, LockTimeout, Models, MoreTables, Tables, Url, with_options
 from rowsignal.cli.output import progress, write, write_json, write_raw, write_table
 from rowsignal.cli.table_arguments import find_subjects
 from rowsignal.postgres.schema import SchemaStatus, schema_status
 from rowsignal.triggers import (
     TableAction,
     TableStatus,
+    TriggerOptions,
     TriggerState,
     install_script,
     trigger_status,
@@ -51,57 +52,76 @@ Always = Annotated[bool, typer.Option("--always", help="Notify even if no listen
 NoNotify = Annotated[bool, typer.Option("--no-notify", help="Never notify: for two-phase commits.")]
 
 
-def install(
-    tables: Tables = None,
-    *,
-    table: MoreTables = None,
-    models: Models = None,
-    url: Url = None,
-    log: Log = False,
-    hints: Hints = False,
-    column: Columns = None,
-    exclude: Exclude = None,
-    filter_column: FilterColumns = None,
-    row_values: RowValues = False,
-    always: Always = False,
-    no_notify: NoNotify = False,
-    lock_timeout: LockTimeout = 3.0,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the SQL for psql; connect to nothing.")
-    ] = False,
-    json: Json = False,
-) -> None:
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the SQL for psql; connect to nothing.")
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstallOptions:
+    """The options of `rowsignal install`, in the order of its help."""
+
+    tables: Tables = None
+    table: MoreTables = None
+    models: Models = None
+    url: Url = None
+    log: Log = False
+    hints: Hints = False
+    column: Columns = None
+    exclude: Exclude = None
+    filter_column: FilterColumns = None
+    row_values: RowValues = False
+    always: Always = False
+    no_notify: NoNotify = False
+    lock_timeout: LockTimeout = 3.0
+    dry_run: DryRun = False
+    json: Json = False
+
+    def of_triggers(self) -> TriggerOptions:
+        """Return only the given options: others must not override declared or present settings."""
+        if self.log and self.hints:
+            raise CommandError("--log and --hints contradict each other: give one of them.")
+        said: TriggerOptions = {}
+        if self.log or self.hints:
+            said["log"] = self.log
+        if self.column:
+            said["columns"] = self.column
+        if self.exclude:
+            said["exclude"] = self.exclude
+        if self.filter_column:
+            said["filter_columns"] = self.filter_column
+        if self.row_values:
+            said["row_values"] = True
+        if self.always:
+            said["always"] = True
+        if self.no_notify:
+            said["notify"] = False
+        return said
+
+
+@with_options(InstallOptions)
+def install(options: InstallOptions) -> None:
     """Install the triggers that capture changes of tables.
 
     Tables whose triggers are up to date are left alone, so it may run at every deployment. A table
     keeps its settings except those given here; --log and --hints replace all of them. Settings
     given here win over those that models declare.
     """
-    if log and hints:
-        raise CommandError("--log and --hints contradict each other: give one of them.")
-    settings = _given(
-        log=True if log else False if hints else None,
-        columns=column,
-        exclude=exclude,
-        filter_columns=filter_column,
-        row_values=row_values,
-        always=always,
-        notify=False if no_notify else None,
-    )
-    subjects = find_subjects(models, tables, table, is_needed=True)
-    if dry_run:
-        write_raw(install_script(subjects, **settings))
+    given = options.of_triggers()
+    subjects = find_subjects(options.models, options.tables, options.table, is_needed=True)
+    if options.dry_run:
+        write_raw(install_script(subjects, **given))
         return
 
     async def work() -> list[TableAction]:
-        async with connected(url) as engine:
+        async with connected(options.url) as engine:
             with progress("installing"):
                 async with engine.begin() as connection:
                     return await connection.run_sync(
-                        install_keeping, subjects, settings, lock_timeout=lock_timeout
+                        install_keeping, subjects, given, lock_timeout=options.lock_timeout
                     )
 
-    _report_actions(asyncio.run(work()), as_json=json)
+    _report_actions(asyncio.run(work()), as_json=options.json)
 
 
 def uninstall(
@@ -152,13 +172,6 @@ def status(
         _show_status(schema, found)
     if any(one.state is not TriggerState.INSTALLED for one in found):
         raise typer.Exit(1)
-
-
-def _given(*, log: bool | None, notify: bool | None, **settings: Any) -> dict[str, Any]:
-    """Return only the given options: others must not override declared or present settings."""
-    said = {name: value for name, value in settings.items() if value}
-    switches = {"log": log, "notify": notify}
-    return said | {name: value for name, value in switches.items() if value is not None}
 
 
 def _report_actions(actions: list[TableAction], *, as_json: bool) -> None:

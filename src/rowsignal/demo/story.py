@@ -15,7 +15,7 @@ from rowsignal.demo.shop import create_shop, run_shop
 from rowsignal.demo.shop_tables import Base
 from rowsignal.demo.waits import TABLE, Commits, Outcome, Waits
 from rowsignal.embedded import EmbeddedPostgres
-from rowsignal.hooks import Hooks
+from rowsignal.hooks import Hooks, Mode
 from rowsignal.listener import Listener
 from rowsignal.triggers import install_triggers
 
@@ -30,7 +30,7 @@ class View:
     """The figures to show at one moment."""
 
     tally: Tally
-    mode: str
+    mode: Mode
     waiting: int
     commits: int
     notifications: int
@@ -55,7 +55,7 @@ class Arming(Hooks):
     def __init__(self) -> None:
         self.done = asyncio.Event()
 
-    def mode_changed(self, *, table: str, mode: str) -> None:
+    def mode_changed(self, *, table: str, mode: Mode) -> None:
         """Set the event at the first arming."""
         if table == ".".join(TABLE) and mode == "armed":
             self.done.set()

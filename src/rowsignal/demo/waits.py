@@ -14,6 +14,7 @@ from rowsignal.changes import Change
 from rowsignal.demo.shop_tables import NEXT_STATUS, Order
 from rowsignal.dispatcher import Dispatcher
 from rowsignal.exceptions import NotFoundError
+from rowsignal.hooks import Mode
 from rowsignal.streams import watch
 from rowsignal.waiting import wait_for_row_change
 
@@ -31,7 +32,7 @@ class Outcome:
     before: str
     after: str
     seconds: float
-    mode: str
+    mode: Mode
 
     @property
     def is_notified(self) -> bool:
@@ -85,7 +86,7 @@ class Waits:
         self._note = note
 
     @property
-    def mode(self) -> str:
+    def mode(self) -> Mode:
         """The mode of the table."""
         table = Dispatcher.of(self._engine).tables.get(TABLE)
         return table.watch.mode if table else "stopped"

@@ -6,8 +6,9 @@ from typing import Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from rowsignal.hooks import Mode
 from rowsignal.listener import Listener
-from rowsignal.listener.pacing import Mode, Pace, Pacer
+from rowsignal.listener.pacing import Pace, Pacer
 from rowsignal.payload import LOG_BUCKET, Hint
 from rowsignal.postgres.statements import query
 from rowsignal.triggers.catalog import Capture, captures
@@ -31,7 +32,7 @@ class TableSubscribers(Protocol):
     async def read(self) -> bool:
         """Read every waited-for row; tell whether one had changed."""
 
-    def mode_changed(self, mode: str) -> None:
+    def mode_changed(self, mode: Mode) -> None:
         """Take note of how the table is watched from now on."""
 
 

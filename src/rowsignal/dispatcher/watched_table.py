@@ -8,6 +8,7 @@ from sqlalchemy import Table
 
 from rowsignal.dispatcher.row_waits import RowWatch
 from rowsignal.dispatcher.table_watch import TableWatch
+from rowsignal.hooks import Mode
 from rowsignal.listener import Listener
 from rowsignal.listener.pacing import Pace
 from rowsignal.payload import Hint
@@ -66,7 +67,7 @@ class WatchedTable:
         asked = [self._read_soon(rows, rows.row_ids) for rows in tuple(self.rows) if rows]
         return any(await asyncio.gather(*asked))
 
-    def mode_changed(self, mode: str) -> None:
+    def mode_changed(self, mode: Mode) -> None:
         """Report the mode; readers of hints learn that hints may be lost unless it is armed."""
         self._hooks.mode_changed(table=self.watch.label, mode=mode)
         if self._was_armed:

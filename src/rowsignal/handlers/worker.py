@@ -176,9 +176,8 @@ class Worker:
             await asyncio.sleep(LAG_INTERVAL)
             try:
                 found = await consumer_lag(self._context.side_engine)
-                for lag in found:
-                    if lag.consumer in self._feeds:
-                        self._tell(lag)
+                for lag in (it for it in found if it.consumer in self._feeds):
+                    self._tell(lag)
             except Exception as error:  # noqa: BLE001 -- as above
                 _warn("the lag of consumers cannot be read; trying again", error)
 

@@ -6,9 +6,8 @@ from rowsignal.listener.listener import (
     Listener,
     ListenerState,
     Receiver,
-    Timings,
-    reconnect_delays,
 )
+from rowsignal.listener.timings import Timings, reconnect_delays
 
 __all__ = [
     "OUTAGES",

@@ -4,19 +4,18 @@ import asyncio
 import logging
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from types import MappingProxyType
-from typing import Any, Protocol, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Protocol, Self, TypeVar
 
 import asyncpg
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from rowsignal.hooks import Hooks, guarded
+from rowsignal.hooks import Hooks, ListenerMode, guarded
 from rowsignal.listener.connection import CanaryError, Wire
-from rowsignal.options import RenamedOptions
+from rowsignal.listener.timings import Timings
 from rowsignal.payload import LOCK_CLASS
 from rowsignal.postgres.connections import SideConnection, beside
 from rowsignal.postgres.errors import describe, is_hopeless, sqlstate
@@ -57,62 +56,15 @@ class Receiver(Protocol):
         """Handle the end of the listener."""
 
 
-def reconnect_delays() -> Iterator[float]:
-    """Yield the seconds before each attempt to reconnect: doubling to 30, with jitter."""
-    ceiling = 0.05
-    while True:
-        yield random.uniform(ceiling / 2, ceiling)  # noqa: S311 -- spreads clients, guards nothing
-        ceiling = min(ceiling * 2, 30.0)
-
-
-class TimingOptions(TypedDict, total=False):
-    """The keywords of `Timings`; `answer` and `linger` are the names of 0.1."""
-
-    canary: float
-    query_timeout: float
-    idle_timeout: float
-    full_queue: float
-    delays: Callable[[], Iterator[float]]
-    answer: float
-    linger: float
-
-
-@dataclass(frozen=True, init=False)
-class Timings(RenamedOptions):
-    """How a listener times its work, in seconds.
-
-    `canary` is how often an idle connection proves that notifications still come through,
-    `query_timeout` how long a query may take before the connection counts as dead, `idle_timeout`
-    how long the connection stays after its last user has gone, `full_queue` the share of
-    PostgreSQL's notification queue above which the listener polls, `delays` yields the seconds
-    before each attempt to reconnect.
-
-    >>> Timings(idle_timeout=1.0).query_timeout
-    5.0
-    """
-
-    canary: float = 20.0
-    query_timeout: float = 5.0
-    idle_timeout: float = 5.0
-    full_queue: float = 0.4
-    delays: Callable[[], Iterator[float]] = reconnect_delays
-
-    RENAMED = MappingProxyType({"answer": "query_timeout", "linger": "idle_timeout"})
-    KIND = "timing"
-
-    def __init__(self, **given: Unpack[TimingOptions]) -> None:
-        super().__init__(**given)
-
-
 @dataclass(slots=True)
 class ListenerState:
-    """What a listener does: `mode` is `stopped`, `connecting`, `listening` or `polling`.
+    """What a listener does.
 
     `polling` means that notifications do not arrive, for the given `reason`. `epoch` counts the
     connections that worked, `notifications` what arrived on them.
     """
 
-    mode: str = "stopped"
+    mode: ListenerMode = "stopped"
     reason: str | None = None
     epoch: int = 0
     notifications: int = 0
@@ -305,28 +257,30 @@ class Listener:
             self._closing = loop.create_task(self.close(), name="rowsignal listener closing")
 
     async def _run(self, first: asyncio.Future[None] | None) -> None:
-        delays = self.timings.delays()
-        loop = asyncio.get_running_loop()
         try:
-            while True:
-                began = loop.time()
-                try:
-                    await self._serve(first)
-                except Exception as error:  # noqa: BLE001 -- no task ends unseen: it is told
-                    if self._is_first(error, first):
-                        return
-                    self._tell(error)
-                if (
-                    loop.time() - began > STEADY
-                ):  # the connection worked for a while: reconnect without delay
-                    delays = self.timings.delays()
-                await asyncio.sleep(next(delays))
+            await self._keep_serving(first)
         finally:
             self._degrade("the listener was stopped", level=logging.INFO)
             self.state.mode = "stopped"
             _registry.drop(self)
             await asyncio.gather(self.side.close(), self.reads.close())
             await self._wire_engine.dispose()
+
+    async def _keep_serving(self, first: asyncio.Future[None] | None) -> None:
+        """Connect again and again; return when the first connection fails for good."""
+        delays = self.timings.delays()
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            try:
+                await self._serve(first)
+            except Exception as error:  # noqa: BLE001 -- no task ends unseen: it is told
+                if self._is_first(error, first):
+                    return
+                self._tell(error)
+            if loop.time() - began > STEADY:  # it worked for a while: reconnect without delay
+                delays = self.timings.delays()
+            await asyncio.sleep(next(delays))
 
     def _is_first(self, error: Exception, first: asyncio.Future[None] | None) -> bool:
         """Tell whether this is the first connection, whose error the caller gets; else degrade."""

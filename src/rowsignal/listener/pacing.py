@@ -12,14 +12,12 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
-from rowsignal.hooks import Hooks
+from rowsignal.hooks import Hooks, Mode
 from rowsignal.postgres.errors import describe, is_hopeless
 
 logger = logging.getLogger("rowsignal.arming")
-
-Mode = Literal["starting", "settling", "armed", "busy", "polling"]
 
 LONGEST_ERROR_PAUSE = 1.0
 RELAPSE = 1.0  # seconds after arming within which too many notifications count as a relapse

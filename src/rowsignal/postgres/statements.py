@@ -10,6 +10,7 @@ from functools import cache
 from importlib.resources import files
 
 HEADING = re.compile(r"^-- (?:::|name:) (.+)$", re.MULTILINE)
+PLACE = re.compile(r"^ +\{(\w+)\}$", re.MULTILINE)
 # What a semicolon does not end: dollar-quoted bodies, strings, comments.
 TOKEN = re.compile(r"\$(\w*)\$.*?\$\1\$|'(?:[^']|'')*'|--[^\n]*|;|[^;'$-]+|.", re.DOTALL)
 
@@ -21,13 +22,18 @@ def read(name: str) -> str:
 
 
 @cache
-def query(name: str) -> str:
+def query(name: str, **fragments: str | None) -> str:
     """Return the statement under a heading; raise `KeyError` when no file has it.
+
+    `fragments` names, for each {place} in the statement, the heading of what stands there, None
+    for nothing: variants of a statement are written in the files, too.
 
     >>> query("captures").startswith("-- Tables asked for")
     True
     """
-    return _sections()[name]
+    sections = _sections()
+    found = {place: sections[it] if it else "" for place, it in fragments.items()}
+    return PLACE.sub(lambda match: found[match[1]], sections[name])
 
 
 @cache

@@ -11,3 +11,8 @@ try:
     import uvicorn  # noqa: F401 -- as above
 except ModuleNotFoundError as error:
     raise rowsignal.exceptions.missing_extra("The service", "service", error) from error
+
+from rowsignal.service.dashboard_app import create_dashboard
+from rowsignal.sse.access.grants import grant_everything
+
+__all__ = ["create_dashboard", "grant_everything"]

@@ -4,15 +4,13 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated
 
 import structlog
 from fastapi import APIRouter, Depends, FastAPI, Response
-from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from starlette.middleware import Middleware
@@ -30,11 +28,11 @@ from rowsignal.service.gate import Gate
 from rowsignal.service.hosts import LocalHosts, NoSniff
 from rowsignal.service.logs import RequestLog, configure_logs
 from rowsignal.service.metrics import ServiceMetrics, VisibleMetrics, register_process
+from rowsignal.service.monitor import VERSION, Monitor, monitor_router
 from rowsignal.service.pages import pages_router
-from rowsignal.service.probe import Probe
 from rowsignal.service.settings import Settings
-from rowsignal.service.status import SAMPLES_A_FLUSH, StatusReport
-from rowsignal.service.tasks import keep_running
+from rowsignal.service.status import SAMPLES_A_FLUSH
+from rowsignal.service.tasks import running_task
 from rowsignal.sse import Grant, Outlet
 from rowsignal.sse.access.exposures import Exposure
 from rowsignal.sse.access.tickets import TicketOffice
@@ -42,8 +40,6 @@ from rowsignal.sse.access.views import Event
 from rowsignal.sse.http.problems import ProblemRoute, described
 from rowsignal.sse.http.router import router_of
 from rowsignal.sse.http.shutdown import end_in_time
-
-VERSION = version("rowsignal")
 
 log = structlog.get_logger("rowsignal.service")
 
@@ -62,8 +58,14 @@ class Service:
         )
         self.exposures: dict[str, Exposure] = {}
         self.outlet = Outlet(self.engine, self.exposures, settings.limits, self.hooks)
-        self.probe = Probe(self.engine, self.outlet, self._find_tables)
-        self.status = StatusReport(settings, self.engine, self.outlet, self.probe)
+        self.monitor = Monitor(
+            self.engine,
+            self.outlet,
+            self._find_tables,
+            has_tokens=bool(settings.keys),
+            listen_url=self._listen_url(),
+        )
+        self.probe = self.monitor.probe
         self.gate = Gate(settings)
         register_process(self.registry)
         self.registry.register(ServiceMetrics(self.outlet, self.probe, VERSION))
@@ -83,8 +85,9 @@ class Service:
             stack.push_async_callback(end_in_time, self.outlet.aclose)
             stack.push_async_callback(end_in_time, self.probe.close)
             await self.probe.begin()
-            await stack.enter_async_context(self._task("probe", self.probe.run))
-            await stack.enter_async_context(self._task("pruning", partial(self._prune, url)))
+            await stack.enter_async_context(running_task("probe", self.probe.run, self.hooks))
+            prune = partial(self._prune, url)
+            await stack.enter_async_context(running_task("pruning", prune, self.hooks))
             log.info("ready", tables=sorted(self.exposures))
             yield
 
@@ -95,20 +98,8 @@ class Service:
             found = await offered_tables(self.engine, self.settings.tables, key_secret=secret)
             self.exposures.update(found)
 
-    @contextlib.asynccontextmanager
-    async def _task(self, name: str, work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-        task = asyncio.create_task(
-            keep_running(name, work, self.hooks), name=f"rowsignal service {name}"
-        )
-        try:
-            yield
-        finally:
-            task.cancel()
-            await end_in_time(partial(asyncio.gather, task, return_exceptions=True))
-
     def _delivered(self, events: Sequence[Event]) -> None:
-        self.status.latency.note(events)
-        self.status.recent.note(events)
+        self.monitor.delivered(events)
         now = time.time()
         for event in events[:SAMPLES_A_FLUSH]:
             if event.captured_at is not None:
@@ -164,7 +155,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(
         router_of(service.outlet, service.gate.authorize, service.tickets), prefix="/v1"
     )
-    app.include_router(_service_router(service))
+    app.include_router(monitor_router(service.monitor, service.gate.authorize))
+    app.include_router(_metrics_router(service))
     app.include_router(pages_router())
     return app
 
@@ -187,29 +179,8 @@ def _middleware(settings: Settings) -> list[Middleware]:
     return stack
 
 
-def _service_router(service: Service) -> APIRouter:
-    router = APIRouter(route_class=ProblemRoute, tags=["service"])
-
-    @router.get("/v1/status")
-    async def status(
-        grant: Annotated[Grant, Depends(service.gate.authorize_status)],
-    ) -> dict[str, Any]:
-        """Return the status of the service, its listener, its log and the tables of the token."""
-        return await service.status.report(VERSION, grant)
-
-    @router.get("/health/live")
-    async def live() -> dict[str, str]:
-        """Report that the process is alive."""
-        return {"status": "ok"}
-
-    @router.get("/health/ready")
-    async def ready() -> Response:
-        """Report whether streams can be served now."""
-        reason = service.status.readiness()
-        if reason is None:
-            return JSONResponse({"status": "ready"})
-        state = "stopping" if reason == "stopping" else "degraded"
-        return JSONResponse({"status": state, "reason": reason}, status_code=503)
+def _metrics_router(service: Service) -> APIRouter:
+    router = APIRouter(route_class=ProblemRoute)
 
     @router.get("/metrics", include_in_schema=False)
     async def metrics(

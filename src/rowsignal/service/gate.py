@@ -2,7 +2,7 @@
 
 from fastapi import Request
 
-from rowsignal.exceptions import AccessDeniedError, NotPermittedError
+from rowsignal.exceptions import AccessDeniedError
 from rowsignal.service.auth import Authenticator, grant_of
 from rowsignal.service.settings import Settings
 from rowsignal.sse import Grant
@@ -31,13 +31,6 @@ class Gate:
         if self._is_open:
             return await grant_everything()
         return grant_of(self._authenticator.claims(self._token(request)))
-
-    async def authorize_status(self, request: Request) -> Grant:
-        """Return the grant of a request that may see the service's status."""
-        grant = await self.authorize(request)
-        if not grant.status:
-            raise NotPermittedError('The token does not say "status": true.')
-        return grant
 
     async def grant_of_scraper(self, request: Request) -> Grant:
         """Return the grant of a scraper of metrics; without a token it may see no table."""

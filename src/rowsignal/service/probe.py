@@ -44,6 +44,7 @@ class Probe:
         self._checks = SideConnection(beside(engine))
         self._reads = SideConnection(beside(engine))
         self._error: str | None = "The database has not been asked yet."
+        self.has_asked = False
         self._answered_at = 0.0
         self._facts_at = 0.0
         self._refreshing: asyncio.Task[None] | None = None
@@ -91,6 +92,7 @@ class Probe:
 
         if await self._tried(self._checks.run(ask, timeout=QUERY_TIMEOUT)):
             self._answered_at = time.monotonic()
+        self.has_asked = True
 
     async def refreshed(self, timeout: float = FACTS_TIMEOUT) -> Mapping[str, Any]:
         """Return recent facts; after `timeout` seconds, the earlier ones."""

@@ -14,7 +14,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from rowsignal.listener import Listener
 from rowsignal.service.probe import Probe
 from rowsignal.service.recent import Recent
-from rowsignal.service.settings import Settings
 from rowsignal.sse import Grant, Outlet, TableGrant
 from rowsignal.sse.access.exposures import Exposure
 from rowsignal.sse.access.grants import EVERY_TABLE
@@ -25,7 +24,9 @@ WINDOW = 30.0
 SAMPLES = 5000
 SAMPLES_A_FLUSH = 50
 STATUS_TIMEOUT = 2.0
-INTERNAL = re.compile(r"sqlalchemy|asyncpg|<class|Traceback|0x[0-9a-f]{6}")
+INTERNAL = re.compile(
+    r"sqlalchemy|asyncpg|<class|Traceback|0x[0-9a-f]{6}|\[Errno|Connect call failed"
+)
 
 
 class Latency:
@@ -55,9 +56,9 @@ class StatusReport:
     """Builds the status from the state of the probe, the listener and the fan-out."""
 
     def __init__(
-        self, settings: Settings, engine: AsyncEngine, outlet: Outlet, probe: Probe
+        self, engine: AsyncEngine, outlet: Outlet, probe: Probe, *, has_tokens: bool
     ) -> None:
-        self._settings = settings
+        self._has_tokens = has_tokens
         self._engine = engine
         self._outlet = outlet
         self._probe = probe
@@ -85,8 +86,9 @@ class StatusReport:
             "started_at": self._started_at.isoformat(),
             "ready": reason is None,
             "reason": reason,
-            "state": "stopping" if fanout.is_closing else "ready" if reason is None else "degraded",
-            "auth": bool(self._settings.keys),
+            "state": self._service_state(reason),
+            "auth": self._has_tokens,
+            "every_table": EVERY_TABLE in grant.tables,
             "database": facts.get("database"),
             "listener": self._listener(facts),
             "log": self._log(facts),
@@ -107,6 +109,18 @@ class StatusReport:
             },
             "candidates": facts.get("candidates", []) if EVERY_TABLE in grant.tables else [],
         }
+
+    def tables(self) -> list[dict[str, Any]]:
+        """Return how all offered tables are, as far as is known."""
+        facts, whole = self._probe.facts, TableGrant()
+        return [self._table(it, whole, facts) for it in self._outlet.exposures.values()]
+
+    def _service_state(self, reason: str | None) -> str:
+        if self._outlet.fanout.is_closing:
+            return "stopping"
+        if not self._probe.has_asked:
+            return "starting"
+        return "ready" if reason is None else "degraded"
 
     def _listener(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         state = Listener.of(self._engine).state
@@ -185,7 +199,10 @@ def _trigger(
 
 def plain_reason(reason: str | None) -> str | None:
     """Return a reason as a sentence, in place of the text of a driver."""
-    if reason is None:
-        return None
-    text = re.sub(r"^\w+(Error|Exception)(: |$)", "", reason)
-    return text if text and not INTERNAL.search(text) else "PostgreSQL cannot be reached"
+    return None if reason is None else plain_text(reason)
+
+
+def plain_text(text: str) -> str:
+    """Return a text without the names of exceptions, or a sentence where a driver wrote it."""
+    plain = re.sub(r"\b\w+(Error|Exception)(: |$)", "", text)
+    return plain if plain and not INTERNAL.search(plain) else "PostgreSQL cannot be reached"

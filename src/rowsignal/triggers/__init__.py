@@ -11,7 +11,7 @@ from rowsignal.triggers.installation import (
     trigger_status,
     uninstall_triggers,
 )
-from rowsignal.triggers.settings import TableName, TriggerSettings, watched
+from rowsignal.triggers.settings import TableName, TriggerOptions, TriggerSettings, watched
 
 __all__ = [
     "Capture",
@@ -19,6 +19,7 @@ __all__ = [
     "TableAction",
     "TableName",
     "TableStatus",
+    "TriggerOptions",
     "TriggerSettings",
     "TriggerState",
     "captures",

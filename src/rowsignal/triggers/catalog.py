@@ -3,13 +3,15 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rowsignal.postgres.statements import query
 from rowsignal.triggers.settings import TableName
+
+CaptureKind = Literal["hint", "log"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Trigger:
             return False
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> CaptureKind:
         """Return "hint" or "log"."""
         return "log" if self.function.startswith("capture_log") else "hint"
 
@@ -117,7 +119,7 @@ class Capture:
     schema: str | None
     table: str
     oid: int | None
-    kind: str | None
+    kind: CaptureKind | None
     is_notifying: bool
     channels: tuple[tuple[str, int], ...]
     relations: tuple[int, ...]
@@ -133,7 +135,7 @@ class Capture:
         ours = [trigger for trigger in facts.triggers if trigger.is_whole]
         rows = [trigger for trigger in ours if trigger.is_row_level]
         kinds = {trigger.kind for trigger in ours}
-        kind = "log" if "log" in kinds else "hint" if kinds else None
+        kind: CaptureKind | None = "log" if "log" in kinds else "hint" if kinds else None
         tells = _is_logged if kind == "log" else _has_row_trigger
         is_complete = bool(ours) and all(map(tells, facts.members))
         return cls(

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from rowsignal.payload import LOCK_CLASS
-from rowsignal.triggers.catalog import Member, TableFacts, Trigger
+from rowsignal.triggers.catalog import CaptureKind, Member, TableFacts, Trigger
 from rowsignal.triggers.settings import TriggerSettings
 
 ROW, INSERT, DELETE, UPDATE, TRUNCATE = 1, 4, 8, 16, 32  # bits of pg_trigger.tgtype
@@ -48,7 +48,7 @@ class TableStatus:
     schema: str | None
     table: str
     state: TriggerState
-    kind: str | None
+    kind: CaptureKind | None
     problem: str | None = None
     warning: str | None = None
 

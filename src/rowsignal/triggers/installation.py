@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Any, overload
+from typing import Any, Literal, Unpack, overload
 
 from sqlalchemy import Connection, MetaData, event, text
 from sqlalchemy.exc import DBAPIError
@@ -18,9 +18,11 @@ from rowsignal.postgres.errors import message, sqlstate
 from rowsignal.postgres.ownership import check_owner
 from rowsignal.triggers.catalog import TableFacts, read_facts
 from rowsignal.triggers.health import TableStatus, TriggerState, judge, warning_of
-from rowsignal.triggers.settings import Target, targets_of
+from rowsignal.triggers.settings import Target, TriggerOptions, check_options, targets_of
 
 logger = logging.getLogger("rowsignal.triggers")
+
+Action = Literal["installed", "replaced", "removed", "unchanged"]
 
 REFUSALS = {"RS001", "42P01", "42501"}  # ours, no such table, no right to
 BUSY = {"55P03", "40P01"}  # lock_timeout, deadlock
@@ -32,33 +34,37 @@ SET_LOCK_TIMEOUT = text("SELECT set_config('lock_timeout', :value, true)")
 
 @dataclass(frozen=True, slots=True)
 class TableAction:
-    """What was done to one table: "installed", "replaced", "removed" or "unchanged".
+    """What was done to one table.
 
     `warning` is a sentence about a table that was installed, such as on row-level security.
     """
 
     schema: str | None
     table: str
-    action: str
+    action: Action
     warning: str | None = None
 
 
 @overload
 def install_triggers(
-    bind: AsyncBind, what: Any, *, lock_timeout: float = ..., **settings: Any
+    bind: AsyncBind, what: Any, *, lock_timeout: float = ..., **options: Unpack[TriggerOptions]
 ) -> Awaitable[list[TableAction]]: ...
 @overload
 def install_triggers(
-    bind: SyncBind, what: Any, *, lock_timeout: float = ..., **settings: Any
+    bind: SyncBind, what: Any, *, lock_timeout: float = ..., **options: Unpack[TriggerOptions]
 ) -> list[TableAction]: ...
 def install_triggers(
-    bind: AsyncBind | SyncBind, what: Any, *, lock_timeout: float = 3.0, **settings: Any
+    bind: AsyncBind | SyncBind,
+    what: Any,
+    *,
+    lock_timeout: float = 3.0,
+    **options: Unpack[TriggerOptions],
 ) -> list[TableAction] | Awaitable[list[TableAction]]:
     """Install the triggers that capture changes of tables; return what was done to each.
 
     `bind` is an engine, which gets a transaction of its own, or a connection or session, in whose
     transaction it happens; with an async one the call is to be awaited. `what` is a declarative
-    base, a metadata, models, tables or names such as "sales.orders". The settings are those of
+    base, a metadata, models, tables or names such as "sales.orders". The options are those of
     `TriggerSettings`; they win over those declared with `watched`.
 
     The schema `rowsignal` is created or upgraded first. Tables whose triggers are up to date are
@@ -68,7 +74,7 @@ def install_triggers(
     sessions on a busy table do not queue behind it. `TriggerInstallError` says why a table cannot
     carry triggers: it is a view, a partition, a foreign table, or has no primary key.
     """
-    targets = targets_of(what, **settings)
+    targets = targets_of(what, **options)
 
     def work(connection: SyncConnection) -> list[TableAction]:
         if not isinstance(connection, Connection):
@@ -114,12 +120,14 @@ def uninstall_triggers(
 
 @overload
 def trigger_status(
-    bind: AsyncBind, what: Any = ..., **settings: Any
+    bind: AsyncBind, what: Any = ..., **options: Unpack[TriggerOptions]
 ) -> Awaitable[list[TableStatus]]: ...
 @overload
-def trigger_status(bind: SyncBind, what: Any = ..., **settings: Any) -> list[TableStatus]: ...
 def trigger_status(
-    bind: AsyncBind | SyncBind, what: Any = None, **settings: Any
+    bind: SyncBind, what: Any = ..., **options: Unpack[TriggerOptions]
+) -> list[TableStatus]: ...
+def trigger_status(
+    bind: AsyncBind | SyncBind, what: Any = None, **options: Unpack[TriggerOptions]
 ) -> list[TableStatus] | Awaitable[list[TableStatus]]:
     """Compare the triggers of tables with what was declared for them, in one catalogue query.
 
@@ -127,7 +135,7 @@ def trigger_status(
     without `what`, every table that carries triggers is compared with its own settings, and so is
     one that is given by name and without settings.
     """
-    targets = [] if what is None else _judged(what, settings)
+    targets = [] if what is None else _judged(what, options)
     is_whole = what is None or isinstance(getattr(what, "metadata", what), MetaData)
     is_whole = is_whole and getattr(what, "__table__", None) is None
 
@@ -152,30 +160,31 @@ def trigger_status(
     return run_on(bind, work)
 
 
-def install_script(what: Any, **settings: Any) -> str:
+def install_script(what: Any, **options: Unpack[TriggerOptions]) -> str:
     """Return the SQL that `install_triggers` would run on an empty database, for `psql -f`.
 
     >>> print(install_script("orders").splitlines()[-1])
     SELECT rowsignal.install_v2('"orders"', '{}');
     """
-    return record(lambda connection: install_triggers(connection, what, **settings))
+    return record(lambda connection: install_triggers(connection, what, **options))
 
 
-def install_on_create(metadata: MetaData, **settings: Any) -> None:
+def install_on_create(metadata: MetaData, **options: Unpack[TriggerOptions]) -> None:
     """Let `metadata.create_all` install the triggers, too."""
+    check_options(options)
 
     def after_create(_: MetaData, connection: Connection, **__: object) -> None:
-        install_triggers(connection, metadata, **settings)
+        install_triggers(connection, metadata, **options)
 
     event.listen(metadata, "after_create", after_create)
 
 
-def _judged(what: Any, settings: dict[str, Any]) -> list[Target]:
+def _judged(what: Any, options: TriggerOptions) -> list[Target]:
     """Return the tables to check; a name alone declares no settings."""
     if isinstance(what, list | tuple):
-        return [target for item in what for target in _judged(item, settings)]
-    found = targets_of(what, **settings)
-    return [Target(found[0].name)] if isinstance(what, str) and not settings else found
+        return [target for item in what for target in _judged(item, options)]
+    found = targets_of(what, **options)
+    return [Target(found[0].name)] if isinstance(what, str) and not options else found
 
 
 def _install(
@@ -224,7 +233,12 @@ def _write_installation(connection: SyncConnection, targets: Sequence[Target]) -
     return [_run(connection, "install", target, "installed") for target in targets]
 
 
-def _run(connection: SyncConnection, verb: str, target: Target, action: str) -> TableAction:
+def _run(
+    connection: SyncConnection,
+    verb: Literal["install", "uninstall"],
+    target: Target,
+    action: Action,
+) -> TableAction:
     arguments = [literal(qualify(target.name[1], target.name[0]))]
     if target.settings is not None and verb == "install":
         arguments.append(literal(target.settings.to_json()))

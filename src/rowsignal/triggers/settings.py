@@ -3,15 +3,35 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from difflib import get_close_matches
+from typing import Any, TypedDict, TypeVar, Unpack
 
 from sqlalchemy import Column, MetaData, Table, inspect
 from sqlalchemy.orm import InstrumentedAttribute, Mapper
+from sqlalchemy.sql.elements import KeyedColumnElement
 
 TableName = tuple[str | None, str]
-ColumnLike = InstrumentedAttribute[Any] | Column[Any] | str
+ColumnLike = InstrumentedAttribute[Any] | KeyedColumnElement[Any] | str
 Model = TypeVar("Model", bound=type)
 
+
+class TriggerOptions(TypedDict, total=False):
+    """The options of `install_triggers` and `watched`; `TriggerSettings` says what each does.
+
+    Columns are given as attributes or as their names. A function of your own that passes options
+    on takes `**options: Unpack[TriggerOptions]`.
+    """
+
+    log: bool
+    columns: Sequence[ColumnLike] | None
+    exclude: Sequence[ColumnLike] | None
+    row_values: bool
+    filter_columns: Sequence[ColumnLike] | None
+    always: bool
+    notify: bool
+
+
+SWITCHES = ("log", "row_values", "always", "notify")
 INFO = "rowsignal"  # in MetaData.info: Alembic would write Table.info into every migration
 
 
@@ -36,6 +56,9 @@ class TriggerSettings:
 
     def __post_init__(self) -> None:
         """Refuse settings without effect."""
+        for name in SWITCHES:
+            if not isinstance(value := getattr(self, name), bool):
+                raise TypeError(f"{name}={value!r}: give True or False.")
         if self.columns is not None and self.exclude is not None:
             raise ValueError("columns and exclude contradict each other: give one of them.")
         if self.columns is not None and not self.columns:
@@ -75,7 +98,7 @@ class Declaration:
     """The declared settings of a model, with columns as they were written."""
 
     model: type
-    settings: Mapping[str, Any]
+    options: TriggerOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +109,10 @@ class Target:
     settings: TriggerSettings | None = None
 
 
-def watched(**settings: Any) -> Callable[[Model], Model]:
+def watched(**options: Unpack[TriggerOptions]) -> Callable[[Model], Model]:
     """Declare how the changes of a model are captured.
 
-    Takes the settings of `install_triggers`; columns are named as attributes of the model.
+    Takes the options of `install_triggers`; columns are named as attributes of the model.
     `install_triggers(bind, Base)` then installs the declared models, and those only.
 
     >>> from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -102,11 +125,12 @@ def watched(**settings: Any) -> Callable[[Model], Model]:
     >>> [target.name for target in targets_of(Base)]
     [(None, 'orders')]
     """
+    check_options(options)
 
     def declare(model: Model) -> Model:
         table = table_of(model)
         declared = table.metadata.info.setdefault(INFO, {})
-        declared[table.key] = Declaration(model, settings)
+        declared[table.key] = Declaration(model, options)
         return model
 
     return declare
@@ -120,38 +144,49 @@ def table_of(what: Any) -> Table:
     return table
 
 
-def targets_of(what: Any, **settings: Any) -> list[Target]:
+def targets_of(what: Any, **options: Unpack[TriggerOptions]) -> list[Target]:
     """Return the tables of a base, a metadata, a model, a table, a name or several of them.
 
     Of a base or metadata these are the models declared with `watched`, or all tables when there is
-    no such declaration. `settings` given here win over declared ones.
+    no such declaration. `options` given here win over declared ones.
     """
     if isinstance(what, str):
         schema, _, name = what.rpartition(".")
-        return [Target((schema or None, name), settings_of(None, settings))]
+        return [Target((schema or None, name), settings_of(None, options))]
     if isinstance(what, Iterable) and not hasattr(what, "__table__"):
-        return [target for item in what for target in targets_of(item, **settings)]
+        return [target for item in what for target in targets_of(item, **options)]
     metadata = what if isinstance(what, MetaData) else getattr(what, "metadata", None)
     if isinstance(what, Table) or getattr(what, "__table__", None) is not None:
-        return [_target(table_of(what), what, settings)]
+        return [_target(table_of(what), what, options)]
     if not isinstance(metadata, MetaData):
         raise TypeError(f"{what!r} is not a table: pass a declarative base, models or tables.")
     declared = metadata.info.get(INFO, {})
     tables = [table for table in metadata.sorted_tables if table.key in declared or not declared]
-    return [_target(table, None, settings) for table in tables]
+    return [_target(table, None, options) for table in tables]
 
 
-def _target(table: Table, what: Any, settings: Mapping[str, Any]) -> Target:
-    declaration = table.metadata.info.get(INFO, {}).get(table.key)
-    declared = declaration.settings if declaration else {}
+def _target(table: Table, what: Any, options: TriggerOptions) -> Target:
+    declaration: Declaration | None = table.metadata.info.get(INFO, {}).get(table.key)
+    declared = declaration.options if declaration else TriggerOptions()
     model = declaration.model if declaration else what if isinstance(what, type) else None
     source = model if model is not None else table
-    return Target((table.schema, table.name), settings_of(source, {**declared, **settings}))
+    return Target((table.schema, table.name), settings_of(source, declared | options))
 
 
-def settings_of(source: Any, given: Mapping[str, Any]) -> TriggerSettings:
+def check_options(given: Mapping[str, object]) -> None:
+    """Raise `TypeError` for a name that is no option, with the one that may be meant."""
+    known = TriggerOptions.__annotations__
+    for name in given:
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            meant = f"did you mean {close[0]!r}? " if close else ""
+            raise TypeError(f"{name!r} is no option: {meant}There are {', '.join(known)}.")
+
+
+def settings_of(source: Any, given: TriggerOptions) -> TriggerSettings:
     """Return settings with columns by their names in the database."""
-    names = dict(given)
+    check_options(given)
+    names: dict[str, Any] = dict(given)
     for key in ("columns", "exclude", "filter_columns"):
         if names.get(key) is not None:
             names[key] = _column_names(source, names[key])

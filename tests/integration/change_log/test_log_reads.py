@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from rowsignal.change_log import ChangeLog
-from rowsignal.change_log.reader import window_statement
+from rowsignal.change_log.quick_reader import window_statement
 from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.postgres.connections import is_direct
 from support.change_log import Shop, ids, open_shop

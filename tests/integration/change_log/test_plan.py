@@ -7,7 +7,8 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.change_log import positions
-from rowsignal.change_log.reader import log_transaction, window_statement
+from rowsignal.change_log.quick_reader import window_statement
+from rowsignal.change_log.reader import log_transaction
 from rowsignal.postgres.statements import query
 from support.change_log import Shop, ids, open_shop
 

@@ -109,8 +109,9 @@ async def test_criteria_of_many_kinds(
 
 @pytest.mark.parametrize("until", CONDITIONS.values(), ids=CONDITIONS)
 async def test_a_condition_that_holds_already_ends_the_wait_at_once(
-    shop: AsyncEngine, until: Any
+    shop: AsyncEngine, until: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("rowsignal.waiting.waits.LAST_READ", 30.0)
     await commit(shop, update(Order).values(status="paid"))
     assert (await wait_for_row_change(shop, Order, 1, until=until, timeout=0)).status == "paid"
     async with AsyncSession(shop) as session:

@@ -2,7 +2,6 @@
 
 import asyncio
 import enum
-from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
@@ -33,21 +32,14 @@ from support.handlers import (
     Effect,
     Task,
     effects,
-    make_tables,
     record,
     recording,
     until_handled,
     until_lag,
     write,
 )
-from support.waits import close_listener
 
-
-@pytest.fixture(autouse=True)
-async def tables(engine: AsyncEngine) -> AsyncIterator[None]:
-    await make_tables(engine)
-    yield
-    await close_listener(engine)
+pytestmark = pytest.mark.usefixtures("tables")
 
 
 async def test_each_change_is_handled_once_across_restarts_of_the_worker(

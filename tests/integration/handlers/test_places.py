@@ -1,7 +1,6 @@
 """Where handlers may run: behind a pooler, on a promoted standby, on a log that was restored."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 import sqlalchemy as sa
@@ -34,12 +33,7 @@ from support.pgbouncer import pgbouncer, pooled, settings_in_pool
 from support.standby import base_backup
 from support.waits import close_listener
 
-
-@pytest.fixture(autouse=True)
-async def tables(engine: AsyncEngine) -> AsyncIterator[None]:
-    await make_tables(engine)
-    yield
-    await close_listener(engine)
+pytestmark = pytest.mark.usefixtures("tables")
 
 
 async def test_behind_a_pooler(engine: AsyncEngine, server: EmbeddedPostgres) -> None:

@@ -1,6 +1,5 @@
 """When changes are missing: it is told, recorded, and warned of before."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -23,7 +22,6 @@ from support.handlers import (
     Effect,
     Task,
     effects,
-    make_tables,
     record,
     recording,
     until_handled,
@@ -32,12 +30,7 @@ from support.handlers import (
 )
 from support.waits import close_listener
 
-
-@pytest.fixture(autouse=True)
-async def tables(engine: AsyncEngine) -> AsyncIterator[None]:
-    await make_tables(engine)
-    yield
-    await close_listener(engine)
+pytestmark = pytest.mark.usefixtures("tables")
 
 
 async def overtake(engine: AsyncEngine) -> None:

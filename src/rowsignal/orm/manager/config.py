@@ -2,9 +2,9 @@
 
 import asyncio
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
 
 from sqlalchemy import URL
 
@@ -19,10 +19,43 @@ MESSAGES = {
 
 
 @dataclass(frozen=True)
+class _Recipe:
+    """What a manager is made from; equal ones make managers that do the same."""
+
+    url: str | URL
+    location: str
+    engine_args: Mapping[str, Any]
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, db_settings: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Self:
+        """Read settings: a mapping, or a pydantic model."""
+        settings = db_settings if isinstance(db_settings, Mapping) else db_settings.model_dump()
+        try:
+            engine_args = dict(settings["sqlalchemy"])
+            url = revealed(engine_args.pop("url"))
+            location = str(settings["alembic"]["migrations_path"])
+        except KeyError as error:
+            raise ValueError(
+                f"The settings lack {error}: sqlalchemy.url and alembic.migrations_path are needed."
+            ) from error
+        return cls(url, location, engine_args, args, kwargs or {})
+
+    def make(self) -> AsyncDatabaseManager:
+        """Make a manager."""
+        return AsyncDatabaseManager(
+            self.url, self.location, *self.args, engine_args=dict(self.engine_args), **self.kwargs
+        )
+
+
+@dataclass(frozen=True)
 class _Made:
     """A manager, and what it was made from."""
 
-    recipe: tuple[Any, ...]
+    recipe: _Recipe
     manager: AsyncDatabaseManager
 
 
@@ -42,17 +75,17 @@ def manager_from_config(
     not create an engine per request: at the end of the application call
     `await manager_from_config(settings).dispose()`. Outside a loop each call creates a new one.
     """
-    recipe = (*_read(db_settings), args, kwargs)
+    recipe = _Recipe.of(db_settings, args, kwargs)
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
-        return _make(recipe)
+        return recipe.make()
     _forget_closed_loops()
     managers = _made.setdefault(loop, [])
     for made in managers:
         if made.recipe == recipe:
             return made.manager
-    managers.append(_Made(recipe, _make(recipe)))
+    managers.append(_Made(recipe, recipe.make()))
     return managers[-1].manager
 
 
@@ -60,7 +93,7 @@ async def syncdb(
     db_settings: Mapping[str, Any] | Any, *, create: Literal["metadata", "migrations"] = "metadata"
 ) -> None:
     """Create or upgrade the database that settings describe, and print what was done."""
-    manager = _make((*_read(db_settings), (), {}))
+    manager = _Recipe.of(db_settings).make()
     try:
         result = await manager.sync(create)
     finally:
@@ -82,24 +115,6 @@ def create_sync_command(
         asyncio.run(syncdb(get_settings(), create=create))
 
     return sync
-
-
-def _make(recipe: tuple[Any, ...]) -> AsyncDatabaseManager:
-    url, location, engine_args, args, kwargs = recipe
-    return AsyncDatabaseManager(url, location, *args, engine_args=engine_args, **kwargs)
-
-
-def _read(db_settings: Any) -> tuple[str | URL, str, dict[str, Any]]:
-    settings = db_settings if isinstance(db_settings, Mapping) else db_settings.model_dump()
-    try:
-        engine_args = dict(settings["sqlalchemy"])
-        url = revealed(engine_args.pop("url"))
-        location = str(settings["alembic"]["migrations_path"])
-    except KeyError as error:
-        raise ValueError(
-            f"The settings lack {error}: sqlalchemy.url and alembic.migrations_path are needed."
-        ) from error
-    return url, location, engine_args
 
 
 def _forget_closed_loops() -> None:

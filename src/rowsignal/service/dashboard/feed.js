@@ -1,12 +1,13 @@
-// The live feed: newest first, what was beside what is.
+// The live feed: newest first, the changes of a transaction together.
 
+import { KINDS, searchable, subject, timeOf, values } from "./changes.js";
 import { h, id } from "./elements.js";
-import { clock, count, keyText, value } from "./format.js";
+import { clock, count, precise } from "./format.js";
+import { follow, link } from "./links.js";
 
 const SHOWN = 250;
 const AT_ONCE = 12; // rows drawn together; of more, the rest is only counted
 const PACE = 250; // ms between two drawings: nobody reads faster
-const KINDS = { insert: "+", update: "Δ", delete: "−", truncate: "∅" };
 
 export class Feed {
   #list = id("changes");
@@ -17,24 +18,46 @@ export class Feed {
   #isPaused = false;
   #timer = null;
   #drawnAt = 0;
+  #seen = new Set(); // transactions that came by stream
+  #onOpen;
 
-  constructor() {
+  /** `onOpen(change)` is called for a change that is pressed. */
+  constructor(onOpen) {
+    this.#onOpen = onOpen;
     id("kinds").append(...Object.keys(KINDS).map((kind) => this.#toggle(kind)));
     id("filter").addEventListener("input", (event) => this.#filter(event.target.value));
     id("pause").addEventListener("click", () => this.pause());
     addEventListener("keydown", (event) => this.#key(event));
+    follow("q", (terms) => this.filter(terms));
+    follow("hide", (kinds) => this.#hide(kinds.split(",")));
   }
 
   add(change) {
+    if (change.transactionId) this.#seen.add(change.transactionId);
     this.#waiting.push({ at: Date.now(), ...change });
     if (this.#waiting.length > SHOWN) this.#skipped += this.#waiting.splice(0, this.#waiting.length - SHOWN).length;
     if (this.#isPaused) this.#label();
     else this.#schedule();
   }
 
+  /** Show what the log has of the time before, newest first, below what came by stream. */
+  fill(changes) {
+    const older = changes.filter(({ transactionId }) => !this.#seen.has(transactionId));
+    const room = SHOWN - this.#list.children.length;
+    this.#list.append(...older.slice(0, Math.max(0, room)).map((change) => this.#row(change, "past")));
+    this.#join();
+    this.#explain();
+  }
+
   /** Say something between the changes. */
   note(sentence) {
     this.#list.prepend(h("li", { class: "remark" }, h("time", {}, clock(Date.now())), sentence));
+  }
+
+  /** Show only changes with these words. */
+  filter(terms) {
+    id("filter").value = terms;
+    this.#filter(terms);
   }
 
   pause() {
@@ -61,6 +84,7 @@ export class Feed {
 
   #draw() {
     const fresh = this.#waiting.splice(0);
+    this.#forgetPast(fresh);
     const missed = this.#skipped + Math.max(0, fresh.length - AT_ONCE);
     this.#skipped = 0;
     this.#list.classList.toggle("rush", missed > 0);
@@ -68,7 +92,26 @@ export class Feed {
     if (missed) rows.unshift(h("li", { class: "remark" }, `${count(missed)} more changes, too many to show`));
     this.#list.prepend(...rows.reverse());
     while (this.#list.children.length > SHOWN) this.#list.lastElementChild.remove();
+    this.#join();
     this.#explain();
+  }
+
+  // What came from the log, and now by stream as well, is shown once.
+  #forgetPast(fresh) {
+    const came = new Set(fresh.map(({ transactionId }) => transactionId).filter(Boolean));
+    for (const row of this.#list.querySelectorAll("li.past")) if (came.has(row.dataset.transaction)) row.remove();
+  }
+
+  // Neighbours of one transaction are drawn as a group, with their number at the first of them.
+  #join() {
+    const shown = [...this.#list.children].filter((row) => !row.hidden);
+    for (let start = 0; start < shown.length; ) {
+      const { transaction } = shown[start].dataset;
+      let end = start + 1;
+      while (transaction && end < shown.length && shown[end].dataset.transaction === transaction) end += 1;
+      shown.slice(start, end).forEach((row, index) => mark(row, index, end - start));
+      start = end;
+    }
   }
 
   // An empty list says why it is empty.
@@ -78,23 +121,21 @@ export class Feed {
     id("no-hits").hidden = !rows.length || rows.some((row) => !row.hidden);
   }
 
-  #row(change) {
-    const { operation, table, key, at } = change;
-    const [schema, ...name] = table.split(".");
+  #row(change, ...classes) {
+    const { operation } = change;
+    const time = timeOf(change);
     const row = h(
       "li",
-      { class: operation },
+      { class: [operation, ...classes].join(" ") },
       h("span", { class: "sign", "aria-hidden": "true" }, KINDS[operation]),
-      h("p", { class: "what" },
-        h("span", { class: "hidden" }, `${operation} `),
-        h("span", { class: "schema" }, `${schema}.`),
-        h("b", {}, name.join(".")),
-        key ? h("span", { class: "key" }, ` ${keyText(key)}`) : null,
-      ),
-      h("time", {}, clock(at)),
+      h("button", { class: "what", type: "button", onclick: () => this.#onOpen(change) },
+        h("span", { class: "hidden" }, `${operation} `), ...subject(change).filter(Boolean)),
       h("p", { class: "values" }, ...values(change)),
+      h("span", { class: "together" }),
+      h("time", { datetime: new Date(time).toISOString() }, precise(time)),
     );
     row.dataset.text = searchable(change);
+    if (change.transactionId) row.dataset.transaction = change.transactionId;
     row.hidden = !this.#wants(row);
     return row;
   }
@@ -106,28 +147,35 @@ export class Feed {
 
   #filter(terms) {
     this.#terms = terms.toLowerCase().split(/\s+/).filter(Boolean);
+    link("q", terms.trim());
     this.#sift();
   }
 
   #sift() {
     for (const row of this.#list.children) row.hidden = !this.#wants(row);
+    this.#join();
     this.#explain();
   }
 
   #toggle(kind) {
-    const button = h("button", { type: "button", class: `kind ${kind}`, "aria-pressed": "true", title: `Show ${kind}s` },
+    const button = h("button", { type: "button", class: `kind ${kind}`, "aria-pressed": "true", title: `Show ${kind}s`, "data-kind": kind },
       h("span", { "aria-hidden": "true" }, KINDS[kind]), h("span", { class: "hidden" }, kind));
     button.addEventListener("click", () => {
-      const shown = this.#hidden.delete(kind);
-      if (!shown) this.#hidden.add(kind);
-      button.setAttribute("aria-pressed", shown);
-      this.#sift();
+      const isShown = this.#hidden.has(kind);
+      this.#hide([...this.#hidden, kind].filter((name) => name !== kind || !isShown));
     });
     return button;
   }
 
+  #hide(kinds) {
+    this.#hidden = new Set(kinds.filter((kind) => kind in KINDS));
+    for (const button of id("kinds").children) button.setAttribute("aria-pressed", !this.#hidden.has(button.dataset.kind));
+    link("hide", [...this.#hidden].join());
+    this.#sift();
+  }
+
   #key(event) {
-    const typing = event.target.matches?.("input, select, textarea, button, summary");
+    const typing = event.target.matches?.("input, select, textarea, button, summary") || document.querySelector("dialog[open]");
     if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === " ") this.pause();
     else if (event.key === "/") id("filter").focus();
@@ -136,30 +184,9 @@ export class Feed {
   }
 }
 
-function values({ operation, key, row, old, changed }) {
-  if (operation === "truncate") return ["every row is gone"];
-  if (operation === "delete") return listed(old, Object.keys(key ?? {}), "del");
-  if (operation === "insert") return listed(row, Object.keys(key ?? {}), "span");
-  if (!key) return ["many rows at once"];
-  if (!changed?.length) return ["something changed"];
-  return changed.flatMap((column) => difference(column, old, row));
-}
-
-function listed(row, keys, tag) {
-  const shown = Object.entries(row ?? {}).filter(([name]) => !keys.includes(name)).slice(0, 5);
-  return shown.map(([name, content]) => pair(name, h(tag, {}, value(content, 22))));
-}
-
-function difference(column, old, row) {
-  const before = old && column in old ? [h("del", {}, value(old[column], 30)), h("span", { class: "to", "aria-hidden": "true" }, "→")] : [];
-  return [pair(column, ...before, h("ins", {}, row ? value(row[column], 30) : "?"))];
-}
-
-function pair(name, ...content) {
-  return h("span", { class: "pair" }, h("span", { class: "column" }, name), ...content);
-}
-
-function searchable({ operation, table, key, row, old, changed }) {
-  const parts = [operation, table, ...Object.values(key ?? {}), ...(changed ?? []), ...Object.values(row ?? old ?? {})];
-  return parts.map((part) => value(part, 200)).join(" ").toLowerCase();
+function mark(row, index, size) {
+  row.classList.toggle("joined", size > 1);
+  row.classList.toggle("first", size > 1 && index === 0);
+  const together = row.querySelector(".together");
+  if (together) together.textContent = size > 1 && index === 0 ? `${size} in one transaction` : "";
 }

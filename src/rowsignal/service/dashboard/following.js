@@ -59,9 +59,10 @@ export class Following {
   }
 }
 
+// A table whose triggers do not fire would have the stream of all others refused.
 // Tables with and without a log do not mix: a stream has positions only if all its tables have.
 function groups(tables) {
-  const captured = tables.filter((table) => !["missing", "orphaned"].includes(table.trigger));
+  const captured = tables.filter((table) => !["missing", "disabled", "orphaned"].includes(table.trigger));
   const logged = captured.filter((table) => table.capture === "log");
   const hinted = captured.filter((table) => table.capture === "hint");
   return [...parts(logged), ...parts(hinted)].slice(0, MOST_STREAMS);

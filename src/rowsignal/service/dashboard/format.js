@@ -53,6 +53,11 @@ export function clock(time) {
   return new Date(time).toTimeString().slice(0, 8);
 }
 
+/** The same with milliseconds. */
+export function precise(time) {
+  return `${clock(time)}.${String(new Date(time).getMilliseconds()).padStart(3, "0")}`;
+}
+
 /** A column's value on one line. */
 export function value(content, limit = 48) {
   if (content === null || content === undefined) return "null";

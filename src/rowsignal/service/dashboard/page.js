@@ -1,12 +1,17 @@
 // Puts the page together: one watch on the service, one subscription, and what shows them.
 
+import { ask } from "./api.js";
 import { Builder } from "./builder.js";
 import { drawCards, onChoice } from "./cards.js";
 import { Chart } from "./charts.js";
 import { command, id, text } from "./elements.js";
 import { Feed } from "./feed.js";
+import { Findings } from "./findings.js";
 import { Following } from "./following.js";
 import { bytes, count, duration, rate, several, since } from "./format.js";
+import { Inspector } from "./inspector.js";
+import { past } from "./past.js";
+import { drawReaders, withoutReaders } from "./readers.js";
 import { StatusWatch } from "./status.js";
 import { Timeline } from "./timeline.js";
 import { sentence } from "./status_text.js";
@@ -14,7 +19,12 @@ import { sentence } from "./status_text.js";
 const TOKEN = "rowsignal-token";
 const REACH = { live: "live", connecting: "connecting", waiting: "reconnecting", refused: "refused", closed: "closed" };
 
-const feed = new Feed();
+const READERS_PERIOD = 5000;
+
+const tokenOf = () => watch.token;
+const inspector = new Inspector(tokenOf);
+const findings = new Findings(tokenOf);
+const feed = new Feed((change) => inspector.open(change));
 const timeline = new Timeline(id("timeline"));
 const builder = new Builder(id("builder"));
 const latencyChart = new Chart(id("latency-chart"), {
@@ -34,42 +44,81 @@ const following = new Following({
     feed.add(change);
   },
   onReset: (reason) => feed.note(`Began anew: ${reason}`),
-  onState: showReach,
+  onState: (state) => {
+    showReach(state);
+    recall();
+  },
 });
 const watch = new StatusWatch(show);
-onChoice(() => watch.status && drawCards(id("tables"), watch));
+let [hasBegun, hasRecalled] = [false, false];
+let readersAt = 0;
+let readersShown = null;
+onChoice(() => watch.status && drawCards(id("tables"), watch), (name) => feed.filter(name));
 
 function show() {
   showSentence();
   if (!watch.status) return;
   showVitals();
-  id("vitals").hidden = false;
-  drawCards(id("tables"), watch);
   const isEmpty = watch.status.tables.length === 0;
+  id("vitals").hidden = isEmpty && !watch.status.ready;
+  drawCards(id("tables"), watch);
   document.body.toggleAttribute("data-empty", isEmpty);
-  id("begin").hidden = !isEmpty;
+  id("begin").hidden = !isEmpty || !watch.status.ready;
   if (isEmpty) showBeginning(watch.status.candidates ?? []);
   timeline.name(watch.status.tables.map((table) => table.name));
   latencyChart.show(watch.samples);
   logChart.show(watch.samples);
+  if (!watch.failure) showReaders();
   if (watch.failure || !watch.status.ready) return showReach(following.state);
-  timeline.fill(watch.status.recent, watch.skew);
   following.update(watch.status, watch.token);
   builder.offer(watch.status.tables, watch.token);
   showReach(following.state);
+  if (!isEmpty && !hasBegun) begin();
+  recall();
+}
+
+function begin() {
+  hasBegun = true;
+  if (watch.status.every_table) findings.examine();
+  else findings.refuse();
+  inspector.begin();
+}
+
+// The past is asked for once the stream has begun: so nothing falls between the two.
+async function recall() {
+  const isFollowed = following.state && following.state.status !== "connecting";
+  if (hasRecalled || !isFollowed || !watch.status?.ready) return;
+  hasRecalled = true;
+  const { changes, marks } = await past(watch.status, watch.token);
+  timeline.fill(marks, watch.skew);
+  feed.fill(changes);
+}
+
+// Asked for now and then, and at once when their number is another: the figures have it, too.
+async function showReaders() {
+  const { now } = watch.status.readers ?? {};
+  const isDue = Date.now() - readersAt > READERS_PERIOD || now !== readersShown;
+  if (document.hidden || !isDue) return;
+  readersAt = Date.now();
+  readersShown = now;
+  try {
+    drawReaders(await ask("v1/readers", { token: watch.token }), watch.now);
+  } catch (refusal) {
+    withoutReaders(refusal.message);
+  }
 }
 
 function showSentence() {
-  const { tone, headline, aside = "", detail = "", mend } = sentence({ ...facts(), stream: following.state });
+  const { tone, headline, aside = "", detail = "", fix } = sentence({ ...facts(), stream: following.state });
   document.body.dataset.tone = tone;
   text(id("headline"), headline);
   text(id("aside"), aside);
   text(id("announce"), headline); // figures that move all the time are not read out
   text(id("detail"), detail);
-  if (id("mend").dataset.line !== (mend ?? "")) {
-    id("mend").dataset.line = mend ?? "";
-    id("mend").replaceChildren(...(mend ? [command(mend)] : []));
-    id("mend").hidden = !mend;
+  if (id("fix").dataset.line !== (fix ?? "")) {
+    id("fix").dataset.line = fix ?? "";
+    id("fix").replaceChildren(...(fix ? [command(fix)] : []));
+    id("fix").hidden = !fix;
   }
   id("sign-in").hidden = ![401, 403].includes(watch.failure?.status);
 }
@@ -96,13 +145,17 @@ function showVitals() {
   const { latency, log, tables } = status;
   const [listener, readers, database] = [status.listener ?? {}, status.readers ?? {}, status.database ?? {}];
   text(id("database"), [database.name, database.server_version && `PostgreSQL ${database.server_version}`].filter(Boolean).join(" · "));
-  vital("rate", `${rate(watch.total)} /s`, followed(tables));
+  const isCut = !status.ready || watch.failure;
+  if (isCut) vital("rate", "–", "not known just now");
+  else vital("rate", `${rate(watch.total)} /s`, followed(tables));
   if (latency?.count) vital("latency", duration(latency.p50), `99 % within ${duration(latency.p99)}`);
   else vital("latency", "–", "nothing to measure");
-  vital("listener", listener.state ?? "–", listenerNote(listener, now));
+  // A listener notices later than the service that nothing answers.
+  const heard = isCut && listener.state === "listening" ? { state: "no answer" } : listener;
+  vital("listener", heard.state ?? "–", listenerNote(heard, now));
   vital("readers", count(readers.now), readersNote(readers));
   vital("log", ...logVital(status, now));
-  id("vitals").querySelector("#vital-listener").parentElement.dataset.state = listener.state ?? "";
+  id("vitals").querySelector("#vital-listener").parentElement.dataset.state = heard.state ?? "";
   text(id("about"), `rowsignal ${status.version ?? ""} · running for ${since(Date.parse(status.started_at), now)}`);
   document.title = document.body.dataset.tone === "good" ? `${rate(watch.total)}/s · ${database.name ?? "rowsignal"}` : id("headline").textContent;
   id("timeline").setAttribute("aria-label", `${rate(watch.total)} changes a second on ${several(tables.length, "table")}`);

@@ -1,6 +1,9 @@
 // What the service says of itself, asked every other second, with the rates that follow from it.
 
+import { ask } from "./api.js";
+
 const PERIOD = 2000;
+const PATIENCE = 8000;
 const HIDDEN_PERIOD = 15_000;
 const KEPT = 300; // samples: ten minutes
 
@@ -35,21 +38,12 @@ export class StatusWatch {
   async ask() {
     clearTimeout(this.#timer);
     try {
-      const headers = this.token ? { Authorization: `Bearer ${this.token}` } : {};
-      const signal = AbortSignal.timeout(8000);
-      const answer = await fetch(new URL("../v1/status", import.meta.url), { headers, signal });
-      if (answer.ok) this.#take(await answer.json());
-      else this.failure = await this.#explain(answer);
-    } catch {
-      this.failure = { status: 0, reason: "The connection failed." };
+      this.#take(await ask("v1/status", { token: this.token, timeout: PATIENCE }));
+    } catch (refusal) {
+      this.failure = { status: refusal.status ?? 0, reason: refusal.message };
     }
     this.#timer = setTimeout(() => this.ask(), document.hidden ? HIDDEN_PERIOD : PERIOD);
     this.#onNews(this);
-  }
-
-  async #explain(answer) {
-    const problem = await answer.json().catch(() => ({}));
-    return { status: answer.status, reason: problem.detail ?? `It answered ${answer.status}.` };
   }
 
   #take(status) {

@@ -32,10 +32,15 @@ function ofService({ state, reason }) {
 function ofListener({ state, reason }) {
   if (!["polling", "reconnecting", "connecting"].includes(state)) return null;
   const detail = `Notifications do not arrive: ${firstLine(reason) || "the connection is being made"}.`;
+  if (state === "reconnecting") return { tone: "wait", headline: "Reconnecting to PostgreSQL.", aside: "Changes may arrive late.", detail };
   return { tone: "wait", headline: "Polling.", aside: "Changes arrive a little later.", detail };
 }
 
 function ofStream(stream) {
+  if (stream?.status === "waiting" && stream.reason) {
+    const detail = `Its stream is to begin again: ${firstLine(stream.reason)}.`;
+    return { tone: "wait", headline: "This page receives no changes just now.", detail };
+  }
   if (!["refused", "closed"].includes(stream?.status)) return null;
   const detail = `The stream was refused: ${stream.reason ?? "no reason was given"}`;
   return { tone: "bad", headline: "This page receives no changes.", detail };
@@ -65,7 +70,7 @@ function ofBroken(broken, tables) {
   const who = broken.length === 1 ? first.name : `${broken.length} of ${tables.length} tables`;
   const verb = broken.length === 1 ? "needs" : "need";
   const headline = `Listening, but ${who} ${verb} mending.`;
-  return { tone: "wait", headline, detail: first.problem ?? "", mend: first.mend };
+  return { tone: "wait", headline, detail: first.problem ?? "", fix: first.fix };
 }
 
 // What a database says may go on for lines; the first one is the news.

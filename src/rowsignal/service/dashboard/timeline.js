@@ -11,12 +11,14 @@ export class Timeline {
   #ink = {};
   #moves = matchMedia("(prefers-reduced-motion: reduce)");
   #drawnAt = 0;
-  #isFilled = false;
   #peak = 4; // changes in the tallest bar, eased
 
   constructor(canvas) {
     this.#canvas = canvas;
-    const recolour = () => (this.#ink = {});
+    const recolour = () => {
+      this.#ink = {};
+      this.#draw();
+    };
     addEventListener("rowsignal-theme", recolour);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
     new ResizeObserver(() => this.#draw()).observe(canvas);
@@ -40,10 +42,8 @@ export class Timeline {
     bins.set(bin, counts);
   }
 
-  /** Show what the service saw before this page was open; `recent`: {table: [[at, kind, count]]}. */
+  /** Show what happened before this page was open; `recent`: {table: [[at, kind, count]]}. */
   fill(recent, skew) {
-    if (this.#isFilled || !recent) return;
-    this.#isFilled = true;
     const now = Math.floor(Date.now() / BIN);
     for (const [table, marks] of Object.entries(recent)) {
       const bins = this.#lanes.get(table) ?? new Map();

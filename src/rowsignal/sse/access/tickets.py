@@ -13,6 +13,8 @@ import secrets
 import stat
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -145,13 +147,11 @@ class FolderStore:
 
     def sweep(self, before: float) -> None:
         """Remove old files."""
-        for place in self._folder.iterdir():
-            for path in _files(place) if place.is_dir() else ():
-                try:
-                    if path.stat().st_mtime < before:
-                        path.unlink()
-                except FileNotFoundError:  # another process was faster
-                    continue
+        places = [place for place in self._folder.iterdir() if place.is_dir()]
+        for path in chain.from_iterable(map(_files, places)):
+            with suppress(FileNotFoundError):  # another process was faster
+                if path.stat().st_mtime < before:
+                    path.unlink()
 
 
 def _files(place: Path) -> Iterator[Path]:

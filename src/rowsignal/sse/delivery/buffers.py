@@ -17,8 +17,8 @@ class Reader:
 
     `push` never waits. A reader with more than `limit` bytes is too slow: its buffer is discarded,
     it gets a reset, and its stream ends. Other readers are not affected. `writing_since` is the
-    start time of the present write; `abort` stops the task that writes, `on_close` stops the frames
-    that precede the buffer's content.
+    start time of the present write; `resets` counts the resets that it was sent; `abort` stops the
+    task that writes, `on_close` stops the frames that precede the buffer's content.
     """
 
     __slots__ = (
@@ -31,12 +31,14 @@ class Reader:
         "limit",
         "on_close",
         "overflowed",
+        "resets",
         "writing_since",
     )
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.overflowed = False
+        self.resets = 0
         self.is_gone = False
         self.writing_since: float | None = None
         self.abort: Callable[[], object] | None = None
@@ -45,6 +47,11 @@ class Reader:
         self._size = 0
         self.is_closed = False
         self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def size(self) -> int:
+        """How many bytes wait to be written."""
+        return self._size
 
     def push(self, chunk: bytes, rows: Rows | None = None) -> None:  # noqa: ARG002 -- for readers that conflate
         """Add bytes; `rows` holds the same bytes in pieces, each with its row."""
@@ -105,6 +112,7 @@ class Reader:
     def _overflow(self) -> None:
         self._discard()
         self.overflowed = True
+        self.resets += 1
         self._chunks = [frames.reset(f"This reader fell more than {self.limit} bytes behind.")]
         self._size = len(self._chunks[0])
         self._end()

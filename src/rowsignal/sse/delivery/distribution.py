@@ -148,6 +148,7 @@ class Distribution:
 
     def _give_up(self, group: SubscriberGroup, reason: str) -> None:
         for reader in group.readers:
+            reader.resets += 1
             reader.close(frames.reset(reason))
         self.context.counts.resets += len(group.readers)
 
@@ -170,6 +171,7 @@ class Distribution:
         chunk = frames.reset(reason, continues=continues)
         for _, readers in self._everybody():
             for reader in readers:
+                reader.resets += 1
                 if continues:
                     reader.push(chunk)
                 else:

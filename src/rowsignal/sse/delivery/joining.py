@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, Awaitable, Iterator
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -266,17 +266,24 @@ async def _read_rows(
     timeout = start.limits.snapshot_timeout
     ends_at = asyncio.get_running_loop().time() + timeout
     async with AsyncExitStack() as stack:
-        try:
-            async with asyncio.timeout_at(ends_at):
-                connection = await _open(start, stack, group, reading)
-            for view in group.key.views:
-                rows = all_rows(connection, group.row_filters[view.name].exposure, view)
-                pages = await stack.enter_async_context(aclosing(rows))
-                while page := await _next_page(pages, ends_at):
-                    reading.rows += len(page)
-                    yield group.snapshot(view.name, page)
-        except TimeoutError:
-            raise GapError(TOO_SLOW.format(timeout)) from None
+        stack.enter_context(_late_is_gap(timeout))
+        async with asyncio.timeout_at(ends_at):
+            connection = await _open(start, stack, group, reading)
+        for view in group.key.views:
+            rows = all_rows(connection, group.row_filters[view.name].exposure, view)
+            pages = await stack.enter_async_context(aclosing(rows))
+            while page := await _next_page(pages, ends_at):
+                reading.rows += len(page)
+                yield group.snapshot(view.name, page)
+
+
+@contextmanager
+def _late_is_gap(seconds: float) -> Iterator[None]:
+    """Say of what takes too long that the reader has to start again."""
+    try:
+        yield
+    except TimeoutError:
+        raise GapError(TOO_SLOW.format(seconds)) from None
 
 
 async def _open(

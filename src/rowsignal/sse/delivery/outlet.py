@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import time
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ logger = logging.getLogger("rowsignal.sse")
 PULSE_INTERVAL = 0.25
 CATCHING_UP = 4
 SNAPSHOTS = 4
+PRINCIPALS_KNOWN = 1000  # whose resets are remembered
 SNAPSHOTS_EACH = SNAPSHOTS - 1  # of one principal: others never wait for its readers alone
 
 
@@ -52,6 +54,16 @@ class StreamRequest:
     beginning: Beginning = FROM_NOW
     conflate: bool = False
     expires_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenStream:
+    """One stream that is open: what it shows to which principal, and since when."""
+
+    principal: str
+    tables: tuple[str, ...]
+    reader: Reader
+    began_at: float
 
 
 class Outlet:
@@ -70,10 +82,28 @@ class Outlet:
         self.fanout = FanOut(engine, exposures, self.limits, hooks)
         self.sources = Sources(engine, exposures)
         self._hooks = hooks or Hooks()
-        self._open: set[Reader] = set()
+        self._open: dict[Reader, OpenStream] = {}
+        self._resets: OrderedDict[str, int] = OrderedDict()
         self._pulse: asyncio.Task[None] | None = None
         self._turns = FairTurns(CATCHING_UP)
         self._snapshots = FairTurns(SNAPSHOTS, SNAPSHOTS_EACH)
+
+    @property
+    def streams(self) -> list[OpenStream]:
+        """The streams that are open, the oldest first."""
+        return list(self._open.values())
+
+    def resets_of(self, principal: str) -> int:
+        """Return how often streams of a principal were reset, of the last so many principals."""
+        now = sum(it.reader.resets for it in self.streams if it.principal == principal)
+        return now + self._resets.get(principal, 0)
+
+    def _remember(self, stream: OpenStream) -> None:
+        if stream.reader.resets:
+            before = self._resets.pop(stream.principal, 0)
+            self._resets[stream.principal] = before + stream.reader.resets
+            while len(self._resets) > PRINCIPALS_KNOWN:
+                self._resets.popitem(last=False)
 
     def close_streams(self) -> None:
         """End all streams. Call it when a shutdown begins, not when it has ended.
@@ -119,11 +149,12 @@ class Outlet:
         start = StartContext(self.limits, feed, request.principal, self._turns, self._snapshots)
         opening = self._opening(start, request.beginning, reader, feed.distribution.new_group(key))
         expiry = self._expire(reader, request.expires_at)
-        self._open.add(reader)
+        names = tuple(view.name for view in request.views)
+        self._open[reader] = OpenStream(request.principal, names, reader, time.time())
         feed.acquire()
 
         def closed() -> None:
-            self._open.discard(reader)
+            self._remember(self._open.pop(reader))
             feed.distribution.detach(reader, key)
             feed.release()
             self.fanout.release(request.principal)

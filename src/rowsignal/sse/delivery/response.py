@@ -103,10 +103,7 @@ class EventStream(EventSourceResponse):
         try:
             async with asyncio.timeout(None) as limit:
                 reader.on_close = lambda: self._hurry(limit)
-                async for chunk in self.opening:
-                    await self._write_pieces(send, chunk)
-                    if reader.is_closed:
-                        break
+                await self._write_opening(send)
         except TimeoutError:
             if not reader.is_closed:
                 raise
@@ -114,6 +111,12 @@ class EventStream(EventSourceResponse):
             reader.on_close = None
             is_whole, reader.writing_since = reader.writing_since is None, None
         return is_whole
+
+    async def _write_opening(self, send: Send) -> None:
+        async for chunk in self.opening:
+            await self._write_pieces(send, chunk)
+            if self.reader.is_closed:
+                return
 
     def _hurry(self, limit: asyncio.Timeout) -> None:
         grace = 0.0 if self.reader.writing_since is None else LAST_WRITE_TIMEOUT

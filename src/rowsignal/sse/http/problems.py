@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse
 from rowsignal.exceptions import (
     AccessDeniedError,
     FilterError,
+    MissingRightError,
     NotFoundError,
     NotPermittedError,
     NotWatchedError,
@@ -34,6 +35,7 @@ STATUSES: Mapping[type[RowSignalError], HTTPStatus] = {
     FilterError: HTTPStatus.UNPROCESSABLE_ENTITY,
     PositionError: HTTPStatus.UNPROCESSABLE_ENTITY,
     NotFoundError: HTTPStatus.NOT_FOUND,
+    MissingRightError: HTTPStatus.SERVICE_UNAVAILABLE,
     NotWatchedError: HTTPStatus.SERVICE_UNAVAILABLE,
     ReaderLimitError: HTTPStatus.SERVICE_UNAVAILABLE,
     StandbyError: HTTPStatus.SERVICE_UNAVAILABLE,

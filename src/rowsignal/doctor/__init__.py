@@ -1,0 +1,6 @@
+"""Examine a database: what keeps changes from arriving, and the command that mends it."""
+
+from rowsignal.doctor.diagnosis import diagnose
+from rowsignal.doctor.findings import Finding, Severity
+
+__all__ = ["Finding", "Severity", "diagnose"]
