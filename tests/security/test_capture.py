@@ -110,11 +110,11 @@ attack(
     create function mallory.joined(mallory.mood, mallory.mood) returns text language plpgsql as
         'begin perform mallory.trap(); return null; end';
     create operator mallory.= (leftarg = mallory.mood, rightarg = mallory.mood,
-                              function = mallory.trapped);
+                              function = mallory.same);
     create operator mallory.<> (leftarg = mallory.mood, rightarg = mallory.mood,
-                               function = mallory.trapped);
+                               function = mallory.same);
     create operator mallory.*<> (leftarg = mallory.mood, rightarg = mallory.mood,
-                                function = mallory.trapped);
+                                function = mallory.same);
     create operator mallory.|| (leftarg = mallory.mood, rightarg = mallory.mood,
                                function = mallory.joined);""",
 )

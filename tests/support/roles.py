@@ -38,9 +38,9 @@ class Ground:
         """Connect as a role; the connection is closed at the end of the test."""
         return await _connect(self._stack, self.admin.url.set(username=role))
 
-    def engine(self, role: str, **options: Any) -> AsyncEngine:
+    def engine(self, role: str, *, url: URL | None = None, **options: Any) -> AsyncEngine:
         """Return an engine that connects as a role; it is disposed of at the end of the test."""
-        engine = create_async_engine(self.admin.url.set(username=role), **options)
+        engine = create_async_engine((url or self.admin.url).set(username=role), **options)
         self._stack.push_async_callback(engine.dispose)
         return engine
 
