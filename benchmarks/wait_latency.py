@@ -84,6 +84,21 @@ async def ours(engine: AsyncEngine, writer: asyncpg.Connection, interval: float)
         return time.perf_counter() - committed
 
 
+async def until(engine: AsyncEngine, writer: asyncpg.Connection) -> float:
+    """Return the seconds from a commit to the end of a wait for a condition on the row."""
+    sessions = async_sessionmaker(engine, expire_on_commit=False)
+    async with sessions() as session:
+        row = await session.get_one(Watched, 1)
+        await session.commit()
+        wanted = Watched.status > row.status
+        wait = wait_for_row_change(session, Watched, 1, until=wanted, interval=0.5, timeout=10)
+        waiting = asyncio.create_task(wait)
+        await asyncio.sleep(PACE)
+        committed = await update(writer, "watched")
+        assert await waiting is row
+        return time.perf_counter() - committed
+
+
 async def floor(
     engine: AsyncEngine, writer: asyncpg.Connection, listener: asyncpg.Connection
 ) -> float:
@@ -116,14 +131,17 @@ async def run() -> dict[str, object]:
         async with prepared(server) as engine:
             mine: list[float] = []
             bare: list[float] = []
+            conditional: list[float] = []
             for round_number in range(ROUNDS + 20):
-                pair = (
+                taken = (
                     await ours(engine, writer, 0.5),
                     await floor(engine, writer, listener),
+                    await until(engine, writer),
                 )
                 if round_number >= 20:  # the first ones warm caches and plans
-                    mine.append(pair[0])
-                    bare.append(pair[1])
+                    mine.append(taken[0])
+                    bare.append(taken[1])
+                    conditional.append(taken[2])
             modes = {t.watch.mode for t in Dispatcher.of(engine).tables.values()}
             await writer.execute("alter table watched disable trigger all")
             await Dispatcher.of(engine).listener.close()
@@ -133,6 +151,7 @@ async def run() -> dict[str, object]:
     report.figures = {
         "wait": spread(mine),
         "bare listener": spread(bare),
+        "wait with until=": spread(conditional),
         "polling each 0.5 s": {"p50_ms": round(median(polled) * 1000, 1)},
         "mode": sorted(modes),
         "rounds": ROUNDS,
@@ -140,5 +159,6 @@ async def run() -> dict[str, object]:
     ours_spread, bare_spread = spread(mine), spread(bare)
     report.ratio("p50_over_floor", ours_spread["p50_ms"] / bare_spread["p50_ms"], at_most=1.5)
     report.ratio("p99_over_floor", ours_spread["p99_ms"] / bare_spread["p99_ms"], at_most=3)
+    report.ratio("until_over_without", median(conditional) / median(mine), at_most=1.1)
     report.ratio("sooner_than_polling", median(polled) / median(mine), at_least=100)
     return report.as_dict()
