@@ -22,7 +22,7 @@ ARGUMENTS = (
     "--no-first-run",
     "--remote-debugging-port=0",
 )
-expect.set_options(timeout=8_000)
+expect.set_options(timeout=20_000)
 READY = re.compile(r"DevTools listening on (ws://\S+)")
 
 
@@ -73,7 +73,7 @@ async def browser(chromium: str) -> AsyncIterator[Browser]:
 async def context(browser: Browser) -> AsyncIterator[BrowserContext]:
     """Browser profile of one test: its tabs share storage, locks and channels."""
     context = await browser.new_context()
-    context.set_default_timeout(8_000)
+    context.set_default_timeout(20_000)
     yield context
     await context.close()
 

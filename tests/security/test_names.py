@@ -21,8 +21,13 @@ characters = st.one_of(
     st.characters(exclude_characters="\0", exclude_categories=["Cs"]),
 )
 words = st.sampled_from(["%s", "%1$s", "{one}", "--", "/*", "*/", "$$", "$rowsignal$", "new_rows"])
+SYSTEM_COLUMNS = {"ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"}
 names = st.one_of(st.text(characters, min_size=1, max_size=40), words).filter(
-    lambda name: len(name.encode()) <= MAX_BYTES and not name.lower().startswith("pg_")
+    lambda name: (
+        len(name.encode()) <= MAX_BYTES
+        and not name.lower().startswith("pg_")
+        and name not in SYSTEM_COLUMNS
+    )
 )
 
 
