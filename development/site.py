@@ -46,7 +46,7 @@ def configuration(pages: site_pages.Navigation, *, has_versions: bool = False) -
         "nav": pages,
     }
     # Not as `repo_url`: for that, each page would ask GitHub for the number of stars.
-    links = [("fontawesome/brands/github", "Repository"), ("fontawesome/brands/python", "Package")]
+    links = [("fontawesome/brands/github", "Repository")]
     config["project"]["extra"]["social"] = [
         {"icon": icon, "name": name, "link": project["urls"][name]} for icon, name in links
     ]

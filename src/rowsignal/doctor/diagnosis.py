@@ -1,4 +1,4 @@
-"""What keeps changes from arriving, or could make writes fail, and the command that mends it."""
+"""Run all checks of a database: each finding names a defect and the command that fixes it."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

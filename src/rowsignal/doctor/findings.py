@@ -1,4 +1,4 @@
-"""What a check of the doctor is given, and what it finds."""
+"""The input of a check of the doctor, and its findings."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class CheckContext:
-    """What the checks examine."""
+    """The connection, settings and tables that the checks examine."""
 
     connection: AsyncConnection
     server: RowMapping

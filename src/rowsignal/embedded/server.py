@@ -186,7 +186,7 @@ class EmbeddedPostgres:
 
     @property
     def log(self) -> str:
-        """What the server has logged since `start`."""
+        """The log of the server since `start`."""
         return self._started().log
 
     def __repr__(self) -> str:

@@ -58,7 +58,7 @@ class Receiver(Protocol):
 
 @dataclass(slots=True)
 class ListenerState:
-    """What a listener does.
+    """The state of a listener.
 
     `polling` means that notifications do not arrive, for the given `reason`. `epoch` counts the
     connections that worked, `notifications` what arrived on them.
