@@ -162,13 +162,19 @@ def app_of(engine) -> FastAPI:
     return app
 
 
-async def keep_restarting(engine, port: int, times: int, pause: float) -> None:
-    """Serve, stop, and serve again on the same port; the last time until cancelled."""
-    for _ in range(times):
+async def keep_restarting(engine, port: int, times: int, pause: float, done: asyncio.Event) -> None:
+    """Serve, stop, and serve again on the same port; the last time until done.
+
+    Told by an event, not cancelled: a server whose stop is cancelled leaves the event loop a socket
+    that is closed already, and the next connection with its number would never hear anything.
+    """
+    for number in range(times + 1):
         async with serving(app_of(engine), port=port, grace=1):
-            await asyncio.sleep(pause)
-    async with serving(app_of(engine), port=port, grace=1):
-        await asyncio.Event().wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause if number < times else None):
+                    await done.wait()
+        if done.is_set():
+            return
 
 
 async def keep_cutting(proxy, seed: int) -> None:
@@ -218,7 +224,9 @@ async def test_each_committed_change_arrives_once_and_in_order_whatever_breaks()
         proxy = ClosingProxy(("127.0.0.1", port))
         await proxy.start()
         async with asyncio.TaskGroup() as tasks:
-            serving = tasks.create_task(keep_restarting(engine, port, 3, SECONDS / 4))
+            done = asyncio.Event()
+            serving = keep_restarting(engine, port, 3, SECONDS / 4, done)
+            tasks.create_task(serving)
             reading = [tasks.create_task(it.follow(proxy.port)) for it in followers]
             await asyncio.gather(*(reader.is_started.wait() for reader in followers))
             cutting = tasks.create_task(keep_cutting(proxy, seed))
@@ -231,9 +239,11 @@ async def test_each_committed_change_arrives_once_and_in_order_whatever_breaks()
             cutting.cancel()
             proxy.cut_after = None
             await proxy.cut()
+            # A reader without an id begins anew: its snapshot would hold the last change as a row.
+            await asyncio.gather(*(reader.is_started.wait() for reader in late))
             await finish(server.dsn)
             await asyncio.gather(*reading)
-            serving.cancel()
+            done.set()
         await proxy.close()
         await Listener.of(engine).close()
         await engine.dispose()
