@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from nats.aio.client import Client
 from nats.js.api import KeyValueConfig
-from nats.js.errors import BucketNotFoundError, NoKeysError
+from nats.js.errors import BucketNotFoundError
 from nats.js.kv import KeyValue
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
@@ -135,12 +135,22 @@ class Descriptions:
         """Return the descriptions that relays have stored; nothing where there was no relay."""
         try:
             bucket = await self._js.key_value(BUCKET)
-            keys = await bucket.keys()
-        except (BucketNotFoundError, NoKeysError):
+        except BucketNotFoundError:
             return {}
-        own = [key for key in keys if key.startswith(f"{self._prefix}.")]
-        found = [await self._read(bucket, key) for key in sorted(own)]
+        found = [await self._read(bucket, key) for key in await self._keys()]
         return {(it["schema"], it["name"]): it for it in found}
+
+    async def _keys(self) -> list[str]:
+        """Return the keys of this database.
+
+        The stream is asked, since `KeyValue.keys` of nats-py misses a key that is just being
+        stored anew: its consumer finds the old message gone and does not wait for the next.
+        """
+        before = f"$KV.{BUCKET}."
+        info = await self._js.stream_info(
+            f"KV_{BUCKET}", subjects_filter=f"{before}{self._prefix}.>"
+        )
+        return sorted(subject.removeprefix(before) for subject in info.state.subjects or {})
 
     @staticmethod
     async def _read(bucket: KeyValue, key: str) -> Description:

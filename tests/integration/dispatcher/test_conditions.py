@@ -165,7 +165,7 @@ async def test_waits_with_one_criterion_and_many_values_are_read_in_one_query(
     await commit(engine, update(Order).values(total=Order.id))
     assert [order.id for order in await asyncio.gather(*waits)] == list(range(1, MANY + 1))
     of_rows = [one for one in reads if "unnest" in one and "orders" in one]
-    assert 1 <= len(of_rows) <= 3, "some hints may arrive while the first are read"
+    assert 1 <= len(of_rows) <= MANY // 10, "some hints may arrive while the first are read"
     await close_listener(engine)
 
 

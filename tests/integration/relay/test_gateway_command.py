@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.exceptions import NotFoundError, NotWatchedError
 from rowsignal.relay import relayed_tables
-from rowsignal.relay.descriptions import describe, table_of
+from rowsignal.relay.descriptions import Descriptions, describe, table_of
 from support.event_streams import execute, make_tables, reading
 from support.nats_server import NatsServer, free_ports
 from support.relays import StreamReader, relaying
@@ -182,3 +182,24 @@ async def test_a_gateway_says_what_it_lacks(nats: NatsServer, monkeypatch: Any) 
         assert process.returncode in {1, 2}
         assert words in said
         assert b"Traceback" not in said
+
+
+async def test_descriptions_are_found_while_they_are_stored_anew(client: Client) -> None:
+    descriptions = Descriptions(client, "shop")
+    tables = [
+        sa.Table(name, sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True))
+        for name in ("one", "two")
+    ]
+    made = [describe(table, ["id"]) for table in tables]
+    await descriptions.store(made, 1)
+    done = asyncio.Event()
+
+    async def store_anew() -> None:
+        while not done.is_set():
+            await descriptions.store(made, 1)
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(store_anew())
+        for _ in range(300):
+            assert set(await descriptions.load()) == {("public", "one"), ("public", "two")}
+        done.set()
