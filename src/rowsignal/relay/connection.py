@@ -26,17 +26,17 @@ async def connected(nats: str | Client, name: str) -> AsyncIterator[Client]:
         yield nats
         return
     client = Client()
-    await client.connect(
-        servers=[server.strip() for server in nats.split(",")],
-        name=name,
-        max_reconnect_attempts=-1,
-        reconnect_time_wait=RECONNECT_WAIT,  # type: ignore[arg-type]  # see there
-        ping_interval=PING_INTERVAL,
-        error_cb=_failed,
-        disconnected_cb=_disconnected,
-        reconnected_cb=_reconnected,
-    )
     try:
+        await client.connect(
+            servers=[server.strip() for server in nats.split(",")],
+            name=name,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=RECONNECT_WAIT,  # type: ignore[arg-type]  # see there
+            ping_interval=PING_INTERVAL,
+            error_cb=_failed,
+            disconnected_cb=_disconnected,
+            reconnected_cb=_reconnected,
+        )
         yield client
     finally:
         await client.close()

@@ -23,10 +23,8 @@ from support.nats_server import NatsServer, client_of, nats_cluster
 from support.proxy import proxied
 from support.relays import QUICK, Load, Stored, StreamReader, relay_process, relaying
 
-# Beside other tests on two cores some of them miss their limits, for causes that are not all known.
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("ROWSIGNAL_STRESS"), reason="asked for by ROWSIGNAL_STRESS"
-)
+# A handshake that fails while a server goes away: nats-py drops its writer without closing it.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 ROUNDS = 100 if "ROWSIGNAL_STRESS" not in os.environ else 10_000  # of 100 changes each
 
