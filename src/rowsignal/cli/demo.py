@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from rowsignal.cli.demo_scale import demo_scale
 from rowsignal.cli.options import Json
 from rowsignal.cli.output import console, errors, write_json
 from rowsignal.demo.report import DemoReport
@@ -32,13 +33,23 @@ def demo(
         int | None, typer.Option(help="Port of the page; default 8080, or a free one.")
     ] = None,
     is_opened: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    scale: Annotated[
+        bool,
+        typer.Option("--scale", help="Show NATS, two relays and two gateways, and kill them."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Show waits on a real PostgreSQL, started for the demonstration and removed afterwards.
 
     A shop changes its orders, with one wait for each open order. Runs until Ctrl-C. Exits with 0
     only if every change ended its wait, and each by notification.
+
+    With --scale readers hop between gateways while keys kill one part after another; with --once a
+    fixed script does. Exits with 0 only if no change was lost, doubled or out of order.
     """
+    if scale:
+        demo_scale(once=once, rate=rate, port=port, is_opened=is_opened, json=json)
+        return
     report = asyncio.run(_demo(once=once, rate=rate, port=port, is_opened=is_opened, json=json))
     if json:
         write_json(report.to_dict())

@@ -72,8 +72,8 @@ async def tell_story(
     """
     async with contextlib.AsyncExitStack() as stack:
         server = await stack.enter_async_context(_server(stage))
-        engine = await stack.enter_async_context(_engine(server.url))
-        writer = await stack.enter_async_context(_engine(server.url))
+        engine = await stack.enter_async_context(opened_engine(server.url))
+        writer = await stack.enter_async_context(opened_engine(server.url))
         await create_shop(engine)
         await install_triggers(engine, Base, log=True, row_values=True)
         stage.tell("made a shop: customers, items and orders, with triggers that keep a log")
@@ -83,7 +83,7 @@ async def tell_story(
         arming = Arming()
         listener = await stack.enter_async_context(Listener(engine, hooks=arming))
         commits = stack.enter_context(Commits(writer))
-        tally, is_over = Tally(), stack.enter_context(_interruption())
+        tally, is_over = Tally(), stack.enter_context(interruption())
 
         def note(outcome: Outcome) -> None:
             tally.add(outcome)
@@ -93,7 +93,7 @@ async def tell_story(
 
         waits = Waits(engine, commits, note)
         show = _showing(stage, tally, waits, commits, listener)
-        async with _beside(waits.run(), show):
+        async with beside(waits.run(), show):
             await asyncio.wait_for(arming.done.wait(), WAIT_TIMEOUT)
             stage.tell("one wait for each open order; orders change now")
             shop = run_shop(writer, rate=rate, stop=is_over)
@@ -122,7 +122,8 @@ async def _server(stage: Stage) -> AsyncIterator[EmbeddedPostgres]:
 
 
 @contextlib.asynccontextmanager
-async def _engine(url: str) -> AsyncIterator[AsyncEngine]:
+async def opened_engine(url: str) -> AsyncIterator[AsyncEngine]:
+    """Yield an engine, and dispose of it."""
     engine = create_async_engine(url)
     try:
         yield engine
@@ -131,7 +132,7 @@ async def _engine(url: str) -> AsyncIterator[AsyncEngine]:
 
 
 @contextlib.contextmanager
-def _interruption() -> Iterator[asyncio.Event]:
+def interruption() -> Iterator[asyncio.Event]:
     """Yield an event that Ctrl-C and SIGTERM set, so that the report is still printed."""
     loop, is_over = asyncio.get_running_loop(), asyncio.Event()
     signals = (signal.SIGINT, signal.SIGTERM)
@@ -147,7 +148,7 @@ def _interruption() -> Iterator[asyncio.Event]:
 
 
 @contextlib.asynccontextmanager
-async def _beside(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+async def beside(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Run work during the block; its failure ends the block."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(work) for work in works]

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from nats.aio.client import Client
 from nats.js.api import KeyValueConfig
-from nats.js.errors import BucketNotFoundError
+from nats.js.errors import BucketNotFoundError, NotFoundError
 from nats.js.kv import KeyValue
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
@@ -130,6 +130,14 @@ class Descriptions:
             bucket = await self._js.create_key_value(config)
         for it in descriptions:
             await bucket.put(self._key(it["schema"], it["name"]), json.dumps(it).encode())
+
+    async def version(self) -> int:
+        """Return a number that grows with each description that is stored; 0 for none."""
+        try:
+            info = await self._js.stream_info(f"KV_{BUCKET}")
+        except NotFoundError:
+            return 0
+        return info.state.last_seq
 
     async def load(self) -> dict[QualifiedName, Description]:
         """Return the descriptions that relays have stored; nothing where there was no relay."""

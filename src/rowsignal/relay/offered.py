@@ -7,8 +7,9 @@ import sqlalchemy as sa
 from nats.aio.client import Client
 
 from rowsignal.exceptions import NotFoundError, NotWatchedError, UnavailableError
+from rowsignal.identifiers import QualifiedName
 from rowsignal.relay.connection import OUTAGES, connected
-from rowsignal.relay.descriptions import Descriptions, table_of
+from rowsignal.relay.descriptions import Description, Descriptions, table_of
 
 PATIENCE = 10.0
 
@@ -31,6 +32,14 @@ async def relayed_tables(
             f"No relay has described a table of the database {database!r} in NATS: start"
             " `rowsignal relay` first, or check the name."
         )
+    return offered_of(found, wanted)
+
+
+def offered_of(
+    found: Mapping[QualifiedName, Description],
+    wanted: Mapping[str, Sequence[str] | None] | None = None,
+) -> dict[sa.Table, list[str]]:
+    """Return described tables as a router takes them; raise `NotFoundError` for one that is not."""
     names = {".".join(name): it for name, it in found.items()}
     asked = wanted or dict.fromkeys(names)
     offered: dict[sa.Table, list[str]] = {}

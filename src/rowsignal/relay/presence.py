@@ -6,6 +6,7 @@ the stream, which takes each only at its very place.
 
 import asyncio
 import uuid
+from collections.abc import Callable
 from typing import NoReturn
 
 from nats.aio.client import Client
@@ -15,6 +16,7 @@ from nats.aio.subscription import Subscription
 from rowsignal.relay.subjects import presence_subject
 from rowsignal.relay.timings import RelayTimings
 
+LAG = "Rowsignal-Lag"
 FIRST_PAUSES = 1.5  # of `presence`, before a relay that has just begun takes the others for gone
 
 
@@ -52,8 +54,10 @@ class Presence:
             await asyncio.sleep(left)
             left = self._left()
 
-    async def announce(self) -> NoReturn:
+    async def announce(self, lag: Callable[[], float] = lambda: 0.0) -> NoReturn:
         """Say that this relay is at work; raise `StandbyRequiredError` once another is meant to be.
+
+        `lag` is asked each time, for those that watch relays.
 
         Of two at work the one with the lesser id goes on. A process that was stopped for a while
         has been replaced meanwhile.
@@ -66,7 +70,8 @@ class Presence:
                 raise StandbyRequiredError
             if self._hears_other(now) and self._other < self.id:
                 raise StandbyRequiredError
-            await self._client.publish(self._subject, self.id.encode())
+            headers = {LAG: f"{lag():.3f}"}
+            await self._client.publish(self._subject, self.id.encode(), headers=headers)
             said_at = now
             await asyncio.sleep(self._timings.presence)
 

@@ -37,6 +37,7 @@ logger = logging.getLogger("rowsignal.relay")
 
 Describe = Callable[[Mapping[QualifiedName, tuple[str, ...]]], Awaitable[None]]
 
+LAG_KEPT = 2.0
 LONGEST_DELAY = 1.0  # between attempts: NATS and PostgreSQL are asked for one message each
 EMPTIED = (
     "The end of the stream does not say how far the relay had come: its messages were discarded or"
@@ -153,6 +154,7 @@ class Term:
         self._reached = ""
         self._stored_at = 0.0
         self._is_first = True
+        self._lag = LagGauge()
         self._described: Mapping[QualifiedName, tuple[str, ...]] = {}
         self.describe: Describe | None = None
 
@@ -176,7 +178,7 @@ class Term:
             self._hooks.relay_active(database=self.database, active=True)
             logger.info("relaying %s after message %d", self.database, head.sequence)
             await run_together(
-                presence.announce(), pipeline.collect(), self._publish(feed, pipeline)
+                presence.announce(self._lag.now), pipeline.collect(), self._publish(feed, pipeline)
             )
 
     async def _open(self, stack: AsyncExitStack, head: Head) -> tuple[ChangeFeed, bool]:
@@ -297,7 +299,24 @@ class Term:
 
     def _report(self, count: int, captured_at: datetime | None) -> None:
         lag = 0.0 if captured_at is None else max(time.time() - captured_at.timestamp(), 0.0)
+        self._lag.note(lag)
         self._hooks.relayed(database=self.database, count=count, lag=lag)
+
+
+class LagGauge:
+    """How late a relay is: what the last message was, as long as messages come."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._noted_at = 0.0
+
+    def note(self, seconds: float) -> None:
+        """Take the lag of a message that has been stored."""
+        self._seconds, self._noted_at = seconds, time.monotonic()
+
+    def now(self) -> float:
+        """Return the lag; 0 once nothing is left to be stored."""
+        return self._seconds if time.monotonic() - self._noted_at < LAG_KEPT else 0.0
 
 
 async def run_together(*works: Coroutine[Any, Any, NoReturn]) -> NoReturn:
