@@ -18,9 +18,9 @@ def demo_scale(
 ) -> None:
     """Run the demonstration, and show its report; exit with 1 where it is not good."""
     with needing("nats", "`rowsignal demo --scale`"):
-        import rowsignal.relay  # noqa: PLC0415 -- as above
+        import rowsignal.relay  # noqa: PLC0415 -- an optional extra
     with needing("service", "`rowsignal demo --scale`"):
-        import rowsignal.service  # noqa: PLC0415 -- as above
+        import rowsignal.service  # noqa: F401, PLC0415 -- as above
     from rowsignal.demo.scale.report import ScaleReport  # noqa: PLC0415 -- as above
     from rowsignal.demo.scale.screens import (  # noqa: PLC0415 -- as above
         LiveScaleScreen,

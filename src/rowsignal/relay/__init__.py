@@ -3,6 +3,7 @@
 import rowsignal.exceptions
 
 try:
+    from rowsignal.relay.health import StreamHealth, StreamWatch, stream_health, unrelayed_seconds
     from rowsignal.relay.jetstream import JetStreamPublisher, StreamSettings
     from rowsignal.relay.offered import relayed_tables
     from rowsignal.relay.publisher import Publisher
@@ -19,8 +20,12 @@ __all__ = [
     "Publisher",
     "Relay",
     "RelayTimings",
+    "StreamHealth",
     "StreamSettings",
+    "StreamWatch",
     "relayed_tables",
+    "stream_health",
     "stream_name",
     "subject_of",
+    "unrelayed_seconds",
 ]

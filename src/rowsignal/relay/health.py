@@ -162,6 +162,7 @@ class StreamWatch:
     def __init__(self, nats: str | Client, database: str) -> None:
         self.health: StreamHealth | None = None
         self.problem: str | None = "NATS has not been asked yet."
+        self.has_asked = False
         self.tables: dict[QualifiedName, Description] = {}
         self.tables_changed = asyncio.Event()
         self._nats = nats
@@ -173,7 +174,7 @@ class StreamWatch:
         async with connected(self._nats, "rowsignal gateway status") as client:
             ear = RelayEar(self._database)
             await ear.open(client)
-            await ear.wait()
+            await ear.wait()  # or it would be missing in the first answers
             while True:
                 await self._ask(client, ear)
                 await asyncio.sleep(INTERVAL)
@@ -186,6 +187,8 @@ class StreamWatch:
         except OUTAGES:
             self.problem = "NATS does not answer just now."
             return
+        finally:
+            self.has_asked = True
         self.problem = None if self.health else f"There is no stream {stream_name(self._database)}."
 
     async def _ask_for_tables(self, client: Client) -> None:
@@ -261,7 +264,7 @@ async def _position(client: Client, health: StreamHealth) -> str:
         last = await js.get_msg(health.name, seq=health.last_sequence)
     except NotFoundError:  # it was discarded just now
         return ""
-    return (last.headers or {}).get(POSITION, "")
+    return str((last.headers or {}).get(POSITION, ""))
 
 
 def _limit(number: Number | None) -> Number | None:

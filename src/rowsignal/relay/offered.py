@@ -22,6 +22,11 @@ async def relayed_tables(
     `wanted` maps `schema.name` to columns, None for all that are carried; without, all tables.
     Raises `NotWatchedError` where nothing is relayed, `NotFoundError` for a table that is not.
     """
+    return offered_of(await described_tables(nats, database), wanted)
+
+
+async def described_tables(nats: str | Client, database: str) -> dict[QualifiedName, Description]:
+    """Return what relays have stored of tables; raise `NotWatchedError` where that is nothing."""
     try:
         async with asyncio.timeout(PATIENCE), connected(nats, "rowsignal gateway") as client:
             found = await Descriptions(client, database).load()
@@ -32,7 +37,7 @@ async def relayed_tables(
             f"No relay has described a table of the database {database!r} in NATS: start"
             " `rowsignal relay` first, or check the name."
         )
-    return offered_of(found, wanted)
+    return found
 
 
 def offered_of(

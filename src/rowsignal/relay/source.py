@@ -146,6 +146,11 @@ class JetStreamSource:
         """How far the stream has been read; None while nothing reads it."""
         return str(self._tail.place) if self._tail.is_open else None
 
+    @property
+    def sequence(self) -> int | None:
+        """The sequence of the last message that was read; None while nothing reads."""
+        return self._tail.place.sequence if self._tail.is_open else None
+
     def feed(self, names: Names) -> Feed:
         """Return a feed of some tables, to be opened."""
         return JetStreamFeed(self._tail, names)

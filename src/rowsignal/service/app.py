@@ -24,6 +24,7 @@ from rowsignal.metrics import PrometheusHooks
 from rowsignal.postgres.connections import suit_pooler
 from rowsignal.postgres.urls import asyncpg_url, text_of
 from rowsignal.service.catalog import offered_tables
+from rowsignal.service.figures import SAMPLES_A_FLUSH
 from rowsignal.service.gate import Gate
 from rowsignal.service.hosts import LocalHosts, NoSniff
 from rowsignal.service.logs import RequestLog, configure_logs
@@ -31,7 +32,6 @@ from rowsignal.service.metrics import ServiceMetrics, VisibleMetrics, register_p
 from rowsignal.service.monitor import VERSION, Monitor, monitor_router
 from rowsignal.service.pages import pages_router
 from rowsignal.service.settings import Settings
-from rowsignal.service.status import SAMPLES_A_FLUSH
 from rowsignal.service.tasks import running_task
 from rowsignal.sse import Grant, Outlet
 from rowsignal.sse.access.exposures import Exposure

@@ -1,6 +1,6 @@
 """The doctor's findings, for pages: examined once for all that ask."""
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,18 +35,13 @@ class DoctorReport:
 
         Raises `NotPermittedError` for a grant of some tables only.
         """
-        if EVERY_TABLE not in grant.tables:
-            raise NotPermittedError('The doctor is for grants of every table: "*".')
+        check_grant(grant)
         return await self._findings.get(max_age=AGAIN if again else None)
 
     async def _ask(self) -> dict[str, Any]:
         found = await diagnose(self._engine, listen_url=self._listen_url)
         found += self._without_triggers({finding.subject for finding in found})
-        ordered = sorted(found, key=lambda it: WORST_FIRST.index(it.severity))
-        return {
-            "examined_at": datetime.now(UTC).isoformat(),
-            "findings": list(map(_document, ordered)),
-        }
+        return document_of(found)
 
     def _without_triggers(self, known: Container[str]) -> list[Finding]:
         """Return the offered tables without triggers: the catalogue knows of no table to be so."""
@@ -55,6 +50,21 @@ class DoctorReport:
             for it in self._status.tables()
             if it["trigger"] == "missing" and it["name"] not in known
         ]
+
+
+def check_grant(grant: Grant) -> None:
+    """Raise `NotPermittedError` for a grant of some tables only."""
+    if EVERY_TABLE not in grant.tables:
+        raise NotPermittedError('The doctor is for grants of every table: "*".')
+
+
+def document_of(findings: Iterable[Finding]) -> dict[str, Any]:
+    """Return findings of just now as a JSON object, the worst first."""
+    ordered = sorted(findings, key=lambda it: WORST_FIRST.index(it.severity))
+    return {
+        "examined_at": datetime.now(UTC).isoformat(),
+        "findings": list(map(_document, ordered)),
+    }
 
 
 def _document(finding: Finding) -> dict[str, Any]:

@@ -2,9 +2,8 @@
 
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator
-from importlib.metadata import version
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Mapping
+from typing import Annotated, Any, NoReturn
 
 import structlog
 from fastapi import APIRouter, Depends, FastAPI, Response
@@ -12,24 +11,29 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from rowsignal.exceptions import RowSignalError
+from rowsignal.exceptions import RowSignalError, UnsupportedError
+from rowsignal.identifiers import QualifiedName
 from rowsignal.metrics import PrometheusHooks
 from rowsignal.postgres.urls import asyncpg_url
-from rowsignal.relay import JetStreamSource, relayed_tables
+from rowsignal.relay import JetStreamSource, StreamWatch
+from rowsignal.relay.descriptions import Description
+from rowsignal.relay.offered import described_tables, offered_of
 from rowsignal.service.app import middleware_of
 from rowsignal.service.gate import Gate
+from rowsignal.service.gateway_status import NO_HISTORY, GatewayDoctor, GatewayStatus
 from rowsignal.service.logs import configure_logs
 from rowsignal.service.metrics import VisibleMetrics, register_process
-from rowsignal.service.pages import client_router
+from rowsignal.service.monitor import VERSION, add_state, admits_to_status
+from rowsignal.service.pages import pages_router
+from rowsignal.service.readers import ReadersReport
 from rowsignal.service.settings import Settings
+from rowsignal.service.tasks import running_task
 from rowsignal.sse import Grant, Outlet
 from rowsignal.sse.access.exposures import Exposure, exposures_of
 from rowsignal.sse.access.tickets import TicketOffice
 from rowsignal.sse.http.problems import ProblemRoute
 from rowsignal.sse.http.router import router_of
 from rowsignal.sse.http.shutdown import end_in_time
-
-VERSION = version("rowsignal")
 
 log = structlog.get_logger("rowsignal.gateway")
 
@@ -46,8 +50,14 @@ class Gateway:
         self.engine = _engine_of(settings)
         self._nats, self._database = nats_of(settings)
         self.source = JetStreamSource(self._nats, self._database, engine=self.engine)
-        hooks = PrometheusHooks(self.registry)
-        self.outlet = Outlet(self.source, self.exposures, settings.limits, hooks)
+        self.hooks = PrometheusHooks(self.registry)
+        self.outlet = Outlet(self.source, self.exposures, settings.limits, self.hooks)
+        self.watch = StreamWatch(self._nats, self._database)
+        self.status = GatewayStatus(
+            self.outlet, self.source, self.watch, self._database, has_tokens=bool(settings.keys)
+        )
+        self.outlet.fanout.flushed = self.status.figures.delivered
+        self._described: Mapping[QualifiedName, Description] = {}
         register_process(self.registry)
 
     @contextlib.asynccontextmanager
@@ -58,18 +68,36 @@ class Gateway:
                 stack.push_async_callback(end_in_time, self.engine.dispose)
             stack.push_async_callback(end_in_time, self.source.aclose)
             stack.push_async_callback(end_in_time, self.outlet.aclose)
-            await self._find_tables()
+            await self._offer(await described_tables(self._nats, self._database))
             # One feed stays open: the first reader after a pause need not wait for a connection.
             await stack.enter_async_context(self.source.feed(()))
+            for name, work in (("stream watch", self.watch.run), ("tables", self._follow_tables)):
+                await stack.enter_async_context(running_task(name, work, self.hooks))
             log.info("ready", tables=sorted(self.exposures))
             yield
 
-    async def _find_tables(self) -> None:
-        offered = await relayed_tables(self._nats, self._database, self.settings.tables or None)
+    async def _follow_tables(self) -> NoReturn:
+        """Offer tables that are relayed later, and columns that are new."""
+        while True:
+            await self.watch.tables_changed.wait()
+            self.watch.tables_changed.clear()
+            await self._offer(self.watch.tables)
+            log.info("tables are described anew", tables=sorted(self.exposures))
+
+    async def _offer(self, found: Mapping[QualifiedName, Description]) -> None:
+        """Offer tables as they are described now; streams of those that changed begin again."""
+        before, self._described = self._described, found
+        offered = offered_of(found, self.settings.tables or None)
+        for name, it in exposures_of(offered, key_secret=self._key_secret()).items():
+            if before.get(it.full_name) != found[it.full_name]:
+                self.exposures[name] = it
+                await self.outlet.fanout.reopen(name)
+
+    def _key_secret(self) -> bytes:
+        """Return the secret of row keys: of all hosts, else of this host."""
         secret = self.settings.token_secret
         base = secret.get_secret_value().encode() if secret is not None else self.tickets.secret
-        key_secret = hashlib.sha256(b"row keys" + base).digest()
-        self.exposures.update(exposures_of(offered, key_secret=key_secret))
+        return hashlib.sha256(b"row keys" + base).digest()
 
     async def problem(self) -> str | None:
         """Return why streams cannot be served just now, or None."""
@@ -122,9 +150,30 @@ def create_gateway(settings: Settings | None = None) -> FastAPI:
     app.state.gateway = gateway
     streams = router_of(gateway.outlet, gateway.gate.authorize, gateway.tickets)
     app.include_router(streams, prefix="/v1")
+    app.include_router(_status_router(gateway))
     app.include_router(_health_router(gateway))
-    app.include_router(client_router())
+    app.include_router(pages_router())
     return app
+
+
+def _status_router(gateway: Gateway) -> APIRouter:
+    """Return what answers the page's questions, as far as NATS knows the answers."""
+    router = APIRouter(route_class=ProblemRoute, tags=["gateway"])
+    admit = admits_to_status(gateway.gate.authorize)
+    add_state(
+        router,
+        admit,
+        of_status=gateway.status,
+        of_readers=ReadersReport(None, gateway.outlet),
+        of_doctor=GatewayDoctor(gateway.watch, gateway.status.database),
+    )
+
+    async def no_history(_: Annotated[Grant, Depends(admit)]) -> None:
+        raise UnsupportedError(NO_HISTORY)
+
+    for path in ("history", "history/{table}/{pk:path}", "transactions/{number}", "timeline"):
+        router.add_api_route(f"/v1/{path}", no_history, include_in_schema=False)
+    return router
 
 
 def _health_router(gateway: Gateway) -> APIRouter:

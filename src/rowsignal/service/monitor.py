@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import JSONResponse
@@ -20,6 +20,20 @@ from rowsignal.sse.http.problems import ProblemRoute
 from rowsignal.sse.http.router import Authorize
 
 VERSION = version("rowsignal")
+
+
+class Status(Protocol):
+    """What says how a process is."""
+
+    async def report(self, version: str, grant: Grant) -> dict[str, Any]:
+        """Return the status as a JSON object, with the tables that a grant names."""
+
+
+class Doctor(Protocol):
+    """What examines, and says what it finds."""
+
+    async def report(self, grant: Grant, *, again: bool) -> dict[str, Any]:
+        """Return the findings, the worst first; with `again`, those of just now."""
 
 
 class Monitor:
@@ -43,15 +57,21 @@ class Monitor:
 
     def delivered(self, events: Sequence[Event]) -> None:
         """Take in events that are on their way to readers."""
-        self.status.latency.note(events)
-        self.status.recent.note(events)
+        self.status.figures.delivered(events)
 
 
 def monitor_router(monitor: Monitor, authorize: Authorize) -> APIRouter:
     """Return what answers the page's questions, to grants that admit to the status."""
     router = APIRouter(route_class=ProblemRoute, tags=["service"])
-    _add_state(router, monitor, admits_to_status(authorize))
-    _add_past(router, monitor, admits_to_status(authorize))
+    admit = admits_to_status(authorize)
+    add_state(
+        router,
+        admit,
+        of_status=monitor.status,
+        of_readers=monitor.readers,
+        of_doctor=monitor.doctor,
+    )
+    _add_past(router, monitor, admit)
     _add_health(router, monitor)
     return router
 
@@ -67,18 +87,26 @@ def admits_to_status(authorize: Authorize) -> Authorize:
     return admit
 
 
-def _add_state(router: APIRouter, monitor: Monitor, admit: Authorize) -> None:
+def add_state(
+    router: APIRouter,
+    admit: Authorize,
+    *,
+    of_status: Status,
+    of_readers: ReadersReport,
+    of_doctor: Doctor,
+) -> None:
+    """Add the routes of what is so just now."""
     granted = Depends(admit)
 
     @router.get("/v1/status")
     async def status(grant: Annotated[Grant, granted]) -> dict[str, Any]:
-        """Tell how the service, its listener, its log and the granted tables are."""
-        return await monitor.status.report(VERSION, grant)
+        """Tell how the service, what it reads from and the granted tables are."""
+        return await of_status.report(VERSION, grant)
 
     @router.get("/v1/readers")
     async def readers(grant: Annotated[Grant, granted]) -> dict[str, Any]:
         """Tell of the open streams of this process, and of the consumers of the log."""
-        return await monitor.readers.report(grant)
+        return await of_readers.report(grant)
 
     @router.get("/v1/doctor")
     async def doctor(
@@ -86,7 +114,7 @@ def _add_state(router: APIRouter, monitor: Monitor, admit: Authorize) -> None:
         again: Annotated[bool, Query(description="Not those of the last minute.")] = False,
     ) -> dict[str, Any]:
         """Tell what the doctor finds, and how to fix it."""
-        return await monitor.doctor.report(grant, again=again)
+        return await of_doctor.report(grant, again=again)
 
 
 def _add_past(router: APIRouter, monitor: Monitor, admit: Authorize) -> None:

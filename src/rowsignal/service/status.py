@@ -1,55 +1,25 @@
 """The status of the service, for people, the page, and monitoring."""
 
-import os
 import re
 import shlex
-import time
-from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.listener import Listener
+from rowsignal.service.figures import Figures
 from rowsignal.service.probe import Probe
-from rowsignal.service.recent import Recent
 from rowsignal.sse import Grant, Outlet, TableGrant
 from rowsignal.sse.access.exposures import Exposure
 from rowsignal.sse.access.grants import EVERY_TABLE
-from rowsignal.sse.access.views import Event
 from rowsignal.triggers import TableStatus
 
-WINDOW = 30.0
-SAMPLES = 5000
-SAMPLES_A_FLUSH = 50
 STATUS_TIMEOUT = 2.0
 INTERNAL = re.compile(
     r"sqlalchemy|asyncpg|<class|Traceback|0x[0-9a-f]{6}|\[Errno|Connect call failed"
 )
-
-
-class Latency:
-    """The delivery latency of recent changes: seconds from capture to delivery."""
-
-    def __init__(self) -> None:
-        self._samples: deque[tuple[float, float]] = deque(maxlen=SAMPLES)
-
-    def note(self, events: Sequence[Event]) -> None:
-        """Add events that are being delivered."""
-        now = time.time()
-        for event in events[:SAMPLES_A_FLUSH]:
-            if event.captured_at is not None:
-                self._samples.append((now, max(now - event.captured_at.timestamp(), 0.0)))
-
-    def summary(self) -> dict[str, float | int] | None:
-        """Return median and 99th percentile; None without events."""
-        since = time.time() - WINDOW
-        recent = sorted(seconds for at, seconds in self._samples if at >= since)
-        if not recent:
-            return None
-        p50, p99 = (recent[int(len(recent) * share)] for share in (0.5, 0.99))
-        return {"p50": p50, "p99": p99, "count": len(recent)}
 
 
 class StatusReport:
@@ -58,14 +28,11 @@ class StatusReport:
     def __init__(
         self, engine: AsyncEngine, outlet: Outlet, probe: Probe, *, has_tokens: bool
     ) -> None:
-        self._has_tokens = has_tokens
+        self.figures = Figures(outlet, has_tokens=has_tokens)
         self._engine = engine
         self._outlet = outlet
         self._probe = probe
-        self._started_at = datetime.now(UTC)
-        self._state: tuple[str, datetime] = ("stopped", self._started_at)
-        self.latency = Latency()
-        self.recent = Recent()
+        self._state: tuple[str, datetime] = ("stopped", self.figures.started_at)
 
     def readiness(self) -> str | None:
         """Return why the service is not ready, or None; never waits."""
@@ -75,38 +42,13 @@ class StatusReport:
         """Return the status as a JSON object, with the tables that a grant names."""
         facts = await self._probe.refreshed(STATUS_TIMEOUT)
         reason = self.readiness()
-        fanout = self._outlet.fanout
-        counts = fanout.counts
-        tables = [(it, grant.for_table(it.name)) for it in self._outlet.exposures.values()]
-        recent = self.recent.by_table()
         return {
-            "version": version,
-            "pid": os.getpid(),
-            "now": datetime.now(UTC).isoformat(),
-            "started_at": self._started_at.isoformat(),
-            "ready": reason is None,
-            "reason": reason,
-            "state": self._service_state(reason),
-            "auth": self._has_tokens,
-            "every_table": EVERY_TABLE in grant.tables,
+            **self.figures.report(version, grant, reason),
+            "state": self.figures.state(reason, has_asked=self._probe.has_asked),
             "database": facts.get("database"),
             "listener": self._listener(facts),
             "log": self._log(facts),
-            "latency": self.latency.summary(),
-            "readers": {
-                "now": fanout.readers,
-                "limit": fanout.limits.max_streams,
-                "resets": counts.resets,
-                "overflows": counts.overflows,
-                "delivered": counts.delivered,
-                "bytes": counts.bytes,
-            },
-            "tables": [self._table(it, held, facts) for it, held in tables if held is not None],
-            "recent": {
-                it.name: recent[it.name]
-                for it, held in tables
-                if held is not None and not held.where and it.name in recent
-            },
+            "tables": [self._table(it, held, facts) for it, held in self.figures.granted(grant)],
             "candidates": facts.get("candidates", []) if EVERY_TABLE in grant.tables else [],
         }
 
@@ -114,13 +56,6 @@ class StatusReport:
         """Return how all offered tables are, as far as is known."""
         facts, whole = self._probe.facts, TableGrant()
         return [self._table(it, whole, facts) for it in self._outlet.exposures.values()]
-
-    def _service_state(self, reason: str | None) -> str:
-        if self._outlet.fanout.is_closing:
-            return "stopping"
-        if not self._probe.has_asked:
-            return "starting"
-        return "ready" if reason is None else "degraded"
 
     def _listener(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         state = Listener.of(self._engine).state
@@ -149,35 +84,11 @@ class StatusReport:
         name = exposure.name
         capture = self._outlet.sources.captures.get(name)
         kind = "unknown" if capture is None else capture.kind or "none"
-        schema, table = exposure.full_name
-        shown = [it for it in exposure.fields if held.columns is None or it in held.columns]
         return {
-            "schema": schema,
-            "table": table,
-            "name": name,
+            **self.figures.table(exposure, held, facts.get("rows", {}).get(name)),
             "capture": kind,
             **_trigger(name, kind, facts.get("triggers")),
-            "key": [column for column in exposure.key if column in shown],
-            "columns": {column: str(exposure.table.c[column].type).lower() for column in shown},
-            "readers": self._outlet.fanout.readers_of(name),
-            **(UNTOLD if held.where else self._activity(name, facts)),
         }
-
-    def _activity(self, name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-        counts = self._outlet.fanout.counts
-        changes, last = counts.changes.get(name, Counter()), counts.last_change.get(name)
-        return {
-            "estimated_rows": facts.get("rows", {}).get(name),
-            "changes": {
-                operation: changes[operation]
-                for operation in ("insert", "update", "delete", "truncate")
-            },
-            "last_change_at": last and datetime.fromtimestamp(last, UTC).isoformat(),
-        }
-
-
-# Counts of all rows would reveal rows that a grant's conditions hide.
-UNTOLD: dict[str, Any] = {"estimated_rows": None, "changes": {}, "last_change_at": None}
 
 
 def _trigger(

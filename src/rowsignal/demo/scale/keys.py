@@ -22,9 +22,12 @@ def pressed_keys(press: Callable[[str], None]) -> Iterator[bool]:
     number, loop = sys.stdin.fileno(), asyncio.get_running_loop()
     before = termios.tcgetattr(number)
     tty.setcbreak(number)  # Ctrl-C still ends the program
-    loop.add_reader(
-        number, lambda: [press(key) for key in os.read(number, 64).decode(errors="replace")]
-    )
+
+    def read() -> None:
+        for key in os.read(number, 64).decode(errors="replace"):
+            press(key)
+
+    loop.add_reader(number, read)
     try:
         yield True
     finally:

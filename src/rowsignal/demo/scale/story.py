@@ -12,14 +12,14 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from rowsignal.demo.scale.followers import Follower
+from rowsignal.demo.scale.followers import Follower, Rows
 from rowsignal.demo.scale.keys import pressed_keys
 from rowsignal.demo.scale.ledger import Ledger, RowId, table_names
 from rowsignal.demo.scale.nats import find_nats_server
 from rowsignal.demo.scale.parts import process_group
 from rowsignal.demo.scale.report import ScaleReport
 from rowsignal.demo.scale.system import Kind, System, running
-from rowsignal.demo.scale.verdict import Rows, Verdict, verdict_on
+from rowsignal.demo.scale.verdict import Verdict, verdict_on
 from rowsignal.demo.shop import create_shop, run_shop
 from rowsignal.demo.shop_tables import Base
 from rowsignal.demo.story import beside, interruption, opened_engine

@@ -7,7 +7,7 @@ import { isBroken } from "./status_text.js";
 
 const POINTS = 60;
 const FEWEST = 15; // points across, as long as there are not more
-const CAPTURE = { log: "logged", hint: "hints", none: "not captured", unknown: "" };
+const CAPTURE = { log: "logged", relay: "relayed", hint: "hints", none: "not captured", unknown: "" };
 
 const FEW = 8; // tables that can be seen without a search
 const AT_ONCE = 40; // rows: of more, the rest is a press away

@@ -63,7 +63,7 @@ export class Following {
 // Tables with and without a log do not mix: a stream has positions only if all its tables have.
 function groups(tables) {
   const captured = tables.filter((table) => !["missing", "disabled", "orphaned"].includes(table.trigger));
-  const logged = captured.filter((table) => table.capture === "log");
+  const logged = captured.filter((table) => ["log", "relay"].includes(table.capture));
   const hinted = captured.filter((table) => table.capture === "hint");
   return [...parts(logged), ...parts(hinted)].slice(0, MOST_STREAMS);
 }

@@ -15,10 +15,12 @@ export class Inspector {
   #language = "curl";
   #turn = 0; // answers of an earlier change are not for the one that is shown
   #tokenOf;
+  #missingOf;
 
-  /** `tokenOf()` is what signs in. */
-  constructor(tokenOf) {
+  /** `tokenOf()` is what signs in, `missingOf()` says why there is no history, if there is none. */
+  constructor(tokenOf, missingOf) {
     this.#tokenOf = tokenOf;
+    this.#missingOf = missingOf;
     id("inspector-close").addEventListener("click", () => this.#dialog.close());
     this.#dialog.addEventListener("click", ({ target }) => target === this.#dialog && this.#dialog.close());
     this.#dialog.addEventListener("close", () => {
@@ -39,20 +41,22 @@ export class Inspector {
     id("inspector-title").replaceChildren(
       h("span", { class: `sign ${operation}`, "aria-hidden": "true" }, KINDS[operation]), `${operation} `, ...subject(change).filter(Boolean));
     const [row, past, together] = [h("div"), h("div"), h("div")];
+    const missing = this.#missingOf();
     const time = timeOf(change);
     this.#body.replaceChildren(
       h("p", { class: "when" }, h("time", { datetime: new Date(time).toISOString() }, `${new Date(time).toDateString()}, ${precise(time)}`)),
       part("Change", comparison(change)),
-      ...(isNamed(key) ? [part("Row now", row), part("History", past)] : []),
-      ...(change.transactionId ? [part(`Transaction ${change.transactionId}`, together)] : []),
+      ...(missing ? [part("History", h("p", { class: "empty" }, missing))] : []),
+      ...(isNamed(key) && !missing ? [part("Row now", row), part("History", past)] : []),
+      ...(change.transactionId && !missing ? [part(`Transaction ${change.transactionId}`, together)] : []),
       ...(isNamed(key) ? [part("Elsewhere", this.#code(change))] : []),
     );
-    if (isNamed(key)) {
-      link("row", `${encodeURIComponent(table)}/${keyPath(key)}`);
+    if (isNamed(key)) link("row", `${encodeURIComponent(table)}/${keyPath(key)}`);
+    if (isNamed(key) && !missing) {
       this.#fill([row, past], turn, `v1/history/${encodeURIComponent(table)}/${keyPath(key)}`, (answer) => [
         this.#rowNow(answer.row), this.#list(answer, "Nothing of this row is in the log.", isOther(change))]);
     }
-    if (change.transactionId) {
+    if (change.transactionId && !missing) {
       this.#fill([together], turn, `v1/transactions/${encodeURIComponent(change.transactionId)}`, (answer) => [
         this.#list(answer, "Its changes are not in the log.", isOther(change), "This change is the only one that is shown to you.")]);
     }
@@ -65,6 +69,8 @@ export class Inspector {
     const parts = rowParts(place);
     if (!parts) return this.#say("A row", "This link names no row.");
     const title = parts.join(" ");
+    const missing = this.#missingOf();
+    if (missing) return this.#say(title, missing);
     try {
       const { changes } = await ask(`v1/history/${parts.map(encodeURIComponent).join("/")}`, { token: this.#tokenOf() });
       if (changes.length) return this.open(fromLog(changes[0]));

@@ -22,7 +22,7 @@ const REACH = { live: "live", connecting: "connecting", waiting: "reconnecting",
 const READERS_PERIOD = 5000;
 
 const tokenOf = () => watch.token;
-const inspector = new Inspector(tokenOf);
+const inspector = new Inspector(tokenOf, () => watch.status?.unavailable?.history);
 const findings = new Findings(tokenOf);
 const feed = new Feed((change) => inspector.open(change));
 const timeline = new Timeline(id("timeline"));
@@ -142,7 +142,7 @@ function showReach(given) {
 
 function showVitals() {
   const { status, now } = watch;
-  const { latency, log, tables } = status;
+  const { latency, tables } = status;
   const [listener, readers, database] = [status.listener ?? {}, status.readers ?? {}, status.database ?? {}];
   text(id("database"), [database.name, database.server_version && `PostgreSQL ${database.server_version}`].filter(Boolean).join(" · "));
   const isCut = !status.ready || watch.failure;
@@ -150,15 +150,39 @@ function showVitals() {
   else vital("rate", `${rate(watch.total)} /s`, followed(tables));
   if (latency?.count) vital("latency", duration(latency.p50), `99 % within ${duration(latency.p99)}`);
   else vital("latency", "–", "nothing to measure");
-  // A listener notices later than the service that nothing answers.
-  const heard = isCut && listener.state === "listening" ? { state: "no answer" } : listener;
-  vital("listener", heard.state ?? "–", listenerNote(heard, now));
+  const source = status.relay ? relayVital(status.relay, now) : listenerVital(listener, isCut, now);
+  vital("listener", source.state ?? "–", source.note);
   vital("readers", count(readers.now), readersNote(readers));
-  vital("log", ...logVital(status, now));
-  id("vitals").querySelector("#vital-listener").parentElement.dataset.state = heard.state ?? "";
+  vital("log", ...(status.relay ? streamVital(status, now) : logVital(status, now)));
+  showNames(Boolean(status.relay));
+  id("vitals").querySelector("#vital-listener").parentElement.dataset.state = source.state ?? "";
   text(id("about"), `rowsignal ${status.version ?? ""} · running for ${since(Date.parse(status.started_at), now)}`);
   document.title = document.body.dataset.tone === "good" ? `${rate(watch.total)}/s · ${database.name ?? "rowsignal"}` : id("headline").textContent;
   id("timeline").setAttribute("aria-label", `${rate(watch.total)} changes a second on ${several(tables.length, "table")}`);
+}
+
+// A gateway has no listener and no log: a relay brings changes into a stream.
+function showNames(isGateway) {
+  text(id("name-listener"), isGateway ? "Relay" : "Listener");
+  for (const name of ["name-log", "name-log-chart"]) text(id(name), isGateway ? "Stream" : "Change log");
+}
+
+function listenerVital(listener, isCut, now) {
+  // A listener notices later than the service that nothing answers.
+  const heard = isCut && listener.state === "listening" ? { state: "no answer" } : listener;
+  return { state: heard.state, note: listenerNote(heard, now) };
+}
+
+function relayVital({ state, lag, since: start }, now) {
+  const late = lag > 1 ? `${duration(lag)} behind` : `for ${since(Date.parse(start), now)}`;
+  return { state, note: state === "at work" ? late : `for ${since(Date.parse(start), now)}` };
+}
+
+function streamVital({ stream, ready }, now) {
+  if (!stream || !ready) return ["–", "not known just now"];
+  const reach = stream.oldest_at ? `the last ${since(Date.parse(stream.oldest_at), now)}` : "empty";
+  const late = stream.behind > 1000 ? `, ${count(stream.behind)} to be read` : "";
+  return [bytes(stream.bytes), `${several(stream.messages, "message")}, ${reach}${late}`];
 }
 
 function followed(tables) {

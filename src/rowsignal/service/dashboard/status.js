@@ -53,7 +53,7 @@ export class StatusWatch {
     this.seenAt = Date.now();
     if (status.now) this.skew = Date.parse(status.now) - Date.now();
     const { p50 = null, p99 = null } = status.latency?.count ? status.latency : {};
-    this.samples = [...this.samples, { at: Date.now(), p50, p99, bytes: status.log?.bytes ?? null }].slice(-KEPT);
+    this.samples = [...this.samples, { at: Date.now(), p50, p99, bytes: (status.log ?? status.stream)?.bytes ?? null }].slice(-KEPT);
     this.#count(status);
   }
 

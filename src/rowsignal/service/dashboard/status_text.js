@@ -2,13 +2,14 @@
 
 import { ago, clock, duration, several } from "./format.js";
 
+const LATE = 10; // seconds
 const QUIET = 60_000; // ms without a change after which a latency is no news
 
 /** Say how things are: tone (`good`, `wait`, `bad`), headline, what to add, detail, helping command. */
 export function sentence({ status, failure, now, seenAt, stream }) {
   if (failure) return ofFailure(failure, seenAt);
   if (!status) return { tone: "wait", headline: "Looking for the service." };
-  return ofService(status) ?? ofListener(status.listener ?? {}) ?? ofStream(stream) ?? ofTables(status, now);
+  return ofService(status) ?? ofListener(status.listener ?? {}) ?? ofRelay(status.relay ?? {}) ?? ofStream(stream) ?? ofTables(status, now);
 }
 
 function ofFailure({ status, reason }, seenAt) {
@@ -19,10 +20,10 @@ function ofFailure({ status, reason }, seenAt) {
   return { tone: "bad", headline, detail: `${reason} Trying again.${seen}` };
 }
 
-function ofService({ state, reason }) {
+function ofService({ state, reason, relay }) {
   if (state === "degraded") {
     const detail = `${firstLine(reason)}. What you see below is from before.`;
-    return { tone: "bad", headline: "Waiting for PostgreSQL.", detail };
+    return { tone: "bad", headline: `Waiting for ${relay ? "NATS" : "PostgreSQL"}.`, detail };
   }
   if (state === "starting") return { tone: "wait", headline: "The service is starting." };
   if (state === "stopping") return { tone: "wait", headline: "The service is shutting down." };
@@ -34,6 +35,16 @@ function ofListener({ state, reason }) {
   const detail = `Notifications do not arrive: ${firstLine(reason) || "the connection is being made"}.`;
   if (state === "reconnecting") return { tone: "wait", headline: "Reconnecting to PostgreSQL.", aside: "Changes may arrive late.", detail };
   return { tone: "wait", headline: "Polling.", aside: "Changes arrive a little later.", detail };
+}
+
+// Of a gateway: changes reach it by a relay.
+function ofRelay({ state, lag }) {
+  if (state === "silent") {
+    const detail = "What is committed meanwhile is kept by the database, and comes once a relay runs again.";
+    return { tone: "bad", headline: "No relay is at work.", aside: "Changes do not arrive.", detail, fix: "rowsignal relay --nats URL" };
+  }
+  if (!(lag > LATE)) return null;
+  return { tone: "wait", headline: `The relay is ${duration(lag)} behind.`, aside: "Changes arrive late." };
 }
 
 function ofStream(stream) {

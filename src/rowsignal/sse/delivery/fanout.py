@@ -101,6 +101,14 @@ class FanOut:
         feed.check()
         return feed
 
+    async def reopen(self, table: str) -> None:
+        """End the streams of a table whose columns are others now: they go on where they were."""
+        stale = [names for names in self._feeds if table in names]
+        for names in stale:
+            feed = self._feeds.pop(names)
+            feed.distribution.close(frames.bye("columns", self.limits.retry))
+            await feed.close()
+
     async def close_idle(self) -> None:
         """Close the feeds without readers whose idle timeout has passed."""
         for names, feed in tuple(self._feeds.items()):
