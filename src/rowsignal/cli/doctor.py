@@ -6,12 +6,15 @@ from typing import Annotated
 
 import typer
 from rich.text import Text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.cli.connections import connected
+from rowsignal.cli.errors import needing
 from rowsignal.cli.options import Json, Models, MoreTables, Tables, Url
 from rowsignal.cli.output import console, progress, write, write_json, write_table
 from rowsignal.cli.table_arguments import find_subjects
-from rowsignal.doctor import Finding, Severity, diagnose
+from rowsignal.doctor import Finding, Severity, diagnose, stream_findings
+from rowsignal.exceptions import UnavailableError
 
 STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "bold red"}
 
@@ -40,6 +43,15 @@ def doctor(
             show_default=False,
         ),
     ] = None,
+    nats: Annotated[
+        str | None,
+        typer.Option(
+            "--nats",
+            metavar="URL",
+            help="Examine the relay and its stream in NATS as well.",
+            show_default=False,
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Find problems that lose changes or could make writes fail, and show how to fix them.
@@ -51,7 +63,8 @@ def doctor(
     async def work() -> list[Finding]:
         async with connected(url) as engine:
             with progress("examining"):
-                return await diagnose(engine, subjects, listen_url=listen_url, role=role)
+                found = await diagnose(engine, subjects, listen_url=listen_url, role=role)
+                return found + (await _of_nats(engine, nats) if nats else [])
 
     findings = asyncio.run(work())
     if json:
@@ -60,6 +73,25 @@ def doctor(
         _show(findings)
     if not _is_ok(findings):
         raise typer.Exit(1)
+
+
+async def _of_nats(engine: AsyncEngine, nats: str) -> list[Finding]:
+    """Examine what a relay has put into NATS, and whether it is at work."""
+    with needing("nats", "`rowsignal doctor --nats`"):
+        from rowsignal.relay import (  # noqa: PLC0415 -- an optional extra
+            stream_health,
+            stream_name,
+            unrelayed_seconds,
+        )
+
+    database = engine.url.database or ""
+    try:
+        health = await stream_health(nats, database)
+    except UnavailableError as error:
+        fix = "Check --nats, and the servers that it names."
+        return [Finding(Severity.ERROR, "NATS", str(error), fix)]
+    waiting = None if health is None else await unrelayed_seconds(engine, health)
+    return stream_findings(health, stream_name(database), unrelayed=waiting)
 
 
 def _is_ok(findings: list[Finding]) -> bool:

@@ -2,5 +2,6 @@
 
 from rowsignal.doctor.diagnosis import diagnose
 from rowsignal.doctor.findings import Finding, Severity
+from rowsignal.doctor.stream_checks import stream_findings
 
-__all__ = ["Finding", "Severity", "diagnose"]
+__all__ = ["Finding", "Severity", "diagnose", "stream_findings"]

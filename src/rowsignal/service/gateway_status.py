@@ -3,8 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from rowsignal.doctor import Finding, Severity
-from rowsignal.doctor.stream_checks import stream_findings
+from rowsignal.doctor import Finding, Severity, stream_findings
 from rowsignal.relay import JetStreamSource, StreamHealth, StreamWatch, stream_name
 from rowsignal.service.figures import Figures
 from rowsignal.service.findings import check_grant, document_of

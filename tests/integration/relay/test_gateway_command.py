@@ -1,10 +1,7 @@
 """`rowsignal gateway` as a process, and the descriptions of tables that it lives by."""
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,40 +15,11 @@ from rowsignal.exceptions import NotFoundError, NotWatchedError
 from rowsignal.relay import relayed_tables
 from rowsignal.relay.descriptions import Descriptions, describe, table_of
 from support.event_streams import execute, make_tables, reading
-from support.nats_server import NatsServer, free_ports
+from support.gateways import COMMAND, gateway_process
+from support.nats_server import NatsServer
 from support.relays import StreamReader, relaying
 
 PATIENCE = 60.0
-COMMAND = str(Path(sys.executable).with_name("rowsignal"))
-
-
-@asynccontextmanager
-async def gateway_process(*arguments: str) -> AsyncIterator[int]:
-    """Run a gateway for the length of a block; give its port."""
-    (port,) = free_ports(1)
-    process = await asyncio.create_subprocess_exec(
-        COMMAND, "gateway", "--port", str(port), *arguments, stderr=-1, stdout=-1
-    )
-    try:
-        await _until_ready(process, port)
-        yield port
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
-
-
-async def _until_ready(process: asyncio.subprocess.Process, port: int) -> None:
-    async with asyncio.timeout(PATIENCE), httpx.AsyncClient() as client:
-        while True:
-            assert process.returncode is None, await process.communicate()
-            try:
-                answer = await client.get(f"http://127.0.0.1:{port}/health/ready")
-            except httpx.TransportError:
-                await asyncio.sleep(0.1)
-                continue
-            assert answer.json() == {"status": "ready"}
-            return
 
 
 @pytest.fixture
@@ -70,14 +38,14 @@ async def relayed(
 async def test_a_gateway_serves_what_is_relayed(
     relayed: str, engine: AsyncEngine, nats: NatsServer
 ) -> None:
-    async with gateway_process("--nats", nats.url, "--database", relayed) as port:
+    async with gateway_process("--nats", nats.url, "--database", relayed) as gateway:
         path = "/v1/changes/orders?where=total.gt.2"
-        async with reading(port, path) as reader:
+        async with reading(gateway.port, path) as reader:
             await reader.until(lambda it: it.name == "heartbeat" and bool(it.id))
             await execute(engine, "insert into orders values (2, 'open', 1, 1, 'x')")
             await execute(engine, "insert into orders values (3, 'open', 3.20, 1, 'x')")
             event = await reader.until("insert")
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        async with httpx.AsyncClient(base_url=gateway.address) as client:
             script = await client.get("/client.js")
             metrics = await client.get("/metrics")
             live = await client.get("/health/live")
@@ -93,8 +61,8 @@ async def test_a_gateway_with_a_database_begins_with_the_rows(
 ) -> None:
     url = engine.url.render_as_string(hide_password=False)
     async with (
-        gateway_process("--nats", nats.url, "--url", url, "--table", "orders") as port,
-        reading(port, "/v1/changes/orders?snapshot=true") as reader,
+        gateway_process("--nats", nats.url, "--url", url, "--table", "orders") as gateway,
+        reading(gateway.port, "/v1/changes/orders?snapshot=true") as reader,
     ):
         row = await reader.until("snapshot")
         await reader.until("snapshot-end")

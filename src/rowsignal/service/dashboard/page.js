@@ -174,8 +174,8 @@ function listenerVital(listener, isCut, now) {
 }
 
 function relayVital({ state, lag, since: start }, now) {
-  const late = lag > 1 ? `${duration(lag)} behind` : `for ${since(Date.parse(start), now)}`;
-  return { state, note: state === "at work" ? late : `for ${since(Date.parse(start), now)}` };
+  const late = state === "at work" && lag > 1;
+  return { state, note: late ? `${duration(lag)} behind` : `for ${since(Date.parse(start), now)}` };
 }
 
 function streamVital({ stream, ready }, now) {
