@@ -55,6 +55,11 @@ async def test_a_gateways_page_shows_what_is_carried(
         await expect(page.locator("[data-table='shop.items'] .update")).to_have_text("1")
         await expect(page.locator("#changes li .what").first).to_have_text("update shop.items 1")
         await expect(page.locator("#vital-readers")).to_have_text("1")
+        builder = page.locator("#builder")
+        await expect(builder.locator("[name=table] option")).to_have_count(3)
+        await expect(builder.locator("[name=snapshot]")).to_be_disabled()
+        await builder.locator("[type=submit]").click()
+        await expect(builder.locator(".said")).to_contain_text("live")
 
 
 async def test_a_gateways_page_says_what_needs_the_database(

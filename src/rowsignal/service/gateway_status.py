@@ -13,6 +13,7 @@ NO_HISTORY = (
     "A gateway shows no history: it is in the database's change log, which `rowsignal serve` and"
     " the dashboard beside the database read."
 )
+NO_ROWS = "This gateway has no database to read the current rows from: start it with --url."
 NO_DATABASE = "The database itself is not examined here: a gateway does not connect to it for that."
 EXAMINE = "rowsignal doctor --nats URL"
 # A table's triggers are known to the relay, which tells of faults by a reset.
@@ -53,7 +54,10 @@ class GatewayStatus:
                 for it, held in self.figures.granted(grant)
             ],
             "candidates": [],
-            "unavailable": {"history": NO_HISTORY},
+            "unavailable": {
+                "history": NO_HISTORY,
+                **({} if self._source.engine is not None else {"snapshot": NO_ROWS}),
+            },
         }
 
     def _stream(self, health: StreamHealth) -> dict[str, Any]:

@@ -207,7 +207,7 @@ async def test_limits_that_are_near_are_found(client: Client) -> None:
         )
     )
     for _ in range(3):
-        await js.publish("small", b"x" * 560)
+        await js.publish("small", b"x" * 590)
     health = await stream_health(client, "small")
     assert health is not None
     messages = " ".join(it.message for it in stream_findings(health, health.name))

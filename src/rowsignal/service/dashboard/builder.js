@@ -38,10 +38,13 @@ export class Builder {
     });
   }
 
-  /** Offer these tables; `token` signs in. */
-  offer(tables, token) {
+  /** Offer these tables; `token` signs in, `withoutRows` says why the current rows cannot be had, if so. */
+  offer(tables, token, withoutRows) {
     this.#token = token;
-    const names = tables.filter((table) => ["log", "hint"].includes(table.capture)).map((table) => table.name);
+    if (withoutRows && !this.#snapshot.disabled) this.#snapshot.checked = false;
+    this.#snapshot.disabled = Boolean(withoutRows);
+    this.#snapshot.parentElement.title = withoutRows ?? "";
+    const names = tables.filter((table) => ["log", "hint", "relay"].includes(table.capture)).map((table) => table.name);
     if (names.join() === this.#tables.map((table) => table.name).join()) return;
     const chosen = this.#table.value;
     this.#tables = tables.filter((table) => names.includes(table.name));

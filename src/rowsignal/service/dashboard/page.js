@@ -71,7 +71,7 @@ function show() {
   if (!watch.failure) showReaders();
   if (watch.failure || !watch.status.ready) return showReach(following.state);
   following.update(watch.status, watch.token);
-  builder.offer(watch.status.tables, watch.token);
+  builder.offer(watch.status.tables, watch.token, watch.status.unavailable?.snapshot);
   showReach(following.state);
   if (!isEmpty && !hasBegun) begin();
   recall();
