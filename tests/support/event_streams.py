@@ -95,7 +95,11 @@ class EventReader:
         try:
             size = int(await self.reader.readline() or b"0", 16)
             chunk = await self.reader.readexactly(size + 2)
-        except (asyncio.IncompleteReadError, ConnectionError, ValueError):
+        except asyncio.IncompleteReadError as cut:  # browsers take what came before
+            self._take(cut.partial[:size])
+            self.is_over = True
+            return False
+        except (ConnectionError, ValueError):
             self.is_over = True
             return False
         if not size:

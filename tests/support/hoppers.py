@@ -23,7 +23,7 @@ Arrive = Callable[[], int]
 
 @dataclass
 class Hopper:
-    """One reader; `arrive` names the port of its next visit, `silence` ends one that brings nothing."""
+    """One reader; `arrive` names the port of its next visit, `silence` ends one without news."""
 
     arrive: Arrive
     path: str = PATH
@@ -73,8 +73,9 @@ class Hopper:
         async with reading(
             port, f"{self.path}{rows}", headers=headers, patience=patience
         ) as reader:
-            seen = 0
-            while seen < most and not self.is_done() and await self._some(reader):
+            seen, goes_on = 0, True
+            while goes_on and seen < most and not self.is_done():
+                goes_on = await self._some(reader)
                 seen += self._take(reader)
                 # An id counts for all that came before it: a cut never falls between here.
                 self.last_id = reader.last_id or self.last_id
