@@ -53,15 +53,17 @@ class NatsServer:
     port: int
     name: str = "n1"
     cluster: str = ""
+    domain: str = ""
     process: asyncio.subprocess.Process | None = None
     _config: Path = field(init=False)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._config = self.folder / "nats.conf"
+        domain = f", domain: {self.domain}" if self.domain else ""
         self._config.write_text(
             f'server_name: {self.name}\nlisten: "127.0.0.1:{self.port}"\n'
-            f'jetstream {{ store_dir: "{self.folder / "store"}" }}\n{self.cluster}'
+            f'jetstream {{ store_dir: "{self.folder / "store"}"{domain} }}\n{self.cluster}'
         )
 
     @property

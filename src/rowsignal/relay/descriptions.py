@@ -12,7 +12,6 @@ import sqlalchemy as sa
 from nats.aio.client import Client
 from nats.js.api import KeyValueConfig
 from nats.js.errors import BucketNotFoundError, NotFoundError
-from nats.js.kv import KeyValue
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.exc import UnsupportedCompilationError
@@ -140,30 +139,29 @@ class Descriptions:
         return info.state.last_seq
 
     async def load(self) -> dict[QualifiedName, Description]:
-        """Return the descriptions that relays have stored; nothing where there was no relay."""
+        """Return the descriptions that relays have stored; nothing where there was no relay.
+
+        Not by nats-py's `KeyValue`, which takes the mirror of a bucket for none.
+        """
         try:
-            bucket = await self._js.key_value(BUCKET)
-        except BucketNotFoundError:
+            found = [await self._read(subject) for subject in await self._subjects()]
+        except NotFoundError:
             return {}
-        found = [await self._read(bucket, key) for key in await self._keys()]
         return {(it["schema"], it["name"]): it for it in found}
 
-    async def _keys(self) -> list[str]:
-        """Return the keys of this database.
+    async def _subjects(self) -> list[str]:
+        """Return the subjects of this database's descriptions.
 
         The stream is asked, since `KeyValue.keys` of nats-py misses a key that is just being
         stored anew: its consumer finds the old message gone and does not wait for the next.
         """
-        before = f"$KV.{BUCKET}."
-        info = await self._js.stream_info(
-            f"KV_{BUCKET}", subjects_filter=f"{before}{self._prefix}.>"
-        )
-        return sorted(subject.removeprefix(before) for subject in info.state.subjects or {})
+        wanted = f"$KV.{BUCKET}.{self._prefix}.>"
+        info = await self._js.stream_info(f"KV_{BUCKET}", subjects_filter=wanted)
+        return sorted(info.state.subjects or {})
 
-    @staticmethod
-    async def _read(bucket: KeyValue, key: str) -> Description:
-        entry = await bucket.get(key)
-        description: Description = json.loads(entry.value or b"{}")
+    async def _read(self, subject: str) -> Description:
+        last = await self._js.get_last_msg(f"KV_{BUCKET}", subject)
+        description: Description = json.loads(last.data or b"{}")
         return description
 
     def _key(self, schema: str, name: str) -> str:
