@@ -20,6 +20,7 @@ usage: python3 dev.py demo | test | lint | bench NAME | docs | release
        (further arguments are passed on)
 
   demo [--once]        show the main job on a PostgreSQL of its own
+  demo --scale         show NATS, relays and gateways, parts of which are killed
   test [--pg 15,18]    run the tests, on these major versions of PostgreSQL
   lint                 check style, types and the floor plan
   bench NAME [--json]  measure against a peer
