@@ -82,6 +82,7 @@ class Stream:
 
     def __init__(self) -> None:
         self.frames: list[float] = []
+        self.opened = asyncio.Event()  # what is written before may have no reader yet
         self.rows: dict[int, asyncio.Future[float]] = {}
 
     async def follow(self, port: int, table: str) -> None:
@@ -92,6 +93,7 @@ class Stream:
                 now = time.perf_counter()
                 if FRAME.search(data):
                     self.frames.append(now)
+                    self.opened.set()
                 for number in re.findall(rb'"id": ?(\d+)', data) if self.rows else ():
                     future = self.rows.get(int(number))
                     if future is not None and not future.done():
@@ -110,6 +112,7 @@ async def open_stream(port: int, table: str) -> AsyncIterator[Stream]:
     stream = Stream()
     task = asyncio.create_task(stream.follow(port, table))
     try:
+        await stream.opened.wait()
         yield stream
     finally:
         task.cancel()
