@@ -1,9 +1,13 @@
 """`rowsignal demo --scale`: relays and gateways as processes, parts of which are killed."""
 
+import asyncio
 import io
 import json
+import os
+import pty
 import subprocess
 import sys
+import termios
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +16,7 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
+from rowsignal.demo.scale.keys import pressed_keys
 from rowsignal.demo.scale.nats import find_nats_server
 from rowsignal.demo.scale.report import ScaleReport
 from rowsignal.demo.scale.screens import LiveScaleScreen, scale_summary
@@ -104,3 +109,27 @@ def test_the_summary_says_what_was_lost() -> None:
     assert "nothing was lost" in good.plain
     assert "killed: relay 1\n" in good.plain
     assert "1 changes or rows are not as they were written" in bad.plain
+
+
+async def test_keys_come_one_at_a_time_and_the_terminal_is_as_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mine, theirs = pty.openpty()
+    pressed: asyncio.Queue[str] = asyncio.Queue()
+    with os.fdopen(theirs) as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        before = termios.tcgetattr(theirs)
+        with pressed_keys(pressed.put_nowait) as has_keys:
+            assert has_keys
+            os.write(mine, b"rg")
+            keys = [await pressed.get(), await pressed.get()]
+        after = termios.tcgetattr(theirs)
+    os.close(mine)
+    assert keys == ["r", "g"]
+    assert after == before
+
+
+async def test_without_a_terminal_there_are_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    with pressed_keys(lambda key: None) as has_keys:
+        assert not has_keys

@@ -108,7 +108,7 @@ def _readers(view: ScaleView) -> Table:
     return table
 
 
-def _counts(view: ScaleView) -> Table:
+def _counts(view: ScaleView) -> RenderableType:
     it, grid = view.verdict, Table.grid(padding=(0, 3))
     good = "bold red" if it.faults else "bold green"
     grid.add_row(f"{view.written} written", f"{it.received} received", f"{it.waiting} on the way")
@@ -117,5 +117,4 @@ def _counts(view: ScaleView) -> Table:
         Text(f"{it.doubled} doubled", style=good),
         Text(f"{it.disordered} out of order", style=good),
     )
-    grid.add_row(Text(time.strftime("%H:%M:%S"), style="dim"), Text(KEYS, style="dim"))
-    return grid
+    return Group(grid, Text(f"{time.strftime('%H:%M:%S')}   {KEYS}", style="dim"))
