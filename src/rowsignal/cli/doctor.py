@@ -19,6 +19,17 @@ from rowsignal.exceptions import UnavailableError
 STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "error": "bold red"}
 
 
+WithNats = Annotated[
+    str | None,
+    typer.Option(
+        "--nats",
+        metavar="URL",
+        help="Examine the relay and its stream in NATS as well.",
+        show_default=False,
+    ),
+]
+
+
 def doctor(
     tables: Tables = None,
     *,
@@ -43,15 +54,7 @@ def doctor(
             show_default=False,
         ),
     ] = None,
-    nats: Annotated[
-        str | None,
-        typer.Option(
-            "--nats",
-            metavar="URL",
-            help="Examine the relay and its stream in NATS as well.",
-            show_default=False,
-        ),
-    ] = None,
+    nats: WithNats = None,
     json: Json = False,
 ) -> None:
     """Find problems that lose changes or could make writes fail, and show how to fix them.

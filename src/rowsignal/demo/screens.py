@@ -2,14 +2,13 @@
 
 import time
 from collections.abc import Sequence
-from typing import Self
 
 from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rowsignal.demo.drawing import Lines, Picture
 from rowsignal.demo.report import DemoReport, Tally
 from rowsignal.demo.story import View
 from rowsignal.demo.waits import INTERVAL, Outcome
@@ -19,25 +18,12 @@ SHOWN = 12
 MODE_STYLES = {"armed": "green", "settling": "cyan", "busy": "yellow", "polling": "red"}
 
 
-class PlainScreen:
+class PlainScreen(Lines):
     """Prints one line for each event."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Do nothing."""
-
-    def tell(self, sentence: str) -> None:
-        """Print a sentence."""
-        self._write(sentence)
 
     def resolved(self, outcome: Outcome) -> None:
         """Print a wait that has ended."""
-        self._write(
+        self.tell(
             f"order {outcome.order}: {outcome.before} -> {outcome.after},"
             f" seen {_ms(outcome.seconds)} after the commit ({outcome.mode})"
         )
@@ -45,27 +31,9 @@ class PlainScreen:
     def refresh(self, view: View) -> None:
         """Do nothing: the lines are printed already."""
 
-    def _write(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-
-class LiveScreen:
+class LiveScreen(Picture):
     """Draws a table of the last waits that ended, with the figures of all waits."""
-
-    def __init__(self, console: Console) -> None:
-        self._live = Live(console=console, auto_refresh=False)
-        self._console = console
-
-    def __enter__(self) -> Self:
-        self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._live.stop()
-
-    def tell(self, sentence: str) -> None:
-        """Print a sentence above the table."""
-        self._console.print(Text.assemble(("✓ ", "green"), sentence), soft_wrap=True)
 
     def resolved(self, outcome: Outcome) -> None:
         """Do nothing until the next refresh."""
@@ -73,7 +41,7 @@ class LiveScreen:
     def refresh(self, view: View) -> None:
         """Draw the table."""
         rows = max(min(SHOWN, self._console.height - 12), 3)
-        self._live.update(_picture(view, rows), refresh=True)
+        self.draw(_picture(view, rows))
 
 
 def summary(report: DemoReport, *, is_ascii: bool = False) -> Text:

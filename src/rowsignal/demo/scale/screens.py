@@ -1,14 +1,13 @@
 """Screens of the demonstration with relays and gateways: a live table, else plain lines."""
 
 import time
-from typing import Self
 
 from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rowsignal.demo.drawing import Lines, Picture
 from rowsignal.demo.scale.report import ScaleReport
 from rowsignal.demo.scale.story import ScaleView
 from rowsignal.demo.scale.verdict import Verdict
@@ -18,47 +17,19 @@ KEYS = "kill: r relay  g gateway  n NATS  p PostgreSQL   q ends"
 BLANK = ""
 
 
-class PlainScaleScreen:
+class PlainScaleScreen(Lines):
     """Prints one line for each step."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Do nothing."""
-
-    def tell(self, sentence: str) -> None:
-        """Print a sentence."""
-        self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
     def refresh(self, view: ScaleView) -> None:
         """Do nothing: the lines are printed already."""
 
 
-class LiveScaleScreen:
+class LiveScaleScreen(Picture):
     """Draws the parts, the readers and the counts."""
-
-    def __init__(self, console: Console) -> None:
-        self._live = Live(console=console, auto_refresh=False)
-        self._console = console
-
-    def __enter__(self) -> Self:
-        self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._live.stop()
-
-    def tell(self, sentence: str) -> None:
-        """Print a sentence above the table."""
-        self._console.print(Text.assemble(("✓ ", "green"), sentence), soft_wrap=True)
 
     def refresh(self, view: ScaleView) -> None:
         """Draw the tables."""
-        self._live.update(_picture(view), refresh=True)
+        self.draw(_picture(view))
 
 
 def scale_summary(report: ScaleReport) -> Text:
