@@ -151,7 +151,11 @@ async def reading(
     if buffer is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
     sock.setblocking(False)
-    await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+    try:
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+    except BaseException:
+        sock.close()
+        raise
     reader, writer = await asyncio.open_connection(sock=sock, limit=2**16)
     lines = [f"GET {path} HTTP/1.1", "Host: localhost", *_lines(headers or {}), "", ""]
     writer.write("\r\n".join(lines).encode())

@@ -11,7 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from support.change_log import connect
 from support.event_streams import EventReader, execute, reading
 
-ROUNDS = 100 if "ROWSIGNAL_STRESS" not in os.environ else 10_000  # of 100 changes each
+STRESS = os.environ.get("ROWSIGNAL_STRESS", "100")  # a number, or "minutes"
+ROUNDS = int(STRESS) if STRESS.isdigit() else 10_000  # of 100 changes each
 ROWS = 100
 HOP_AFTER = 400  # events, on average
 FILL = f"insert into orders select n, 'open', 0, 1, '' from generate_series(1, {ROWS}) n"
@@ -115,11 +116,13 @@ def in_turns(ports: Sequence[int]) -> Arrive:
 async def count_up(engine: AsyncEngine, third: asyncio.Event, rounds: int = ROUNDS) -> None:
     """Add 1 to every row, again and again; tell when a third of it is done."""
     connection = await connect(engine)
-    for done in range(rounds):
-        await connection.execute("update orders set total = total + 1")
-        if done == rounds // 3:
-            third.set()
-    await connection.close()
+    try:
+        for done in range(rounds):
+            await connection.execute("update orders set total = total + 1")
+            if done == rounds // 3:
+                third.set()
+    finally:
+        connection.terminate()
 
 
 async def hop(
