@@ -14,7 +14,7 @@ from support.event_streams import EventReader, execute, reading
 STRESS = os.environ.get("ROWSIGNAL_STRESS", "100")  # a number, or "minutes"
 ROUNDS = int(STRESS) if STRESS.isdigit() else 10_000  # of 100 changes each
 ROWS = 100
-HOP_AFTER = 400  # events, on average
+HOP_AFTER = 400 if ROUNDS <= 100 else 2000  # events, on average
 FILL = f"insert into orders select n, 'open', 0, 1, '' from generate_series(1, {ROWS}) n"
 PATH = "/v1/changes/orders"
 AWAY = (OSError, asyncio.IncompleteReadError, TimeoutError)
