@@ -28,10 +28,14 @@ COMMAND = [sys.executable, "-m", "rowsignal", "demo", "--scale"]
 
 
 @pytest.mark.timeout(240)
-def test_nothing_is_lost_while_each_kind_of_part_is_killed() -> None:
+def test_nothing_is_lost_while_each_kind_of_part_is_killed(tmp_path: Path) -> None:
     find_server()  # skips where there is none
     ended = subprocess.run(
-        [*COMMAND, "--once", "--json", "--port", "0"], capture_output=True, text=True, check=False
+        [*COMMAND, "--once", "--json", "--port", "0"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "TMPDIR": str(tmp_path)},  # tells its processes from others
     )
 
     assert ended.returncode == 0, ended.stderr + ended.stdout
@@ -42,18 +46,19 @@ def test_nothing_is_lost_while_each_kind_of_part_is_killed() -> None:
     assert report["hops"] > report["readers"]
     for fault in ("lost", "doubled", "disordered", "unknown", "differing"):
         assert report[fault] == 0
-    assert _own_processes() == []
+    assert _processes_with(str(tmp_path)) == []
+    assert list(tmp_path.glob("rowsignal-scale-*")) == []
 
 
-def _own_processes() -> list[str]:
-    """Return command lines of parts that were left behind."""
+def _processes_with(word: str) -> list[str]:
+    """Return command lines of processes that were left behind."""
     lines = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
         except OSError:  # it has ended just now
             continue
-    return [line for line in lines if "rowsignal-scale-" in line]
+    return [line for line in lines if word in line]
 
 
 def test_a_missing_server_is_said_in_a_sentence(
