@@ -23,6 +23,7 @@ ID, RELATION, KEY, OLD_ROW, NEW_ROW, WIDTH = 0, 3, 5, 7, 8, 10
 ELEMENT = re.compile(r'"((?:[^"\\]|\\.)*)"|([^,]+)')
 ESCAPED = re.compile(r"\\(.)")
 
+# asyncpg returns PostgreSQL's "char" as bytes.
 OPERATIONS = {
     b"i": Operation.INSERT,
     b"u": Operation.UPDATE,
@@ -75,6 +76,7 @@ def _decode_all_keys(texts: Sequence[str | None]) -> Sequence[Values | None]:
     return keys
 
 
+# Few sets of columns occur, in millions of changes.
 @lru_cache(maxsize=4096)
 def decode_columns(text: str | None) -> tuple[str, ...] | None:
     r"""Decode the text of a one-dimensional array of names (PostgreSQL manual, 8.15.6).
@@ -115,6 +117,7 @@ def decode_changes(
         _set_changed(change, decode_columns(changed))
         _set_position(change, f"{prefix}{id_}")
         _set_transaction(change, xid)
+        # The statement sends seconds: a timestamp takes longer to decode.
         _set_captured(change, datetime.fromtimestamp(captured, UTC))
         _set_row(change, row)
         _set_trace(change, trace)
