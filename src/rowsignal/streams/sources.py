@@ -16,7 +16,7 @@ from rowsignal.payload import Hint
 from rowsignal.streams.loader import RowChange
 from rowsignal.triggers.catalog import Capture
 
-START_TIMEOUT = 2.0
+START_TIMEOUT = 2.0  # seconds; a writer whose transaction stays open keeps a table from being armed
 LOST = "Changes may be missing from here: {}."
 FOUND = (
     "Changes may be missing up to here, since notifications did not arrive for a while;"
@@ -95,6 +95,7 @@ class HintSource:
 
     async def __aenter__(self) -> Self:
         """Start when no hint is lost any more; if that takes too long, start with a reset."""
+        # Registered before the wait: a table that is armed meanwhile reports it.
         self._dispatcher.follow(self._names, self)
         try:
             with suppress(TimeoutError):
@@ -115,6 +116,7 @@ class HintSource:
     async def next(self) -> SourceBatch:
         """Wait for hints."""
         await self._arrived.wait()
+        # Nothing is awaited from here on, so a cancellation cannot lose what is taken.
         self._arrived.clear()
         items = tuple(self._items)
         self._items.clear()
@@ -145,6 +147,7 @@ class HintSource:
             self._push(Reset(reason=FOUND))
 
     def _push(self, item: RowChange | Reset) -> None:
+        # A reset says as much as the hints before it: the tables must be read again.
         if len(self._items) >= self._limit:
             self._items.clear()
             self._items.append(Reset(reason=OVERFLOWN))
@@ -155,6 +158,7 @@ class HintSource:
 def _change(capture: Capture, hint: Hint) -> Change:
     """Return a hint as a change; without a usable key it may concern any row."""
     key, operation = None, hint.operation
+    # Any role can send a hint: a key of another length is forged, or of a table altered since.
     if hint.key is not None and len(hint.key) == len(capture.key_columns):
         key = dict(zip(capture.key_columns, hint.key, strict=True))
     is_of_part = (hint.schema, hint.table) != (capture.schema, capture.table)

@@ -96,6 +96,7 @@ class WatchRequest:
             found = await captures(connection, list(tables))
             for capture in found:
                 _check(capture)
+            # The server writes the keys: 1.0 and 1.00, or a date, have the text that changes carry.
             images = await _key_images(connection, tables.values(), keys)
         names = [(capture.schema or "public", capture.table) for capture in found]
         types = self._types(engine, shapes)
