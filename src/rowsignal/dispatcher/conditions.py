@@ -200,6 +200,7 @@ def _match(clause: ColumnElement[bool]) -> Matches:
     )  # the key by which SQLAlchemy itself compares statements
     binds = [element for element in visitors.iterate(clause) if isinstance(element, BindParameter)]
     binds = list({bind.key: bind for bind in binds}.values())
+    # SQLAlchemy cannot compare such clauses: each has a query of its own.
     if cache_key is None:
         return Matches(Criterion(clause, (), id(clause)), ())
     single = [bind for bind in binds if _can_be_column(bind)]

@@ -102,6 +102,7 @@ class TableWatch:
 
     def hinted(self, hints: Iterable[Hint]) -> None:
         """Count hints that arrived for the table."""
+        # A bulk statement sends many hints, and takes NOTIFY's global lock once, at its commit.
         self.woken(len({hint.transaction_id for hint in hints}))
 
     def woken(self, transactions: int) -> None:

@@ -84,6 +84,7 @@ async def detached(
         return build_instance(shape, found)
     now = asyncio.get_running_loop().time()
     try:
+        # The condition was met in time: its result may take a little longer.
         async with asyncio.timeout_at(None if deadline is None else max(deadline, now + GRACE)):
             instance = await dispatcher.load(shape, subscription.primary_key)
     except TimeoutError:
