@@ -139,6 +139,7 @@ class RowFilter:
         if operation is None or self._is_unwanted(event, operation):
             return None
         has_old = event.old is not None and was_visible is True
+        # Readers with other filters and equal columns get the very same bytes.
         style = (operation, with_id, has_old, self._style)
         made = event.frames.get(style)
         if made is None:
@@ -192,6 +193,7 @@ class RowFilter:
     def _emptied(self) -> Operation | None:
         """Return truncate for readers that were shown rows; other readers learn nothing."""
         is_open = not self.conditions and not self.is_guarded
+        # A truncate would tell a reader with no rows in sight that there were some.
         had_rows = is_open or self._had_rows()
         self.seen.clear()
         return Operation.TRUNCATE if had_rows else None

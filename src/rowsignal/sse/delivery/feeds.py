@@ -50,6 +50,7 @@ class TableFeed:
 
     async def open(self) -> None:
         """Start to follow changes; raise the error that prevents it."""
+        # The error of the first connection belongs to the request; later ones to all readers.
         started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._run(started), name=f"rowsignal sse {self.label}")
         try:
@@ -107,6 +108,7 @@ class TableFeed:
         The position is exact until the caller awaits something else. It lies after this call,
         unless the feed is behind: then it is the feed's position.
         """
+        # A feed that reads the log alone is behind: it would have to catch up first.
         if self.changes.is_level:
             await self.source.catch_up()
         while self._is_working or self.changes.has_unread:
@@ -139,6 +141,8 @@ class TableFeed:
                     self._is_working = True
                     await self._take(batch)
                     self._is_working = False
+                    # After the batch was published: a reader that joins at this place misses none
+                    # of it.
                     self.position = batch.position or self.position
                     self._moved.set()
         except Exception as error:
@@ -168,12 +172,14 @@ class TableFeed:
             if isinstance(item, Event):
                 events.append(item)
             else:
+                # The reset stands at its place among the events.
                 self.distribution.publish(events)
                 events = []
                 self._tell(item, batch)
         self.distribution.publish(events)
 
     def _tell(self, reset: Reset, batch: SourceBatch) -> None:
+        # A row that cannot be shown leaves the stream exact; hints have no place to resume anyway.
         is_of_row = isinstance(reset, TableReset) and not reset.is_of_capture
         self.distribution.reset(reset.reason, continues=batch.is_unverified or is_of_row)
 
