@@ -139,11 +139,8 @@ class TableFeed:
                 while True:
                     batch = await self.changes.next()
                     self._is_working = True
-                    await self._take(batch)
+                    await self._take_parts(batch)
                     self._is_working = False
-                    # After the batch was published: a reader that joins at this place misses none
-                    # of it.
-                    self.position = batch.position or self.position
                     self._moved.set()
         except Exception as error:
             if not started.done():
@@ -155,6 +152,13 @@ class TableFeed:
         finally:
             self._is_working = False
             self._moved.set()
+
+    async def _take_parts(self, batch: SourceBatch) -> None:
+        for part in batch.parts():
+            await self._take(part)
+            # Once it is published: a reader that joins at this place misses none of it.
+            self.position = part.position or self.position
+            await asyncio.sleep(0)  # readers of other tables have their turn
 
     async def _take(self, batch: SourceBatch) -> None:
         """Publish a batch; a change that cannot be published becomes a reset for its readers."""
