@@ -79,6 +79,7 @@ class TableWatch:
     def hinted_key(self) -> tuple[str, ...] | None:
         """Return the columns of the key that hints carry; None for a table without hints."""
         capture = self.capture
+        # The log's notification names no row, so its key is of no use.
         if capture is None or capture.kind != "hint" or not capture.is_notifying:
             return None
         if not capture.has_plain_key:

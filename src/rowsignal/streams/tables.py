@@ -91,6 +91,7 @@ class WatchRequest:
         shapes = [_shape(engine, model) for model in self.models]
         changed = _column_names(shapes, self.columns)
         keys = _primary_keys(shapes, self.pk)
+        # Joined inheritance has several tables: a change of any of them is one of the model.
         tables = {shape.name_of(table): table for shape in shapes for table in shape.tables}
         async with engine.connect() as connection:
             found = await captures(connection, list(tables))

@@ -253,6 +253,7 @@ class _Wait:
         if await is_within_outer_transaction(self._view, key):
             return self._condition or Changes(is_patient=True), None
         held = held_instance(session, shape.mapper, key)
+        # A condition is level-triggered: what the caller saw before does not matter.
         if held is None or self._condition is not None:
             return self._condition or CHANGES, None
         seen = loaded_values(held, shape)

@@ -171,6 +171,7 @@ class RowFilter:
         """Return the operation for a reader: a row that leaves the view is a delete."""
         if event.operation is Operation.TRUNCATE:
             return self._emptied()
+        # A partition that was emptied: any rows may have changed.
         if event.key is None:
             return Operation.UPDATE
         is_present = event.new is not None
@@ -225,6 +226,7 @@ class RowFilter:
             return event.row_key in self.seen.keys
         if event.operation is Operation.UPDATE and _is_same(event, self.filter_columns):
             return False
+        # A delete of a row that the reader never saw would reveal that there is one.
         if self.view.permission or self.is_guarded:
             raise UnknownHistoryError
         # For a reader that may see every row a superfluous delete reveals nothing.
