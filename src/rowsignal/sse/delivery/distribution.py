@@ -23,8 +23,8 @@ UNKNOWN = (
     " stream resumable."
 )
 TOO_MUCH = "Too much changed while this reader was catching up."
-MAX_HELD = 20_000  # events for a reader that still catches up
-MAX_WAITING = 200  # more events would take the event loop for too long at once
+MAX_HELD = 20_000
+MAX_WAITING = 100  # more events would take the event loop for too long at once
 
 
 class Distribution:
