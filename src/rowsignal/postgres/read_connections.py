@@ -33,6 +33,8 @@ class ReadConnections:
         self._quick = SideConnection(make_engine(), settings=QUICK, attempts=self.attempts)
         self._slow = SideConnection(make_engine(), settings=SLOW, attempts=self.attempts)
         self._slow_lanes: set[Hashable] = set()
+        self._used_at = 0.0
+        self._is_open = False
 
     async def run(
         self, work: Work[Result], *, timeout: float, lane: Hashable = None, rows: int = 1
@@ -60,8 +62,14 @@ class ReadConnections:
         """Forget a lane that is no longer used."""
         self._slow_lanes.discard(lane)
 
+    async def close_idle(self, timeout: float) -> None:
+        """Close both connections if nothing was read for a while."""
+        if self._is_open and time.monotonic() - self._used_at > timeout:
+            await self.close()
+
     async def close(self) -> None:
         """Close both connections; a later read opens them again."""
+        self._is_open = False
         await asyncio.gather(self._quick.close(), self._slow.close())
 
     async def _timed(
@@ -77,6 +85,7 @@ class ReadConnections:
         async def timed(inner: AsyncConnection) -> Result:
             nonlocal began
             began = time.perf_counter()  # its turn has come: queueing is no fault of this lane
+            self._used_at, self._is_open = time.monotonic(), True
             return await work(inner)
 
         result = await connection.run(timed, timeout=timeout)

@@ -3,12 +3,12 @@
 import rowsignal.exceptions
 
 try:
+    from rowsignal.nats.subjects import stream_name, subject_of
     from rowsignal.relay.jetstream import JetStreamPublisher, StreamSettings
     from rowsignal.relay.offered import relayed_tables
     from rowsignal.relay.publisher import Publisher
     from rowsignal.relay.relay import Relay
     from rowsignal.relay.source import JetStreamSource
-    from rowsignal.relay.subjects import stream_name, subject_of
     from rowsignal.relay.timings import RelayTimings
 except ModuleNotFoundError as error:
     raise rowsignal.exceptions.missing_extra("rowsignal.relay", "nats", error) from error

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from nats.aio.client import Client
 from nats.js.api import KeyValueConfig
-from nats.js.errors import BucketNotFoundError
+from nats.js.errors import BucketNotFoundError, KeyNotFoundError
 from nats.js.kv import KeyValue
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
@@ -19,9 +19,9 @@ from sqlalchemy.exc import UnsupportedCompilationError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.identifiers import QualifiedName
-from rowsignal.relay.subjects import token
+from rowsignal.nats.subjects import TABLES_BUCKET as BUCKET
+from rowsignal.nats.subjects import description_key
 
-BUCKET = "rowsignal-tables"
 DIALECT = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
 KEPT = ("timezone", "precision")  # of a type, beside its name: filters depend on them
 
@@ -62,6 +62,7 @@ def describe(table: sa.Table, columns: Sequence[str]) -> Description:
             if column.name in columns or column.name in key
         ],
         "carried": list(columns),
+        "capture": "log",
     }
 
 
@@ -119,17 +120,24 @@ class Descriptions:
 
     def __init__(self, client: Client, database: str) -> None:
         self._js = client.jetstream()
-        self._prefix = token(database)
+        self._database = database
 
     async def store(self, descriptions: Iterable[Description], replicas: int) -> None:
-        """Store what tables are now; the bucket is made where there is none."""
+        """Store what tables are now, and no others; the bucket is made where there is none.
+
+        A table that is no longer carried must go: waits for its rows would rely on messages.
+        """
         try:
             bucket = await self._js.key_value(BUCKET)
         except BucketNotFoundError:
             config = KeyValueConfig(bucket=BUCKET, replicas=replicas)
             bucket = await self._js.create_key_value(config)
-        for it in descriptions:
-            await bucket.put(self._key(it["schema"], it["name"]), json.dumps(it).encode())
+        wanted = {self._key(it): json.dumps(it).encode() for it in descriptions}
+        for key, text in wanted.items():
+            await bucket.put(key, text)
+        for key in await self._keys():
+            if key not in wanted:
+                await bucket.delete(key)
 
     async def load(self) -> dict[QualifiedName, Description]:
         """Return the descriptions that relays have stored; nothing where there was no relay."""
@@ -137,7 +145,8 @@ class Descriptions:
             bucket = await self._js.key_value(BUCKET)
         except BucketNotFoundError:
             return {}
-        found = [await self._read(bucket, key) for key in await self._keys()]
+        read = [await self._read(bucket, key) for key in await self._keys()]
+        found = [it for it in read if it is not None]
         return {(it["schema"], it["name"]): it for it in found}
 
     async def _keys(self) -> list[str]:
@@ -148,15 +157,18 @@ class Descriptions:
         """
         before = f"$KV.{BUCKET}."
         info = await self._js.stream_info(
-            f"KV_{BUCKET}", subjects_filter=f"{before}{self._prefix}.>"
+            f"KV_{BUCKET}", subjects_filter=f"{before}{description_key(self._database)}.>"
         )
         return sorted(subject.removeprefix(before) for subject in info.state.subjects or {})
 
     @staticmethod
-    async def _read(bucket: KeyValue, key: str) -> Description:
-        entry = await bucket.get(key)
+    async def _read(bucket: KeyValue, key: str) -> Description | None:
+        try:
+            entry = await bucket.get(key)
+        except KeyNotFoundError:  # it was deleted: the table is no longer carried
+            return None
         description: Description = json.loads(entry.value or b"{}")
         return description
 
-    def _key(self, schema: str, name: str) -> str:
-        return f"{self._prefix}.{token(schema)}.{token(name)}"
+    def _key(self, description: Description) -> str:
+        return description_key(self._database, (description["schema"], description["name"]))

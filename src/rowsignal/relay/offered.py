@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from nats.aio.client import Client
 
 from rowsignal.exceptions import NotFoundError, NotWatchedError, UnavailableError
-from rowsignal.relay.connection import OUTAGES, connected
+from rowsignal.nats.connection import OUTAGES, connected
 from rowsignal.relay.descriptions import Descriptions, table_of
 
 PATIENCE = 10.0

@@ -19,8 +19,8 @@ from rowsignal.exceptions import NotWatchedError, PositionError
 from rowsignal.hooks import Hooks, guarded
 from rowsignal.identifiers import QualifiedName
 from rowsignal.listener import reconnect_delays
+from rowsignal.nats.connection import OUTAGES, connected
 from rowsignal.postgres.errors import describe, is_outage
-from rowsignal.relay.connection import OUTAGES, connected
 from rowsignal.relay.descriptions import Descriptions, describe_tables
 from rowsignal.relay.jetstream import JetStreamPublisher, StreamSettings
 from rowsignal.relay.messages import TOO_LARGE, UNPLACED, Message, MessageWriter
