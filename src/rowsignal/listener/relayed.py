@@ -78,7 +78,7 @@ class RelayConnection:
         self._database = database
         self._inlet = inlet
         self._is_standby = is_standby
-        self._client = Client()
+        self._client: Client | None = None
         self._beat = asyncio.Event()
         self._has_heard_since_arming = True
         self._asked: set[str] = set()
@@ -116,7 +116,8 @@ class RelayConnection:
 
     async def arm(self, target: Target, timeout: float) -> RelayLease | None:
         """Subscribe; None where that fails, which the caller takes for a reason to poll."""
-        if isinstance(target, int) or self.lost.is_set():
+        client = self._client
+        if isinstance(target, int) or client is None or self.lost.is_set():
             return None
         names = target.tables if isinstance(target, RelayedLog) else (target.name,)
         take = self._take_wake if isinstance(target, RelayedLog) else partial(self._take, target)
@@ -125,8 +126,8 @@ class RelayConnection:
             async with asyncio.timeout(timeout):
                 for name in names:
                     subject = subject_of(self._database, name)
-                    subscriptions.append(await self._client.subscribe(subject, cb=take))
-                await self._client.flush()
+                    subscriptions.append(await client.subscribe(subject, cb=take))
+                await client.flush()
         except OUTAGES as error:
             logger.info("a table cannot be subscribed to in NATS: %s", _reason(error))
             self.lost.set()
@@ -148,6 +149,8 @@ class RelayConnection:
 
     async def capture_of(self, name: QualifiedName, timeout: float) -> RelayedCapture | None:
         """Return how the relay learns of a table's changes; None for one that it does not carry."""
+        if self._client is None:
+            return None
         key = description_key(self._database, name)
         self._asked.add(key)
         js = self._client.jetstream(timeout=timeout)
@@ -167,10 +170,11 @@ class RelayConnection:
         self.lost.set()
         if self._missed_timer is not None:
             self._missed_timer.cancel()
-        await asyncio.shield(close(self._client))
+        if self._client is not None:
+            await asyncio.shield(close(self._client))
 
     async def _connect(self, url: str, timeout: float) -> None:
-        self._client = await connect_once(
+        client = self._client = await connect_once(
             url,
             "rowsignal waits",
             lost=self._note_loss,
@@ -179,10 +183,10 @@ class RelayConnection:
         )
         key = f"$KV.{TABLES_BUCKET}.{description_key(self._database)}.>"
         async with asyncio.timeout(timeout):
-            await self._client.subscribe(presence_subject(self._database), cb=self._hear)
-            await self._client.subscribe(subject_of(self._database), cb=self._take_reset)
-            await self._client.subscribe(key, cb=self._take_description)
-            await self._client.flush()
+            await client.subscribe(presence_subject(self._database), cb=self._hear)
+            await client.subscribe(subject_of(self._database), cb=self._take_reset)
+            await client.subscribe(key, cb=self._take_description)
+            await client.flush()
 
     async def _wait(self, event: asyncio.Event, seconds: float) -> bool:
         try:

@@ -50,7 +50,8 @@ async def connect_once(
                 error_cb=failed,
             )
     except BaseException:
-        await close(client)
+        if client.is_connecting or client.is_connected:  # else there is nothing that could close
+            await close(client)
         raise
     return client
 
