@@ -21,6 +21,7 @@ from rowsignal.change_log.retention import get_retention, set_retention
 from rowsignal.exceptions import RowSignalError
 from rowsignal.listener import OUTAGES, Listener
 from rowsignal.metrics import PrometheusHooks
+from rowsignal.nats.subjects import is_nats
 from rowsignal.postgres.connections import suit_pooler
 from rowsignal.postgres.urls import asyncpg_url, text_of
 from rowsignal.service.catalog import offered_tables
@@ -86,7 +87,7 @@ class Service:
             stack.push_async_callback(end_in_time, self.probe.close)
             await self.probe.begin()
             await stack.enter_async_context(running_task("probe", self.probe.run, self.hooks))
-            prune = partial(self._prune, url)
+            prune = partial(self._prune, listener.read_url)
             await stack.enter_async_context(running_task("pruning", prune, self.hooks))
             log.info("ready", tables=sorted(self.exposures))
             yield
@@ -111,8 +112,10 @@ class Service:
         return secret.get_secret_value().encode() if secret is not None else self.tickets.secret
 
     def _listen_url(self) -> str | None:
-        url = self.settings.listen_url
-        return None if url is None else text_of(url.get_secret_value())
+        if self.settings.listen_url is None:
+            return None
+        url = self.settings.listen_url.get_secret_value()
+        return url if is_nats(url) else text_of(url)
 
     async def _prune(self, url: str | None) -> None:
         """Prune the log, also while no process reads it."""

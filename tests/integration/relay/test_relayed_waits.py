@@ -382,7 +382,7 @@ async def test_event_loops_that_are_over_leave_nothing(
 ) -> None:
     url = app.engine.url.render_as_string(hide_password=False)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-X", "dev", "-c", ABANDONING, url, relayed, str(RUNS)),
+        *(sys.executable, "-W", "default", "-c", ABANDONING, url, relayed, str(RUNS)),
         stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": "tests"},
     )
