@@ -100,7 +100,7 @@ async def _distrust(engine: AsyncEngine) -> str | None:
 
 
 async def _listening(engine: AsyncEngine, listen_url: str | None) -> Finding:
-    """Send a notification to ourselves, the way a wait would; hear the relay where it is for that."""
+    """Send a notification to ourselves, the way a wait would; with NATS, hear a relay."""
     if listen_url is not None and is_nats(listen_url):
         return await _relayed(engine, listen_url)
     side = SideConnection(beside(engine, listen_url))
@@ -127,7 +127,8 @@ async def _relayed(engine: AsyncEngine, url: str) -> Finding:
     """Tell whether a relay is at work, the way a wait would learn of it."""
     side, timings = SideConnection(beside(engine)), Timings(query_timeout=ANSWER)
     try:
-        connection = await RelayOrigin(url).open(side, Listener(engine), timeout=ANSWER)
+        unused = Listener(engine)  # one that was not started passes nothing on
+        connection = await RelayOrigin(url).open(side, unused, timeout=ANSWER)
         try:
             async with aclosing(connection.states(side, timings)) as states:
                 reason = await anext(states)

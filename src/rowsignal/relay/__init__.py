@@ -3,6 +3,7 @@
 import rowsignal.exceptions
 
 try:
+    from rowsignal.nats.shared_limits import JetStreamLimits
     from rowsignal.nats.subjects import stream_name, subject_of
     from rowsignal.relay.jetstream import JetStreamPublisher, StreamSettings
     from rowsignal.relay.offered import relayed_tables
@@ -14,6 +15,7 @@ except ModuleNotFoundError as error:
     raise rowsignal.exceptions.missing_extra("rowsignal.relay", "nats", error) from error
 
 __all__ = [
+    "JetStreamLimits",
     "JetStreamPublisher",
     "JetStreamSource",
     "Publisher",

@@ -19,6 +19,7 @@ from sqlalchemy.exc import UnsupportedCompilationError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.identifiers import QualifiedName
+from rowsignal.listener.hints import RelayedCapture
 from rowsignal.nats.subjects import TABLES_BUCKET as BUCKET
 from rowsignal.nats.subjects import description_key
 
@@ -29,9 +30,15 @@ Description = Mapping[str, Any]
 
 
 async def describe_tables(
-    engine: AsyncEngine, tables: Mapping[QualifiedName, Sequence[str]]
+    engine: AsyncEngine,
+    tables: Mapping[QualifiedName, Sequence[str]],
+    *,
+    capture: RelayedCapture = "log",
 ) -> dict[QualifiedName, Description]:
-    """Return descriptions of tables with the columns that are carried."""
+    """Return descriptions of tables with the columns that are carried.
+
+    `capture` is how the relay learns of changes: waits rely on the table's triggers, or do not.
+    """
 
     def reflect(connection: sa.Connection) -> dict[QualifiedName, Description]:
         metadata = sa.MetaData()
@@ -42,6 +49,7 @@ async def describe_tables(
                 ),
                 columns,
             )
+            | {"capture": capture}
             for (schema, name), columns in tables.items()
         }
 
@@ -49,7 +57,7 @@ async def describe_tables(
         return await connection.run_sync(reflect)
 
 
-def describe(table: sa.Table, columns: Sequence[str]) -> Description:
+def describe(table: sa.Table, columns: Sequence[str]) -> dict[str, Any]:
     """Return what a gateway needs of a table: its carried columns with their types, and its key."""
     key = [column.name for column in table.primary_key]
     return {
@@ -62,7 +70,6 @@ def describe(table: sa.Table, columns: Sequence[str]) -> Description:
             if column.name in columns or column.name in key
         ],
         "carried": list(columns),
-        "capture": "log",
     }
 
 

@@ -32,15 +32,16 @@ from rowsignal.service.metrics import ServiceMetrics, VisibleMetrics, register_p
 from rowsignal.service.monitor import VERSION, Monitor, monitor_router
 from rowsignal.service.pages import pages_router
 from rowsignal.service.settings import Settings
+from rowsignal.service.sharing import shared_limits, ticket_office
 from rowsignal.service.status import SAMPLES_A_FLUSH
 from rowsignal.service.tasks import running_task
 from rowsignal.sse import Grant, Outlet
 from rowsignal.sse.access.exposures import Exposure
-from rowsignal.sse.access.tickets import TicketOffice
 from rowsignal.sse.access.views import Event
 from rowsignal.sse.http.problems import ProblemRoute, described
 from rowsignal.sse.http.router import router_of
 from rowsignal.sse.http.shutdown import end_in_time
+from rowsignal.sse.sharing import SharedLimits
 
 log = structlog.get_logger("rowsignal.service")
 
@@ -52,13 +53,16 @@ class Service:
         self.settings = settings
         self.registry = CollectorRegistry()
         self.hooks = PrometheusHooks(self.registry)
-        self.tickets = TicketOffice(settings.ticket_dir, lifetime=settings.ticket_lifetime)
         url = settings.database_url.get_secret_value()
         self.engine: AsyncEngine = create_async_engine(
             asyncpg_url(url), pool_pre_ping=True, hide_parameters=True
         )
         self.exposures: dict[str, Exposure] = {}
-        self.outlet = Outlet(self.engine, self.exposures, settings.limits, self.hooks)
+        shared = self._shared_limits()
+        self.tickets = ticket_office(settings, shared)
+        self.outlet = Outlet(
+            self.engine, self.exposures, settings.limits, self.hooks, shared=shared
+        )
         self.monitor = Monitor(
             self.engine,
             self.outlet,
@@ -110,6 +114,11 @@ class Service:
         """Return the secret that all hosts share, else the secret of this host."""
         secret = self.settings.token_secret
         return secret.get_secret_value().encode() if secret is not None else self.tickets.secret
+
+    def _shared_limits(self) -> SharedLimits | None:
+        url = self.settings.shared_limits
+        database = self.engine.url.database or "postgres"
+        return None if url is None else shared_limits(url.get_secret_value(), database)
 
     def _listen_url(self) -> str | None:
         if self.settings.listen_url is None:

@@ -22,9 +22,9 @@ from rowsignal.service.logs import configure_logs
 from rowsignal.service.metrics import VisibleMetrics, register_process
 from rowsignal.service.pages import client_router
 from rowsignal.service.settings import Settings
+from rowsignal.service.sharing import shared_limits, ticket_office
 from rowsignal.sse import Grant, Outlet
 from rowsignal.sse.access.exposures import Exposure, exposures_of
-from rowsignal.sse.access.tickets import TicketOffice
 from rowsignal.sse.http.problems import ProblemRoute
 from rowsignal.sse.http.router import router_of
 from rowsignal.sse.http.shutdown import end_in_time
@@ -40,14 +40,15 @@ class Gateway:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.registry = CollectorRegistry()
-        self.tickets = TicketOffice(settings.ticket_dir, lifetime=settings.ticket_lifetime)
         self.gate = Gate(settings)
         self.exposures: dict[str, Exposure] = {}
         self.engine = _engine_of(settings)
         self._nats, self._database = nats_of(settings)
+        shared = shared_limits(_limits_url(settings, self._nats), self._database)
+        self.tickets = ticket_office(settings, shared)
         self.source = JetStreamSource(self._nats, self._database, engine=self.engine)
         hooks = PrometheusHooks(self.registry)
-        self.outlet = Outlet(self.source, self.exposures, settings.limits, hooks)
+        self.outlet = Outlet(self.source, self.exposures, settings.limits, hooks, shared=shared)
         register_process(self.registry)
 
     @contextlib.asynccontextmanager
@@ -66,9 +67,7 @@ class Gateway:
 
     async def _find_tables(self) -> None:
         offered = await relayed_tables(self._nats, self._database, self.settings.tables or None)
-        secret = self.settings.token_secret
-        base = secret.get_secret_value().encode() if secret is not None else self.tickets.secret
-        key_secret = hashlib.sha256(b"row keys" + base).digest()
+        key_secret = hashlib.sha256(b"row keys" + self.tickets.secret).digest()
         self.exposures.update(exposures_of(offered, key_secret=key_secret))
 
     async def problem(self) -> str | None:
@@ -96,6 +95,10 @@ def nats_of(settings: Settings) -> tuple[str, str]:
     if settings.nats_url is None or not database:
         raise ValueError("A gateway needs ROWSIGNAL_NATS_URL, and ROWSIGNAL_NATS_DATABASE.")
     return settings.nats_url.get_secret_value(), database
+
+
+def _limits_url(settings: Settings, nats: str) -> str:
+    return nats if settings.shared_limits is None else settings.shared_limits.get_secret_value()
 
 
 def create_gateway(settings: Settings | None = None) -> FastAPI:
