@@ -67,6 +67,9 @@ class ProcessReaderCounts:
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
 
+    def __len__(self) -> int:
+        return len(self._counts)
+
     async def acquire(self, principal: str, most: int) -> bool:
         """Take a place."""
         if self._counts[principal] >= most:

@@ -31,7 +31,7 @@ class FanOut:
         self.readers = 0  # open streams of this process
         self._source = source
         self._context = DeliveryContext(limits, hooks or Hooks())
-        self._principals = counts or ProcessReaderCounts()
+        self._principals = ProcessReaderCounts() if counts is None else counts
         self._feeds: dict[frozenset[str], TableFeed] = {}
         self._starting: dict[frozenset[str], asyncio.Lock] = {}
 
