@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import threading
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from rowsignal.listener.hints import (
     Target,
 )
 from rowsignal.listener.origins import NotificationOrigin, Origin, RelayOrigin
+from rowsignal.listener.registry import Registry
 from rowsignal.listener.timings import Timings
 from rowsignal.nats.subjects import is_nats
 from rowsignal.payload import Hint
@@ -86,50 +86,6 @@ class ListenerState:
     notifications: int = 0
     origin: HintOrigin = "postgresql"
     unrelayed: frozenset[str] = frozenset()
-
-
-class _Registry:
-    """The listeners of all event loops, of any thread.
-
-    Not a dictionary with weak keys: a listener refers to its event loop, and a value that refers to
-    its key keeps it.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._listeners: dict[tuple[asyncio.AbstractEventLoop, object], Listener] = {}
-
-    def __len__(self) -> int:
-        return len(self._listeners)
-
-    def get(self, engine: AsyncEngine) -> "Listener":
-        """Return the running event loop's listener for an engine; make one where there is none."""
-        key = asyncio.get_running_loop(), _identity(engine)
-        with self._lock:
-            if key not in self._listeners:
-                self._drop_closed()
-                self._listeners[key] = Listener(engine)
-            return self._listeners[key]
-
-    def put(self, listener: "Listener") -> None:
-        """Make a listener the running event loop's for its engine."""
-        with self._lock:
-            self._drop_closed()
-            self._listeners[asyncio.get_running_loop(), _identity(listener.engine)] = listener
-
-    def drop(self, listener: "Listener") -> None:
-        """Forget a listener, if it has not been replaced."""
-        key = asyncio.get_running_loop(), _identity(listener.engine)
-        with self._lock:
-            if self._listeners.get(key) is listener:
-                del self._listeners[key]
-
-    def _drop_closed(self) -> None:
-        for key in [key for key in self._listeners if key[0].is_closed()]:
-            del self._listeners[key]
-
-
-_registry = _Registry()
 
 
 @dataclass(eq=False)
@@ -328,16 +284,19 @@ class Listener:
         wire = await self._origin.open(self.reads, self, timeout=self.timings.query_timeout)
         self.reads.attempts.forgive()  # the server answers: no need to space attempts
         try:
-            async with aclosing(wire.states(self.reads, self.timings)) as states:
-                async for reason in states:
-                    self._enter(wire, reason)
-                    if first is not None and not first.done():
-                        first.set_result(None)
-                    if self.is_relayed:  # with LISTEN there is a connection in any case
-                        await self.reads.close_idle(self.timings.idle_timeout)
+            await self._follow(wire, first)
         finally:
             self._wire = None
             await wire.close()
+
+    async def _follow(self, wire: HintConnection, first: asyncio.Future[None] | None) -> None:
+        async with aclosing(wire.states(self.reads, self.timings)) as states:
+            async for reason in states:
+                self._enter(wire, reason)
+                if first is not None and not first.done():
+                    first.set_result(None)
+                if self.is_relayed:  # with LISTEN there is a connection in any case
+                    await self.reads.close_idle(self.timings.idle_timeout)
 
     def _enter(self, wire: HintConnection, reason: str | None) -> None:
         if reason is not None:
@@ -397,6 +356,9 @@ class Listener:
             receiver.connected()
 
 
+_registry = Registry(Listener)
+
+
 def _report(task: asyncio.Task[None], first: asyncio.Future[None] | None) -> None:
     """Pass the error to the task that waits for the first connection."""
     error = None if task.cancelled() else task.exception()
@@ -404,7 +366,3 @@ def _report(task: asyncio.Task[None], first: asyncio.Future[None] | None) -> Non
         logger.error("the listener has ended: polling from now on", exc_info=error)
     if first is not None and not first.done():
         first.set_exception(error or ConnectionError("the listener was stopped"))
-
-
-def _identity(engine: AsyncEngine) -> object:
-    return engine.sync_engine.dialect  # shared with engines derived by execution_options()

@@ -17,7 +17,7 @@ AWAY = (
 
 
 class JetStreamTickets:
-    """Stores unused tickets, by owner and digest; neither tells of whom they are."""
+    """Stores unused tickets, by owner and digest; neither tells a principal or a ticket."""
 
     def __init__(self, connection: Connection, scope: str) -> None:
         self._bucket = Bucket(connection, BUCKET, ttl=LONGEST)

@@ -119,7 +119,9 @@ class Settings(BaseSettings):
     )
     max_streams: int = Field(2000, ge=1, description="Streams of one process.")
     max_streams_per_principal: int = Field(
-        100, ge=1, description="Streams of one principal in one process."
+        100,
+        ge=1,
+        description="Streams of one principal in one process, or in all that share limits.",
     )
     retention_age: float | None = Field(
         default=None,

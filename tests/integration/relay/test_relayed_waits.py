@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from nats.aio.client import Client
@@ -17,16 +18,21 @@ from sqlalchemy.pool import NullPool
 
 from rowsignal import Operation, watch
 from rowsignal.dispatcher import Dispatcher
+from rowsignal.doctor import Severity, diagnose
 from rowsignal.hooks import Hooks
 from rowsignal.listener import Listener
 from rowsignal.relay import Relay, subject_of
 from rowsignal.relay.descriptions import Descriptions
+from rowsignal.service.app import create_app
+from rowsignal.service.settings import Settings
 from rowsignal.triggers import install_triggers
+from support.event_streams import reading
 from support.nats_server import NatsServer
 from support.relayed_waits import ROWS, Application, application, hinted_by
 from support.relays import StreamReader, relay_process, relaying
 from support.shop import Line, Order
 from support.waits import NOTIFIED_ONLY, begin_wait, until_listening, until_mode
+from support.web_server import serving
 
 # A handshake that fails while a server goes away: nats-py drops its writer without closing it.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -322,6 +328,49 @@ async def test_a_log_is_followed_by_the_messages_of_its_tables(
             await app.writer.execute("update lines set quantity = 9")
             assert (await anext(lines)).key == {"order_id": 1, "no": 1}
     await own.dispose()
+
+
+async def test_the_doctor_tells_whether_hints_arrive(
+    app: Application, engine: AsyncEngine, nats: NatsServer
+) -> None:
+    without = (await diagnose(app.engine, listen_url=nats.url))[-1]
+    assert (without.severity, without.subject) == (Severity.ERROR, "listening")
+    assert "no relay" in without.message
+    assert "rowsignal relay" in str(without.fix)
+    async with relaying(engine, nats.url):
+        await until_relayed(app.engine, nats.url)
+    await nats.kill()
+    away = (await diagnose(app.engine, listen_url=nats.url))[-1]
+    assert "NATS does not answer" in away.message
+
+
+async def until_relayed(engine: AsyncEngine, url: str) -> None:
+    """Return when the doctor hears a relay."""
+    async with asyncio.timeout(PATIENCE):
+        while (await diagnose(engine, listen_url=url))[-1].severity is not Severity.OK:
+            await asyncio.sleep(0.1)
+
+
+async def test_the_service_streams_by_the_messages_of_a_relay(
+    app: Application, engine: AsyncEngine, relayed: str, tmp_path: Path
+) -> None:
+    settings = Settings(
+        database_url=engine.url.render_as_string(hide_password=False),
+        listen_url=relayed,
+        tables="orders",
+        ticket_dir=tmp_path / "tickets",
+        heartbeat=0.3,
+    )
+    async with (
+        serving(create_app(settings)) as site,
+        reading(site.port, "/v1/changes/orders") as reader,
+    ):
+        await reader.until("heartbeat")
+        async with asyncio.timeout(PATIENCE):
+            while (await site.client.get("/v1/status")).json()["listener"]["state"] != "listening":
+                await asyncio.sleep(0.05)
+        await app.pay(9)
+        assert (await reader.until("update")).key == 9
 
 
 async def test_a_relay_refuses_an_engine_that_it_gives_hints_to(

@@ -79,8 +79,7 @@ def create_sse_router(
     `source=` takes the place of the engine: `rowsignal.relay.JetStreamSource` reads the changes
     from NATS, where a relay puts them.
 
-    `shared=` counts readers and keeps tickets together with other processes, on any host:
-    `rowsignal.relay.JetStreamLimits` does so in NATS.
+    `shared=` (`rowsignal.relay.JetStreamLimits`) counts readers and keeps tickets for all hosts.
 
     Key columns that `tables` or a grant leave out are replaced by a digest. Several processes
     need the same `key_secret` (32 random bytes) for readers to resume at another one.
@@ -88,20 +87,25 @@ def create_sse_router(
     Raises `ValueError` for tables without a primary key, columns that are not there and other
     databases than PostgreSQL.
     """
-    if (engine is None) == (source is None):
-        raise ValueError("Changes come from an engine or from a source=: pass one of them.")
-    if engine is not None and engine.dialect.name != "postgresql":
-        raise ValueError(f"Streams need PostgreSQL: the engine is one of {engine.dialect.name}.")
+    origin = _origin_of(engine, source)
     dialect = None if engine is None else engine.dialect
     exposures = exposures_of(tables, key_secret=key_secret, dialect=dialect)
     if not exposures:
         raise ValueError("tables names at least one table: nothing else is offered.")
-    origin = PostgresSource(engine) if engine is not None else source
-    assert origin is not None  # noqa: S101 -- one of them was given
     outlet = Outlet(origin, exposures, limits, hooks, shared=shared)
     if tickets is None and shared is not None:
         tickets = SharedTicketOffice(shared.tickets, key_secret)
     return router_of(outlet, authorize, tickets)
+
+
+def _origin_of(engine: AsyncEngine | None, source: ChangeSource | None) -> ChangeSource:
+    if (engine is None) == (source is None):
+        raise ValueError("Changes come from an engine or from a source=: pass one of them.")
+    if engine is not None and engine.dialect.name != "postgresql":
+        raise ValueError(f"Streams need PostgreSQL: the engine is one of {engine.dialect.name}.")
+    origin = PostgresSource(engine) if engine is not None else source
+    assert origin is not None  # noqa: S101 -- one of them was given
+    return origin
 
 
 def router_of(outlet: Outlet, authorize: Authorize, tickets: Tickets | None = None) -> APIRouter:
