@@ -4,8 +4,10 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
 
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js import errors as js_errors
 
@@ -16,6 +18,38 @@ CLOSE_TIMEOUT = 1.0
 RECONNECT_WAIT = 0.25  # nats-py takes fractions, whatever its annotation says
 # The path or the servers are not there just now, or JetStream is electing: trying again may help.
 OUTAGES = (NatsError, js_errors.Error, OSError, TimeoutError)
+
+Result = TypeVar("Result")
+
+
+class CancellableClient(Client):
+    """A client whose requests end when their task is cancelled.
+
+    nats-py awaits answers by `asyncio.wait_for`, which in Python 3.11 drops a cancellation that
+    arrives together with the answer: a loop of requests would never end.
+    """
+
+    async def connect(self, *arguments: Any, **options: Any) -> None:
+        """Connect to a server."""
+        await heeding_cancellation(super().connect(*arguments, **options))
+
+    async def request(self, *arguments: Any, **options: Any) -> Msg:
+        """Send a request, and wait for the answer."""
+        return await heeding_cancellation(super().request(*arguments, **options))
+
+    async def flush(self, *arguments: Any, **options: Any) -> None:
+        """Wait until the server has taken what was sent."""
+        await heeding_cancellation(super().flush(*arguments, **options))
+
+
+async def heeding_cancellation(work: Awaitable[Result]) -> Result:
+    """Await something; raise `CancelledError` for a cancellation that it has dropped."""
+    task = asyncio.current_task()
+    before = 0 if task is None else task.cancelling()
+    result = await work
+    if task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError
+    return result
 
 
 def servers_of(urls: str) -> list[str]:
@@ -35,7 +69,7 @@ async def connect_once(
 
     For a caller that connects anew by itself, because it has to read again what it missed.
     """
-    client = Client()
+    client = CancellableClient()
     try:
         async with asyncio.timeout(timeout):
             await client.connect(
@@ -72,13 +106,13 @@ async def connected(nats: str | Client, name: str) -> AsyncIterator[Client]:
     if isinstance(nats, Client):
         yield nats
         return
-    client = Client()
+    client = CancellableClient()
     try:
         await client.connect(
             servers=servers_of(nats),
             name=name,
             max_reconnect_attempts=-1,
-            reconnect_time_wait=RECONNECT_WAIT,  # type: ignore[arg-type]  # see there
+            reconnect_time_wait=RECONNECT_WAIT,
             ping_interval=PING_INTERVAL,
             error_cb=_failed,
             disconnected_cb=_disconnected,
