@@ -169,6 +169,17 @@ async def test_acquiring_that_is_cancelled_leaves_no_place_taken(nats: NatsServe
             other.readers.release("ann")
 
 
+async def test_it_ends_whatever_it_is_doing(nats: NatsServer) -> None:
+    async with asyncio.timeout(PATIENCE):
+        for turns in range(150):
+            limits = JetStreamLimits(nats.url, "shop", lease=LEASE)
+            async with limits:
+                assert await limits.readers.acquire("ann", 1000)
+                limits.readers.release("ann")
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+
+
 @asynccontextmanager
 async def gateway_process(
     nats: str, database: str
