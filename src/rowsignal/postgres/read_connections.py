@@ -35,6 +35,7 @@ class ReadConnections:
         self._slow_lanes: set[Hashable] = set()
         self._used_at = 0.0
         self._is_open = False
+        self._running = 0
 
     async def run(
         self, work: Work[Result], *, timeout: float, lane: Hashable = None, rows: int = 1
@@ -64,7 +65,8 @@ class ReadConnections:
 
     async def close_idle(self, timeout: float) -> None:
         """Close both connections if nothing was read for a while."""
-        if self._is_open and time.monotonic() - self._used_at > timeout:
+        is_idle = not self._running and time.monotonic() - self._used_at > timeout
+        if self._is_open and is_idle:
             await self.close()
 
     async def close(self) -> None:
@@ -85,10 +87,15 @@ class ReadConnections:
         async def timed(inner: AsyncConnection) -> Result:
             nonlocal began
             began = time.perf_counter()  # its turn has come: queueing is no fault of this lane
-            self._used_at, self._is_open = time.monotonic(), True
+            self._is_open = True
             return await work(inner)
 
-        result = await connection.run(timed, timeout=timeout)
+        self._running += 1
+        try:
+            result = await connection.run(timed, timeout=timeout)
+        finally:
+            self._running -= 1
+            self._used_at = time.monotonic()
         seconds = time.perf_counter() - began
         if seconds > limit:
             self._slow_lanes.add(lane)
