@@ -14,42 +14,42 @@ def fan_out(most: int, each: int) -> FanOut:
     return FanOut(engine, {}, Limits(max_streams=most, max_streams_per_principal=each))
 
 
-def test_a_principal_has_a_share_and_may_close_streams_to_open_others() -> None:
+async def test_a_principal_has_a_share_and_may_close_streams_to_open_others() -> None:
     fanout = fan_out(most=10, each=2)
-    fanout.acquire("ann")
-    fanout.acquire("ann")
+    await fanout.acquire("ann")
+    await fanout.acquire("ann")
     with pytest.raises(ReaderLimitError, match="You have 2 streams open") as refusal:
-        fanout.acquire("ann")
+        await fanout.acquire("ann")
     assert refusal.value.is_own
-    fanout.acquire("bob")
+    await fanout.acquire("bob")
     fanout.release("ann")
-    fanout.acquire("ann")
+    await fanout.acquire("ann")
     assert fanout.readers == 3
 
 
-def test_the_whole_is_bounded_for_all_principals() -> None:
+async def test_the_whole_is_bounded_for_all_principals() -> None:
     fanout = fan_out(most=2, each=2)
-    fanout.acquire("ann")
-    fanout.acquire("bob")
+    await fanout.acquire("ann")
+    await fanout.acquire("bob")
     with pytest.raises(ReaderLimitError, match="All 2 streams are taken") as refusal:
-        fanout.acquire("cy")
+        await fanout.acquire("cy")
     assert not refusal.value.is_own
     fanout.release("bob")
-    fanout.acquire("cy")
+    await fanout.acquire("cy")
 
 
-def test_a_principal_without_streams_is_forgotten() -> None:
+async def test_a_principal_without_streams_is_forgotten() -> None:
     fanout = fan_out(most=2, each=2)
     for number in range(100):
-        fanout.acquire(f"visitor {number}")
+        await fanout.acquire(f"visitor {number}")
         fanout.release(f"visitor {number}")
     assert fanout.readers == 0
     assert not fanout._principals
 
 
-def test_a_process_that_stops_takes_no_streams() -> None:
+async def test_a_process_that_stops_takes_no_streams() -> None:
     fanout = fan_out(most=2, each=2)
     fanout.close()
     with pytest.raises(ReaderLimitError, match="stopping"):
-        fanout.acquire("ann")
+        await fanout.acquire("ann")
     assert not fanout.has_feeds

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from rowsignal.hooks import Hooks
+from rowsignal.listener.hints import Target
 from rowsignal.listener.pacing import Mode, Pace, Pacer, Rate
 
 
@@ -22,7 +23,7 @@ class Armory:
         self.hooks = Hooks()
         self.is_listening = is_listening
 
-    async def arm(self, bucket: int) -> Hold | None:
+    async def arm(self, target: Target) -> Hold | None:
         return Hold() if self.is_listening else None
 
 
@@ -41,7 +42,7 @@ class Subject:
         self.failures: list[Exception] = []
         self.has_changed = False
 
-    async def buckets(self) -> Sequence[int] | None:
+    async def targets(self) -> Sequence[Target] | None:
         if self.failures:
             raise self.failures.pop()
         return [1]

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rowsignal.changes import Change, Operation, Reset
+from rowsignal.nats.subjects import all_subjects, stream_name, subject_of, token
 from rowsignal.relay.messages import (
     UNREADABLE,
     Checkpoint,
@@ -16,7 +17,6 @@ from rowsignal.relay.messages import (
     encode,
     schema_version,
 )
-from rowsignal.relay.subjects import all_subjects, stream_name, subject_of, token
 from rowsignal.streams.loader import RowChange, TableReset
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)

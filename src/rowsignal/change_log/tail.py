@@ -22,8 +22,9 @@ from rowsignal.changes import Reset
 from rowsignal.hooks import Mode
 from rowsignal.identifiers import QualifiedName
 from rowsignal.listener import Listener
+from rowsignal.listener.hints import RelayedLog, Target
 from rowsignal.listener.pacing import Pace, Pacer
-from rowsignal.payload import LOG_BUCKET, LOG_CHANNEL
+from rowsignal.payload import LOG_BUCKET, LOG_CHANNEL, Hint
 
 logger = logging.getLogger("rowsignal.log_tail")
 
@@ -45,7 +46,7 @@ class LogTail:
         """Follow through a listener; an armed log is read every `safety` seconds, too."""
         self.label = "rowsignal.change"
         self.position = ""
-        self.log = ChangeLog(listener.engine, listener.listen_url)
+        self.log = ChangeLog(listener.engine, listener.read_url)
         self._listener = listener
         self._pace = replace(pace or Pace(), safety=safety, longest_pause=LONGEST_PAUSE)
         self.interval = self._pace.busy_interval
@@ -90,6 +91,8 @@ class LogTail:
         loses nothing. Raises `PositionError` for a malformed position, and the errors of reading.
         """
         subscription = LogSubscription(self, tuple(tables), after, limit)
+        if self._listener.is_relayed and not self._tables.keys() >= set(subscription.tables):
+            self._pacer.wake()  # each table has a subject of its own, the log of LISTEN one bucket
         self._tables.update(subscription.tables)
         try:
             await self._start()
@@ -126,6 +129,13 @@ class LogTail:
         if channel == LOG_CHANNEL:
             self._pacer.notified(1)
             self._pacer.request_read()
+
+    def hinted(self, hint: Hint) -> None:
+        """Do nothing: the tail is armed for wake-ups, and hints are of waits."""
+
+    def missed(self) -> None:
+        """Read the log."""
+        self._pacer.request_read()
 
     async def stopped(self) -> None:
         """Handle the end of the listener: poll while there are readers, else end now."""
@@ -195,7 +205,7 @@ class LogTail:
 
     async def _run(self) -> None:
         pruning = asyncio.create_task(
-            keep_pruned(self._listener.engine, self._listener.listen_url), name="rowsignal pruning"
+            keep_pruned(self._listener.engine, self._listener.read_url), name="rowsignal pruning"
         )
         try:
             await self._pacer.run()
@@ -207,9 +217,16 @@ class LogTail:
             await asyncio.gather(pruning, return_exceptions=True)
             await asyncio.shield(self.log.aclose())
 
-    async def buckets(self) -> Sequence[int]:
-        """Return the bucket of the log."""
-        return [LOG_BUCKET]
+    async def targets(self) -> Sequence[Target] | None:
+        """Return the bucket of the log; with a relay the followed tables, if it carries them all.
+
+        A relay that reads the WAL may be ahead of the log's triggers, but never of their commit.
+        """
+        if not self._listener.is_relayed:
+            return [LOG_BUCKET]
+        tables = tuple(sorted(self._tables))
+        carried = [await self._listener.relayed(name) for name in tables]
+        return [RelayedLog(tables)] if all(carried) else None
 
     async def has_altered(self) -> bool:
         """Return False: the log has one bucket."""
@@ -221,7 +238,9 @@ class LogTail:
         return True
 
     async def writers(self) -> frozenset[str]:
-        """Return the open transactions that have written to the log."""
+        """Return the open transactions that have written to the log; a relay reports them all."""
+        if self._listener.is_relayed:
+            return self._listener.late_writers()
         return await self.log.writers()
 
     def mode_changed(self, mode: Mode) -> None:

@@ -8,6 +8,7 @@ from rowsignal.cli.connections import parsed, place
 from rowsignal.cli.errors import FAILED, CommandError, needing
 from rowsignal.cli.options import Json, Url
 from rowsignal.cli.output import write_json, write_table
+from rowsignal.nats.subjects import is_nats
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -68,10 +69,11 @@ def settings_of(database_url: "SecretStr", **given: Any) -> "Settings":
 
 
 def _shown(name: str, value: Any) -> Any:
-    if name == "nats_url":
+    if name in {"nats_url", "shared_limits"}:
         return value and HIDDEN
     if name in {"database_url", "listen_url"}:
-        return value and place(parsed(value.get_secret_value()))
+        url = value and value.get_secret_value()
+        return HIDDEN if url and is_nats(url) else url and place(parsed(url))
     if name == "token_secret":
         return value and HIDDEN
     if name == "token_keys":

@@ -10,6 +10,25 @@ from rowsignal.cli.connections import connected
 from rowsignal.cli.errors import needing
 from rowsignal.cli.options import Url
 
+ListenUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--listen-url",
+        metavar="URL",
+        help="Where to LISTEN, if not --url; nats://... takes a relay's messages for hints.",
+        show_default=False,
+    ),
+]
+SharedLimits = Annotated[
+    str | None,
+    typer.Option(
+        "--shared-limits",
+        metavar="URL",
+        help="NATS, where processes share limits, tickets and the list of streams.",
+        show_default=False,
+    ),
+]
+
 
 def serve(
     *,
@@ -23,6 +42,8 @@ def serve(
     workers: Annotated[
         int | None, typer.Option(help="Processes; default 1.", show_default=False)
     ] = None,
+    listen_url: ListenUrl = None,
+    shared_limits: SharedLimits = None,
     table: Annotated[
         list[str] | None,
         typer.Option(
@@ -40,7 +61,15 @@ def serve(
         from rowsignal.service import server  # noqa: PLC0415 -- an optional extra
 
     offered = ",".join(table) if table else None
-    settings = read_settings(url, host=host, port=port, workers=workers, tables=offered)
+    settings = read_settings(
+        url,
+        host=host,
+        port=port,
+        workers=workers,
+        listen_url=listen_url,
+        shared_limits=shared_limits,
+        tables=offered,
+    )
 
     async def try_it() -> None:
         async with connected(settings.database_url.get_secret_value()) as engine:

@@ -40,7 +40,7 @@ class Dispatcher:
         self._readers: dict[RowShape, RowReader] = {}
         self._tables: dict[TableName, WatchedTable] = {}
         self.survey = TableSurvey(listener, self._tables.keys(), pace)
-        self._inbox: list[str] = []
+        self._inbox: list[str | Hint] = []
         self._log_wakes = 0
         self._has_overflown = False
         self._is_taking_soon = False
@@ -144,10 +144,20 @@ class Dispatcher:
             self._inbox.append(payload)
         else:
             self._has_overflown = True
-        if not self._is_taking_soon:
-            # All payloads of a burst are handled in one turn, not each in its callback.
-            self._is_taking_soon = True
-            asyncio.get_running_loop().call_soon(self._take)
+        self._take_soon()
+
+    def hinted(self, hint: Hint) -> None:
+        """Store a hint that came over NATS for the next turn."""
+        if len(self._inbox) < INBOX_LIMIT:
+            self._inbox.append(hint)
+        else:
+            self._has_overflown = True
+        self._take_soon()
+
+    def missed(self) -> None:
+        """Read all waited-for rows in the next turn."""
+        self._has_overflown = True
+        self._take_soon()
 
     async def stopped(self) -> None:
         """Handle the end of the listener: remaining waits go on by polling."""
@@ -215,6 +225,12 @@ class Dispatcher:
         if not self._tables:
             self.listener.detach(self)
 
+    def _take_soon(self) -> None:
+        if not self._is_taking_soon:
+            # All payloads of a burst are handled in one turn, not each in its callback.
+            self._is_taking_soon = True
+            asyncio.get_running_loop().call_soon(self._take)
+
     def _take(self) -> None:
         """Handle the payloads that have arrived; an error affects one table or model only."""
         self._is_taking_soon = False
@@ -226,7 +242,7 @@ class Dispatcher:
             self._guard(self._follow_log)
         hints: dict[str, list[Hint]] = {}
         for payload in inbox:
-            hint = self._decode(payload)
+            hint = payload if isinstance(payload, Hint) else self._decode(payload)
             if hint is not None:
                 hints.setdefault(hint.token, []).append(hint)
         for table in tuple(self._tables.values()):

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from rowsignal.dispatcher.table_survey import Activity, TableSurvey
 from rowsignal.hooks import Mode
 from rowsignal.listener import Listener
+from rowsignal.listener.hints import RelayedTable, Target, relayed_token
 from rowsignal.listener.pacing import Pace, Pacer
 from rowsignal.payload import LOG_BUCKET, Hint
 from rowsignal.postgres.statements import query
@@ -52,6 +53,7 @@ class TableWatch:
     ) -> None:
         self.name = name
         self.capture: Capture | None = None
+        self._relayed: RelayedTable | None = None
         self._survey = survey
         self._activity: Activity | None = None
         self._has_written = True
@@ -84,12 +86,16 @@ class TableWatch:
     @property
     def tokens(self) -> frozenset[str]:
         """Return the tokens by which hints name this table."""
+        if self._relayed is not None:
+            return frozenset({relayed_token(self._relayed.name)})
         channels = self.capture.channels if self.capture else ()
         return frozenset(token for token, _ in channels)
 
     @property
     def hinted_key(self) -> tuple[str, ...] | None:
         """Return the columns of the key that hints carry; None for a table without hints."""
+        if self._relayed is not None:
+            return self._relayed.key or None
         capture = self.capture
         # The log's notification names no row, so its key is of no use.
         if capture is None or capture.kind != "hint" or not capture.is_notifying:
@@ -101,6 +107,8 @@ class TableWatch:
     @property
     def is_logged(self) -> bool:
         """Tell whether changes of the table are announced by the notification of the change log."""
+        if self._relayed is not None:
+            return False
         return self.capture is not None and self.capture.kind == "log"
 
     @property
@@ -135,16 +143,34 @@ class TableWatch:
         """Watch the table until cancelled."""
         await self._pacer.run()
 
-    async def buckets(self) -> Sequence[int] | None:
-        """Return the buckets that make the triggers notify; None without fitting triggers."""
+    async def targets(self) -> Sequence[Target] | None:
+        """Return what makes hints arrive; None where they would not report every change."""
         look = await self._survey.look_now(self.name)
         self.capture, self._activity = look.capture, look.activity
         capture = look.capture
+        self._relayed = None
+        if self._listener.is_relayed:
+            self._relayed = await self._find_relayed(capture)
+            return None if self._relayed is None else [self._relayed]
         if not capture.is_notifying or not self._subscribers.is_content_with(capture.columns):
             return None
         if capture.kind == "log":
             return [LOG_BUCKET]
         return sorted({bucket for _, bucket in capture.channels})
+
+    async def _find_relayed(self, capture: Capture) -> RelayedTable | None:
+        """Return the table if a relay's messages report every change that a wait is for."""
+        if capture.oid is None or capture.schema is None:
+            return None
+        name = capture.schema, capture.table
+        source = await self._listener.relayed(name)
+        if source is None or (source == "log" and not self._is_logged_for_waits(capture)):
+            return None
+        return RelayedTable(name, capture.key_columns if capture.has_plain_key else ())
+
+    def _is_logged_for_waits(self, capture: Capture) -> bool:
+        is_whole = capture.kind == "log" and capture.is_complete
+        return is_whole and self._subscribers.is_content_with(capture.columns)
 
     async def has_altered(self) -> bool:
         """Tell whether the triggers or the partitions of the table have changed."""
@@ -159,7 +185,12 @@ class TableWatch:
         return self._has_written or time.monotonic() - self.read_at > LONGEST_UNREAD
 
     async def writers(self) -> frozenset[str]:
-        """Return the transactions that hold a writer's lock on the table or a partition of it."""
+        """Return the transactions that hold a writer's lock on the table or a partition of it.
+
+        A relay reports each of them, whenever it began.
+        """
+        if self._listener.is_relayed:
+            return self._listener.late_writers()
         relations = list(self.capture.relations) if self.capture else []
 
         async def work(connection: AsyncConnection) -> frozenset[str]:

@@ -1,7 +1,7 @@
 """Run all checks of a database: each finding names a defect and the command that fixes it."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError
@@ -10,8 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from rowsignal.doctor import log_checks, schema_checks, server_checks
 from rowsignal.doctor.findings import Check, CheckContext, Finding, Severity
 from rowsignal.exceptions import MissingRightError, SchemaOwnerError
-from rowsignal.listener import OUTAGES
+from rowsignal.listener import OUTAGES, Listener, Timings
 from rowsignal.listener.connection import Wire
+from rowsignal.listener.origins import RelayOrigin
+from rowsignal.nats.subjects import is_nats
 from rowsignal.postgres.connections import SideConnection, beside
 from rowsignal.postgres.errors import message
 from rowsignal.postgres.ownership import check_owner
@@ -61,7 +63,7 @@ async def diagnose(
             server=server,
             tables=tables,
             what=what,
-            has_listen_url=listen_url is not None,
+            has_listen_url=listen_url is not None and not is_nats(listen_url),
             distrust=await _distrust(engine),
         )
         for check in CHECKS:
@@ -98,7 +100,9 @@ async def _distrust(engine: AsyncEngine) -> str | None:
 
 
 async def _listening(engine: AsyncEngine, listen_url: str | None) -> Finding:
-    """Send a notification to ourselves, the way a wait would."""
+    """Send a notification to ourselves, the way a wait would; with NATS, hear a relay."""
+    if listen_url is not None and is_nats(listen_url):
+        return await _relayed(engine, listen_url)
     side = SideConnection(beside(engine, listen_url))
     listening = beside(engine, listen_url)
     try:
@@ -117,3 +121,25 @@ async def _listening(engine: AsyncEngine, listen_url: str | None) -> Finding:
         await side.close()
         await listening.dispose()
     return Finding(Severity.OK, "listening", "Notifications arrive.")
+
+
+async def _relayed(engine: AsyncEngine, url: str) -> Finding:
+    """Tell whether a relay is at work, the way a wait would learn of it."""
+    side, timings = SideConnection(beside(engine)), Timings(query_timeout=ANSWER)
+    try:
+        unused = Listener(engine)  # one that was not started passes nothing on
+        connection = await RelayOrigin(url).open(side, unused, timeout=ANSWER)
+        try:
+            async with aclosing(connection.states(side, timings)) as states:
+                reason = await anext(states)
+        finally:
+            await connection.close()
+    except OUTAGES as error:
+        reason = str(error).strip() or type(error).__name__
+    finally:
+        await side.close()
+    if reason is None:
+        return Finding(Severity.OK, "listening", "A relay is at work: its messages arrive.")
+    message = f"Hints over NATS do not arrive, so every wait polls: {reason}."
+    fix = "Start `rowsignal relay`, or check the address of NATS and the name of the database."
+    return Finding(Severity.ERROR, "listening", message, fix)

@@ -1,8 +1,8 @@
-"""The connection on which a process LISTENs, and the machine that chooses how to watch."""
+"""Where a process gets its hints from, and the machine that chooses how to watch."""
 
+from rowsignal.listener.connection import Lease
 from rowsignal.listener.listener import (
     OUTAGES,
-    Lease,
     Listener,
     ListenerState,
     Receiver,

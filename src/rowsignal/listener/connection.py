@@ -1,35 +1,46 @@
 """One connection that LISTENs: how it is opened, tested and found dead."""
 
 import asyncio
+import random
 import secrets
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import asyncpg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from rowsignal.payload import CHANNEL, LOG_CHANNEL
+from rowsignal.identifiers import QualifiedName
+from rowsignal.listener.hints import HintsUnavailableError, Side, Target
+from rowsignal.listener.timings import Timings
+from rowsignal.payload import CHANNEL, LOCK_CLASS, LOG_CHANNEL
 from rowsignal.postgres.errors import sqlstate
 from rowsignal.postgres.statements import query
 
 Receive = Callable[[str, str], None]
+PROBE_COLLISION_DELAYS = (0.0, 0.001, 0.004, 0.016, 0.05)
 QUEUE_FULL = "54000"  # program_limit_exceeded, raised by the commit of a NOTIFY
 
 
-class Side(Protocol):
-    """Runs queries on a side connection, not on the one that listens."""
-
-    async def run(
-        self, work: Callable[[AsyncConnection], Awaitable[object]], *, timeout: float
-    ) -> object:
-        """Run `work`; `TimeoutError` after `timeout` seconds."""
-
-
-class CanaryError(ConnectionError):
+class CanaryError(HintsUnavailableError):
     """The canary, a notification that this process sends to itself, did not arrive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A shared advisory lock on one bucket; PostgreSQL drops it with the connection."""
+
+    bucket: int
+    wire: "Wire"
+    timeout: float
+
+    async def release(self) -> None:
+        """Release the lock; after the last release writers no longer notify."""
+        if not self.wire.lost.is_set():
+            await self.wire.ask(query("disarm"), LOCK_CLASS, self.bucket, timeout=self.timeout)
 
 
 class Wire:
@@ -62,6 +73,43 @@ class Wire:
                 await asyncio.shield(_abandon(connection))
                 raise
             return wire
+
+    async def states(self, side: Side, timings: Timings) -> AsyncGenerator[str | None, None]:
+        """Yield None while notifications arrive and else the reason; raise the connection's end."""
+        timeout = timings.query_timeout
+        await self.prove(side, timeout=timeout)
+        await self.keep_alive()
+        yield None
+        while not await self._is_lost_within(timings.canary):
+            used = await self.ask(query("queue_usage"), timeout=timeout)
+            await self.prove(side, timeout=timeout)
+            is_full = used > timings.full_queue
+            yield f"PostgreSQL's notification queue is {used:.0%} full" if is_full else None
+        raise ConnectionError("the listening connection was closed")
+
+    async def arm(self, target: Target, timeout: float) -> Lease | None:
+        """Take the shared advisory lock that makes triggers notify, and return the lease on it.
+
+        Returns None if another session holds the lock exclusively: the caller polls then. Triggers
+        that ran before the lock was taken did not notify, so the caller must drain writers. See
+        the PostgreSQL manual, "Advisory Lock Functions".
+        """
+        if not isinstance(target, int):
+            return None
+        for delay in PROBE_COLLISION_DELAYS:  # a writer's own probe is gone in microseconds
+            await asyncio.sleep(delay)
+            if self.lost.is_set():
+                return None
+            if await self.ask(query("arm"), LOCK_CLASS, target, timeout=timeout):
+                return Lease(target, self, timeout)
+        return None
+
+    async def capture_of(self, name: QualifiedName, timeout: float) -> None:
+        """Return None: nothing is relayed here."""
+
+    def late_writers(self) -> frozenset[str]:
+        """Return nothing: PostgreSQL itself knows the open writers."""
+        return frozenset()
 
     async def keep_alive(self) -> None:
         """Switch off the timeouts that would end an idle session.
@@ -113,6 +161,14 @@ class Wire:
         """Drop the connection without waiting for the server."""
         self.lost.set()
         await asyncio.shield(_abandon(self._connection, self._driver))
+
+    async def _is_lost_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds * random.uniform(0.8, 1.2)):  # noqa: S311 -- spread
+                await self.lost.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def _listen(self) -> None:
         self._driver.add_termination_listener(lambda _connection: self.lost.set())

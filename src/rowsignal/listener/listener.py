@@ -1,10 +1,9 @@
-"""The listener: one LISTEN connection per engine and event loop, with reconnects and leases."""
+"""The listener: one source of hints per engine and event loop, with reconnects and leases."""
 
 import asyncio
 import logging
-import random
-import threading
 from collections.abc import Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, Self, TypeVar
@@ -14,13 +13,23 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.hooks import Hooks, ListenerMode, guarded
-from rowsignal.listener.connection import CanaryError, Wire
+from rowsignal.identifiers import QualifiedName
+from rowsignal.listener.hints import (
+    HintConnection,
+    HintOrigin,
+    HintsUnavailableError,
+    Lease,
+    RelayedCapture,
+    Target,
+)
+from rowsignal.listener.origins import NotificationOrigin, Origin, RelayOrigin
+from rowsignal.listener.registry import Registry
 from rowsignal.listener.timings import Timings
-from rowsignal.payload import LOCK_CLASS
+from rowsignal.nats.subjects import is_nats
+from rowsignal.payload import Hint
 from rowsignal.postgres.connections import SideConnection, beside
 from rowsignal.postgres.errors import describe, is_hopeless, sqlstate
 from rowsignal.postgres.read_connections import ReadConnections
-from rowsignal.postgres.statements import query
 
 logger = logging.getLogger("rowsignal.listener")
 
@@ -34,7 +43,6 @@ OUTAGES = (
     asyncpg.InternalClientError,
 )
 
-PROBE_COLLISION_DELAYS = (0.0, 0.001, 0.004, 0.016, 0.05)
 STEADY = 5.0  # seconds a connection must last before the next failure counts as a first one
 
 Companion = TypeVar("Companion")
@@ -52,6 +60,12 @@ class Receiver(Protocol):
     def received(self, channel: str, payload: str) -> None:
         """Handle one notification."""
 
+    def hinted(self, hint: Hint) -> None:
+        """Handle one hint that came over NATS."""
+
+    def missed(self) -> None:
+        """Handle that hints were lost on the way: any row may have changed."""
+
     async def stopped(self) -> None:
         """Handle the end of the listener."""
 
@@ -60,77 +74,23 @@ class Receiver(Protocol):
 class ListenerState:
     """The state of a listener.
 
-    `polling` means that notifications do not arrive, for the given `reason`. `epoch` counts the
-    connections that worked, `notifications` what arrived on them.
+    `polling` means that hints do not arrive, for the given `reason`. `origin` is what they come
+    from: PostgreSQL's notifications, or a relay's messages in NATS. `epoch` counts the connections
+    that worked, `notifications` what arrived on them. `unrelayed` names the tables that are polled
+    because no relay carries them.
     """
 
     mode: ListenerMode = "stopped"
     reason: str | None = None
     epoch: int = 0
     notifications: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """A shared advisory lock on one bucket; PostgreSQL drops it with the connection."""
-
-    bucket: int
-    wire: Wire
-    timeout: float
-
-    async def release(self) -> None:
-        """Release the lock; after the last release writers no longer notify."""
-        if not self.wire.lost.is_set():
-            await self.wire.ask(query("disarm"), LOCK_CLASS, self.bucket, timeout=self.timeout)
-
-
-class _Registry:
-    """The listeners of all event loops, of any thread.
-
-    Not a dictionary with weak keys: a listener refers to its event loop, and a value that refers to
-    its key keeps it.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._listeners: dict[tuple[asyncio.AbstractEventLoop, object], Listener] = {}
-
-    def __len__(self) -> int:
-        return len(self._listeners)
-
-    def get(self, engine: AsyncEngine) -> "Listener":
-        """Return the running event loop's listener for an engine; make one where there is none."""
-        key = asyncio.get_running_loop(), _identity(engine)
-        with self._lock:
-            if key not in self._listeners:
-                self._drop_closed()
-                self._listeners[key] = Listener(engine)
-            return self._listeners[key]
-
-    def put(self, listener: "Listener") -> None:
-        """Make a listener the running event loop's for its engine."""
-        with self._lock:
-            self._drop_closed()
-            self._listeners[asyncio.get_running_loop(), _identity(listener.engine)] = listener
-
-    def drop(self, listener: "Listener") -> None:
-        """Forget a listener, if it has not been replaced."""
-        key = asyncio.get_running_loop(), _identity(listener.engine)
-        with self._lock:
-            if self._listeners.get(key) is listener:
-                del self._listeners[key]
-
-    def _drop_closed(self) -> None:
-        for key in [key for key in self._listeners if key[0].is_closed()]:
-            del self._listeners[key]
-
-
-_registry = _Registry()
+    origin: HintOrigin = "postgresql"
+    unrelayed: frozenset[str] = frozenset()
 
 
 @dataclass(eq=False)
 class Listener:
-    """One LISTEN connection for an engine, shared by all waits and streams of an event loop.
+    """One source of hints for an engine, shared by all waits and streams of an event loop.
 
     Waiting starts it by itself. Open one in an application's lifespan to keep it warm, to
     raise what the first connection raises, or to give it another address:
@@ -140,23 +100,30 @@ class Listener:
 
     `listen_url` is for engines that connect through a transaction pooler or to a standby, where
     LISTEN does not work (PostgreSQL manual, LISTEN and "Hot Standby"); rows are then read through
-    that address, too.
+    that address, too. With an address of NATS (`nats://...`, several with commas between them)
+    nothing LISTENs: a relay's messages are the hints, and rows are read as the engine connects.
     """
 
     engine: AsyncEngine
-    listen_url: str | None = None
+    listen_url: str | None = field(default=None, repr=False)  # it may hold a password
     hooks: Hooks = field(default_factory=Hooks)
     timings: Timings = field(default_factory=Timings)
 
     def __post_init__(self) -> None:
         self.hooks = guarded(self.hooks)
-        self.state = ListenerState()
-        self.side = SideConnection(beside(self.engine, self.listen_url))
-        self.reads = ReadConnections(lambda: beside(self.engine, self.listen_url))
+        url, self.read_url = self.listen_url, None
+        self._origin: Origin
+        if url is not None and is_nats(url):
+            self._origin = RelayOrigin(url)
+        else:
+            self.read_url = url
+            self._origin = NotificationOrigin(beside(self.engine, url))
+        self.state = ListenerState(origin=self._origin.name)
+        self.side = SideConnection(beside(self.engine, self.read_url))
+        self.reads = ReadConnections(lambda: beside(self.engine, self.read_url))
         self._companions: dict[type[Any], Any] = {}
         self._failure = ""
-        self._wire_engine = beside(self.engine, self.listen_url)
-        self._wire: Wire | None = None
+        self._wire: HintConnection | None = None
         self._receivers: set[Receiver] = set()
         self._task: asyncio.Task[None] | None = None
         self._retirement: asyncio.TimerHandle | None = None
@@ -211,21 +178,30 @@ class Listener:
         loop = asyncio.get_running_loop()
         self._retirement = loop.call_later(self.timings.idle_timeout, self._retire)
 
-    async def arm(self, bucket: int) -> "Lease | None":
-        """Take the shared advisory lock that makes triggers notify, and return the lease on it.
+    @property
+    def is_relayed(self) -> bool:
+        """Tell whether hints are a relay's messages in NATS."""
+        return self.state.origin == "nats"
 
-        Returns None if notifications do not arrive or another session holds the lock exclusively:
-        the caller polls then. Triggers that ran before the lock was taken did not notify, so the
-        caller must drain writers. See the PostgreSQL manual, "Advisory Lock Functions".
-        """
-        for delay in PROBE_COLLISION_DELAYS:  # a writer's own probe is gone in microseconds
-            await asyncio.sleep(delay)
-            wire = self._wire
-            if wire is None or self.state.mode != "listening":
-                return None
-            if await wire.ask(query("arm"), LOCK_CLASS, bucket, timeout=self.timings.query_timeout):
-                return Lease(bucket, wire, self.timings.query_timeout)
-        return None
+    async def arm(self, target: Target) -> "Lease | None":
+        """Make hints of a target arrive, and return the lease on it; None: the caller polls."""
+        wire = self._wire
+        if wire is None or self.state.mode != "listening":
+            return None
+        return await wire.arm(target, self.timings.query_timeout)
+
+    async def relayed(self, name: QualifiedName) -> RelayedCapture | None:
+        """Return how the relay learns of a table's changes; None where it does not carry them."""
+        wire = self._wire
+        if wire is None or self.state.mode != "listening":
+            return None
+        found = await wire.capture_of(name, self.timings.query_timeout)
+        self._note_relayed(".".join(name), is_relayed=found is not None)
+        return found
+
+    def late_writers(self) -> frozenset[str]:
+        """Return what the relay may still fail to report; see `HintConnection`."""
+        return frozenset() if self._wire is None else self._wire.late_writers()
 
     async def close(self) -> None:
         """Close the connections and end all tasks."""
@@ -263,8 +239,7 @@ class Listener:
             self._degrade("the listener was stopped", level=logging.INFO)
             self.state.mode = "stopped"
             _registry.drop(self)
-            await asyncio.gather(self.side.close(), self.reads.close())
-            await self._wire_engine.dispose()
+            await asyncio.gather(self.side.close(), self.reads.close(), self._origin.close())
 
     async def _keep_serving(self, first: asyncio.Future[None] | None) -> None:
         """Connect again and again; return when the first connection fails for good."""
@@ -284,7 +259,7 @@ class Listener:
 
     def _is_first(self, error: Exception, first: asyncio.Future[None] | None) -> bool:
         """Tell whether this is the first connection, whose error the caller gets; else degrade."""
-        if first is None or first.done() or isinstance(error, CanaryError):
+        if first is None or first.done() or isinstance(error, HintsUnavailableError):
             self._degrade(describe(error))
             if first is not None and not first.done():  # the first connection may start by polling
                 first.set_result(None)
@@ -303,43 +278,33 @@ class Listener:
         self.hooks.task_restarted(task="listener", reason=cause)
 
     async def _serve(self, first: asyncio.Future[None] | None) -> None:
-        """Listen on one connection until it is lost; raise the cause."""
+        """Take hints from one connection until it is lost; raise the cause."""
         if self.state.mode == "stopped":
             self.state.mode = "connecting"
-        timeout = self.timings.query_timeout
-        wire = await Wire.open(self._wire_engine, self._received, timeout=timeout)
+        wire = await self._origin.open(self.reads, self, timeout=self.timings.query_timeout)
         self.reads.attempts.forgive()  # the server answers: no need to space attempts
         try:
-            await wire.prove(self.reads, timeout=timeout)
-            await wire.keep_alive()
-            self._connect(wire)
-            if first is not None and not first.done():
-                first.set_result(None)
-            while not await self._is_lost_within(wire, self.timings.canary):
-                await self._check(wire)
-            raise ConnectionError("the listening connection was closed")
+            await self._follow(wire, first)
         finally:
             self._wire = None
             await wire.close()
 
-    async def _is_lost_within(self, wire: Wire, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds * random.uniform(0.8, 1.2)):  # noqa: S311 -- spread
-                await wire.lost.wait()
-        except TimeoutError:
-            return False
-        return True
+    async def _follow(self, wire: HintConnection, first: asyncio.Future[None] | None) -> None:
+        async with aclosing(wire.states(self.reads, self.timings)) as states:
+            async for reason in states:
+                self._enter(wire, reason)
+                if first is not None and not first.done():
+                    first.set_result(None)
+                if self.is_relayed:  # with LISTEN there is a connection in any case
+                    await self.reads.close_idle(self.timings.idle_timeout)
 
-    async def _check(self, wire: Wire) -> None:
-        """Check that notifications still arrive and that PostgreSQL's queue of them has room."""
-        used = await wire.ask(query("queue_usage"), timeout=self.timings.query_timeout)
-        await wire.prove(self.reads, timeout=self.timings.query_timeout)
-        if used > self.timings.full_queue:
-            self._degrade(f"PostgreSQL's notification queue is {used:.0%} full")
+    def _enter(self, wire: HintConnection, reason: str | None) -> None:
+        if reason is not None:
+            self._degrade(reason)
         elif self.state.mode != "listening":
             self._connect(wire)
 
-    def _connect(self, wire: Wire) -> None:
+    def _connect(self, wire: HintConnection) -> None:
         self._wire = wire
         self.state.mode, self.state.reason = "listening", None
         self.state.epoch += 1
@@ -351,17 +316,47 @@ class Listener:
         was_listening = self.state.mode == "listening"
         if self.state.reason != reason:
             name = self.engine.url.database
-            logger.log(level, "LISTEN is unavailable for database %s, polling: %s", name, reason)
+            text = "%s unavailable for database %s, polling: %s"
+            logger.log(level, text, self._origin.label, name, reason)
         self.state.mode, self.state.reason = "polling", reason
         if was_listening:
             self.hooks.degraded(reason=reason)
             for receiver in tuple(self._receivers):
                 receiver.degraded()
 
-    def _received(self, channel: str, payload: str) -> None:
+    def _note_relayed(self, label: str, *, is_relayed: bool) -> None:
+        known = self.state.unrelayed
+        if is_relayed:
+            self.state.unrelayed = known - {label}
+        elif label not in known:
+            self.state.unrelayed = known | {label}
+            logger.warning("%s is not carried by a relay, polling", label)
+
+    def received(self, channel: str, payload: str) -> None:
+        """Pass a notification on."""
         self.state.notifications += 1
         for receiver in tuple(self._receivers):
             receiver.received(channel, payload)
+
+    def hinted(self, hint: Hint, *, is_read: bool) -> None:
+        """Pass a hint on that came over NATS."""
+        self.state.notifications += 1
+        self.hooks.notified(accepted=is_read)
+        for receiver in tuple(self._receivers):
+            receiver.hinted(hint)
+
+    def missed(self) -> None:
+        """Pass on that hints were lost."""
+        for receiver in tuple(self._receivers):
+            receiver.missed()
+
+    def rearm(self) -> None:
+        """Let everything that is watched be armed again: other tables are relayed now."""
+        for receiver in tuple(self._receivers):
+            receiver.connected()
+
+
+_registry = Registry(Listener)
 
 
 def _report(task: asyncio.Task[None], first: asyncio.Future[None] | None) -> None:
@@ -371,7 +366,3 @@ def _report(task: asyncio.Task[None], first: asyncio.Future[None] | None) -> Non
         logger.error("the listener has ended: polling from now on", exc_info=error)
     if first is not None and not first.done():
         first.set_exception(error or ConnectionError("the listener was stopped"))
-
-
-def _identity(engine: AsyncEngine) -> object:
-    return engine.sync_engine.dialect  # shared with engines derived by execution_options()

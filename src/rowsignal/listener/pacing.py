@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from rowsignal.hooks import Hooks, Mode
+from rowsignal.listener.hints import Lease, Target
 from rowsignal.postgres.errors import describe, is_hopeless
 
 logger = logging.getLogger("rowsignal.arming")
@@ -75,24 +76,17 @@ class Rate:
         return self._level >= self._limit
 
 
-class Lease(Protocol):
-    """A lock that makes triggers notify."""
-
-    async def release(self) -> None:
-        """Release the lock."""
-
-
 class Arming(Protocol):
     """Takes leases; the listener implements it."""
 
     hooks: Hooks
 
-    async def arm(self, bucket: int) -> Lease | None:
-        """Make the triggers of a bucket notify; return None if notifications do not arrive."""
+    async def arm(self, target: Target) -> Lease | None:
+        """Make hints of a target arrive; return None where they do not."""
 
 
 class Paced(Protocol):
-    """The subject of a `Pacer`. Only `read`, `buckets`, `has_altered` and `writers` may wait."""
+    """The subject of a `Pacer`. Only `read`, `targets`, `has_altered` and `writers` may wait."""
 
     @property
     def label(self) -> str:
@@ -106,11 +100,11 @@ class Paced(Protocol):
     def is_streaming(self) -> bool:
         """Tell whether a stream needs each notification, so that reads cannot replace them."""
 
-    async def buckets(self) -> Sequence[int] | None:
-        """Return the buckets to arm; None if notifications would not report every change."""
+    async def targets(self) -> Sequence[Target] | None:
+        """Return what to arm; None if hints would not report every change."""
 
     async def has_altered(self) -> bool:
-        """Tell whether `buckets` would return another result than last time."""
+        """Tell whether `targets` would return another result than last time."""
 
     @property
     def may_have_changed(self) -> bool:
@@ -191,8 +185,8 @@ class Pacer:
         """Run the mode that fits; return when the mode must be chosen again."""
         self._must_think = False
         self.rate.clear()
-        buckets = await self._subject.buckets()
-        if buckets is None or not await self._arm(buckets):
+        targets = await self._subject.targets()
+        if targets is None or not await self._arm(targets):
             await self._disarm()
             await self._poll()
             return
@@ -205,9 +199,9 @@ class Pacer:
             self._lengthen_cooldown(since=armed_at)
             await self._stay_busy()
 
-    async def _arm(self, buckets: Sequence[int]) -> bool:
-        for bucket in buckets:
-            lease = await self._listener.arm(bucket)
+    async def _arm(self, targets: Sequence[Target]) -> bool:
+        for target in targets:
+            lease = await self._listener.arm(target)
             if lease is None:
                 return False
             self._leases.append(lease)

@@ -33,6 +33,9 @@ class ReadConnections:
         self._quick = SideConnection(make_engine(), settings=QUICK, attempts=self.attempts)
         self._slow = SideConnection(make_engine(), settings=SLOW, attempts=self.attempts)
         self._slow_lanes: set[Hashable] = set()
+        self._used_at = 0.0
+        self._is_open = False
+        self._running = 0
 
     async def run(
         self, work: Work[Result], *, timeout: float, lane: Hashable = None, rows: int = 1
@@ -60,8 +63,15 @@ class ReadConnections:
         """Forget a lane that is no longer used."""
         self._slow_lanes.discard(lane)
 
+    async def close_idle(self, timeout: float) -> None:
+        """Close both connections if nothing was read for a while."""
+        is_idle = not self._running and time.monotonic() - self._used_at > timeout
+        if self._is_open and is_idle:
+            await self.close()
+
     async def close(self) -> None:
         """Close both connections; a later read opens them again."""
+        self._is_open = False
         await asyncio.gather(self._quick.close(), self._slow.close())
 
     async def _timed(
@@ -77,9 +87,15 @@ class ReadConnections:
         async def timed(inner: AsyncConnection) -> Result:
             nonlocal began
             began = time.perf_counter()  # its turn has come: queueing is no fault of this lane
+            self._is_open = True
             return await work(inner)
 
-        result = await connection.run(timed, timeout=timeout)
+        self._running += 1
+        try:
+            result = await connection.run(timed, timeout=timeout)
+        finally:
+            self._running -= 1
+            self._used_at = time.monotonic()
         seconds = time.perf_counter() - began
         if seconds > limit:
             self._slow_lanes.add(lane)

@@ -3,18 +3,20 @@
 import rowsignal.exceptions
 
 try:
+    from rowsignal.nats.shared_limits import JetStreamLimits
+    from rowsignal.nats.subjects import stream_name, subject_of
     from rowsignal.relay.health import StreamHealth, StreamWatch, stream_health, unrelayed_seconds
     from rowsignal.relay.jetstream import JetStreamPublisher, StreamSettings
     from rowsignal.relay.offered import relayed_tables
     from rowsignal.relay.publisher import Publisher
     from rowsignal.relay.relay import Relay
     from rowsignal.relay.source import JetStreamSource
-    from rowsignal.relay.subjects import stream_name, subject_of
     from rowsignal.relay.timings import RelayTimings
 except ModuleNotFoundError as error:
     raise rowsignal.exceptions.missing_extra("rowsignal.relay", "nats", error) from error
 
 __all__ = [
+    "JetStreamLimits",
     "JetStreamPublisher",
     "JetStreamSource",
     "Publisher",

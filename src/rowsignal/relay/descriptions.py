@@ -18,9 +18,10 @@ from sqlalchemy.exc import UnsupportedCompilationError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.identifiers import QualifiedName
-from rowsignal.relay.subjects import token
+from rowsignal.listener.hints import RelayedCapture
+from rowsignal.nats.subjects import TABLES_BUCKET as BUCKET
+from rowsignal.nats.subjects import description_key
 
-BUCKET = "rowsignal-tables"
 DIALECT = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
 KEPT = ("timezone", "precision")  # of a type, beside its name: filters depend on them
 
@@ -28,9 +29,15 @@ Description = Mapping[str, Any]
 
 
 async def describe_tables(
-    engine: AsyncEngine, tables: Mapping[QualifiedName, Sequence[str]]
+    engine: AsyncEngine,
+    tables: Mapping[QualifiedName, Sequence[str]],
+    *,
+    capture: RelayedCapture = "log",
 ) -> dict[QualifiedName, Description]:
-    """Return descriptions of tables with the columns that are carried."""
+    """Return descriptions of tables with the columns that are carried.
+
+    `capture` is how the relay learns of changes: waits rely on the table's triggers, or do not.
+    """
 
     def reflect(connection: sa.Connection) -> dict[QualifiedName, Description]:
         metadata = sa.MetaData()
@@ -41,6 +48,7 @@ async def describe_tables(
                 ),
                 columns,
             )
+            | {"capture": capture}
             for (schema, name), columns in tables.items()
         }
 
@@ -48,7 +56,7 @@ async def describe_tables(
         return await connection.run_sync(reflect)
 
 
-def describe(table: sa.Table, columns: Sequence[str]) -> Description:
+def describe(table: sa.Table, columns: Sequence[str]) -> dict[str, Any]:
     """Return what a gateway needs of a table: its carried columns with their types, and its key."""
     key = [column.name for column in table.primary_key]
     return {
@@ -118,17 +126,24 @@ class Descriptions:
 
     def __init__(self, client: Client, database: str) -> None:
         self._js = client.jetstream()
-        self._prefix = token(database)
+        self._database = database
 
     async def store(self, descriptions: Iterable[Description], replicas: int) -> None:
-        """Store what tables are now; the bucket is made where there is none."""
+        """Store what tables are now, and no others; the bucket is made where there is none.
+
+        A table that is no longer carried must go: waits for its rows would rely on messages.
+        """
         try:
             bucket = await self._js.key_value(BUCKET)
         except BucketNotFoundError:
             config = KeyValueConfig(bucket=BUCKET, replicas=replicas)
             bucket = await self._js.create_key_value(config)
-        for it in descriptions:
-            await bucket.put(self._key(it["schema"], it["name"]), json.dumps(it).encode())
+        wanted = {self._key(it): it for it in descriptions}
+        for key, it in wanted.items():
+            await bucket.put(key, json.dumps(it).encode())
+        for key in map(self._key, (await self.load()).values()):
+            if key not in wanted:
+                await bucket.delete(key)
 
     async def version(self) -> int:
         """Return a number that grows with each description that is stored; 0 for none."""
@@ -147,7 +162,7 @@ class Descriptions:
             found = [await self._read(subject) for subject in await self._subjects()]
         except NotFoundError:
             return {}
-        return {(it["schema"], it["name"]): it for it in found}
+        return {(it["schema"], it["name"]): it for it in found if it is not None}
 
     async def _subjects(self) -> list[str]:
         """Return the subjects of this database's descriptions.
@@ -155,14 +170,17 @@ class Descriptions:
         The stream is asked, since `KeyValue.keys` of nats-py misses a key that is just being
         stored anew: its consumer finds the old message gone and does not wait for the next.
         """
-        wanted = f"$KV.{BUCKET}.{self._prefix}.>"
+        wanted = f"$KV.{BUCKET}.{description_key(self._database)}.>"
         info = await self._js.stream_info(f"KV_{BUCKET}", subjects_filter=wanted)
         return sorted(info.state.subjects or {})
 
-    async def _read(self, subject: str) -> Description:
+    async def _read(self, subject: str) -> Description | None:
+        """Return a description; None if it was deleted, so that the table is carried no longer."""
         last = await self._js.get_last_msg(f"KV_{BUCKET}", subject)
-        description: Description = json.loads(last.data or b"{}")
+        if not last.data:
+            return None
+        description: Description = json.loads(last.data)
         return description
 
-    def _key(self, schema: str, name: str) -> str:
-        return f"{self._prefix}.{token(schema)}.{token(name)}"
+    def _key(self, description: Description) -> str:
+        return description_key(self._database, (description["schema"], description["name"]))

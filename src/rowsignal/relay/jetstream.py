@@ -13,9 +13,9 @@ from nats.aio.subscription import Subscription
 from nats.js import api
 from nats.js.errors import NotFoundError
 
+from rowsignal.nats.subjects import all_subjects, stream_name
 from rowsignal.relay.messages import POSITION, Message
 from rowsignal.relay.publisher import FencedError, Head
-from rowsignal.relay.subjects import all_subjects, stream_name
 
 EXPECTED_SEQUENCE = "Nats-Expected-Last-Sequence"
 EXPECTED_ID = "Nats-Expected-Last-Msg-Id"

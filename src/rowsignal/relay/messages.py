@@ -17,8 +17,8 @@ from typing import Any
 from rowsignal.change_log.positions import incarnation_of
 from rowsignal.changes import Change, Operation, Reset
 from rowsignal.identifiers import QualifiedName
+from rowsignal.nats.subjects import subject_of
 from rowsignal.postgres.json_values import decode_mapping
-from rowsignal.relay.subjects import subject_of
 from rowsignal.streams.loader import RowChange, TableReset
 
 POSITION = "Rowsignal-Position"

@@ -8,7 +8,7 @@ from nats.aio.client import Client
 
 from rowsignal.exceptions import NotFoundError, NotWatchedError, UnavailableError
 from rowsignal.identifiers import QualifiedName
-from rowsignal.relay.connection import OUTAGES, connected
+from rowsignal.nats.connection import OUTAGES, connected
 from rowsignal.relay.descriptions import Description, Descriptions, table_of
 
 PATIENCE = 10.0

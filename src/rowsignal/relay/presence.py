@@ -13,7 +13,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from rowsignal.relay.subjects import presence_subject
+from rowsignal.nats.subjects import presence_subject
 from rowsignal.relay.timings import RelayTimings
 
 LAG = "Rowsignal-Lag"

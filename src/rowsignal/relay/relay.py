@@ -18,9 +18,9 @@ from rowsignal.changes import Reset
 from rowsignal.exceptions import NotWatchedError, PositionError
 from rowsignal.hooks import Hooks, guarded
 from rowsignal.identifiers import QualifiedName
-from rowsignal.listener import reconnect_delays
+from rowsignal.listener import Listener, reconnect_delays
+from rowsignal.nats.connection import OUTAGES, connected
 from rowsignal.postgres.errors import describe, is_outage
-from rowsignal.relay.connection import OUTAGES, connected
 from rowsignal.relay.descriptions import Descriptions, describe_tables
 from rowsignal.relay.jetstream import JetStreamPublisher, StreamSettings
 from rowsignal.relay.messages import TOO_LARGE, UNPLACED, Message, MessageWriter
@@ -42,6 +42,10 @@ LONGEST_DELAY = 1.0  # between attempts: NATS and PostgreSQL are asked for one m
 EMPTIED = (
     "The end of the stream does not say how far the relay had come: its messages were discarded or"
     " are of another program."
+)
+CIRCULAR = (
+    "The relay's engine has a Listener whose hints are this relay's own messages: give the relay"
+    " an engine of its own."
 )
 SECURED = "Row-level security decides who sees a row of {}, and cannot be asked outside PostgreSQL."
 
@@ -78,6 +82,8 @@ class Relay:
 
     async def run(self) -> NoReturn:
         """Relay until cancelled, whatever goes away meanwhile; raise what trying cannot mend."""
+        if Listener.of(self._engine).is_relayed:
+            raise ValueError(CIRCULAR)
         async with AsyncExitStack() as stack:
             tables, database = await carried_tables(self._engine, self._tables), await self._name()
             client = await stack.enter_async_context(connected(self._nats, "rowsignal relay"))

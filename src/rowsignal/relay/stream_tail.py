@@ -16,12 +16,12 @@ from nats.js.errors import NotFoundError
 from rowsignal.changes import Reset
 from rowsignal.exceptions import NotWatchedError, UnavailableError
 from rowsignal.listener import reconnect_delays
+from rowsignal.nats.connection import OUTAGES, connected
+from rowsignal.nats.subjects import stream_name
 from rowsignal.postgres.errors import describe
-from rowsignal.relay.connection import OUTAGES, connected
 from rowsignal.relay.messages import POSITION, Item, decode
 from rowsignal.relay.ordered import PAGE, OrderedMessages, pages
 from rowsignal.relay.places import Place, incarnation_of
-from rowsignal.relay.subjects import stream_name
 
 logger = logging.getLogger("rowsignal.relay")
 

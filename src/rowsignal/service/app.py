@@ -21,6 +21,7 @@ from rowsignal.change_log.retention import get_retention, set_retention
 from rowsignal.exceptions import RowSignalError
 from rowsignal.listener import OUTAGES, Listener
 from rowsignal.metrics import PrometheusHooks
+from rowsignal.nats.subjects import is_nats
 from rowsignal.postgres.connections import suit_pooler
 from rowsignal.postgres.urls import asyncpg_url, text_of
 from rowsignal.service.catalog import offered_tables
@@ -32,14 +33,15 @@ from rowsignal.service.metrics import ServiceMetrics, VisibleMetrics, register_p
 from rowsignal.service.monitor import VERSION, Monitor, monitor_router
 from rowsignal.service.pages import pages_router
 from rowsignal.service.settings import Settings
+from rowsignal.service.sharing import shared_limits, ticket_office
 from rowsignal.service.tasks import running_task
 from rowsignal.sse import Grant, Outlet
 from rowsignal.sse.access.exposures import Exposure
-from rowsignal.sse.access.tickets import TicketOffice
 from rowsignal.sse.access.views import Event
 from rowsignal.sse.http.problems import ProblemRoute, described
 from rowsignal.sse.http.router import router_of
 from rowsignal.sse.http.shutdown import end_in_time
+from rowsignal.sse.sharing import SharedLimits
 
 log = structlog.get_logger("rowsignal.service")
 
@@ -51,13 +53,16 @@ class Service:
         self.settings = settings
         self.registry = CollectorRegistry()
         self.hooks = PrometheusHooks(self.registry)
-        self.tickets = TicketOffice(settings.ticket_dir, lifetime=settings.ticket_lifetime)
         url = settings.database_url.get_secret_value()
         self.engine: AsyncEngine = create_async_engine(
             asyncpg_url(url), pool_pre_ping=True, hide_parameters=True
         )
         self.exposures: dict[str, Exposure] = {}
-        self.outlet = Outlet(self.engine, self.exposures, settings.limits, self.hooks)
+        shared = self._shared_limits()
+        self.tickets = ticket_office(settings, shared)
+        self.outlet = Outlet(
+            self.engine, self.exposures, settings.limits, self.hooks, shared=shared
+        )
         self.monitor = Monitor(
             self.engine,
             self.outlet,
@@ -86,7 +91,7 @@ class Service:
             stack.push_async_callback(end_in_time, self.probe.close)
             await self.probe.begin()
             await stack.enter_async_context(running_task("probe", self.probe.run, self.hooks))
-            prune = partial(self._prune, url)
+            prune = partial(self._prune, listener.read_url)
             await stack.enter_async_context(running_task("pruning", prune, self.hooks))
             log.info("ready", tables=sorted(self.exposures))
             yield
@@ -110,9 +115,16 @@ class Service:
         secret = self.settings.token_secret
         return secret.get_secret_value().encode() if secret is not None else self.tickets.secret
 
+    def _shared_limits(self) -> SharedLimits | None:
+        url = self.settings.shared_limits
+        database = self.engine.url.database or "postgres"
+        return None if url is None else shared_limits(url.get_secret_value(), database)
+
     def _listen_url(self) -> str | None:
-        url = self.settings.listen_url
-        return None if url is None else text_of(url.get_secret_value())
+        if self.settings.listen_url is None:
+            return None
+        url = self.settings.listen_url.get_secret_value()
+        return url if is_nats(url) else text_of(url)
 
     async def _prune(self, url: str | None) -> None:
         """Prune the log, also while no process reads it."""

@@ -27,10 +27,10 @@ from rowsignal.service.monitor import VERSION, add_state, admits_to_status
 from rowsignal.service.pages import pages_router
 from rowsignal.service.readers import ReadersReport
 from rowsignal.service.settings import Settings
+from rowsignal.service.sharing import shared_limits, ticket_office
 from rowsignal.service.tasks import running_task
 from rowsignal.sse import Grant, Outlet
 from rowsignal.sse.access.exposures import Exposure, exposures_of
-from rowsignal.sse.access.tickets import TicketOffice
 from rowsignal.sse.http.problems import ProblemRoute
 from rowsignal.sse.http.router import router_of
 from rowsignal.sse.http.shutdown import end_in_time
@@ -44,14 +44,15 @@ class Gateway:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.registry = CollectorRegistry()
-        self.tickets = TicketOffice(settings.ticket_dir, lifetime=settings.ticket_lifetime)
         self.gate = Gate(settings)
         self.exposures: dict[str, Exposure] = {}
         self.engine = _engine_of(settings)
         self._nats, self._database = nats_of(settings)
+        shared = shared_limits(_limits_url(settings, self._nats), self._database)
+        self.tickets = ticket_office(settings, shared)
         self.source = JetStreamSource(self._nats, self._database, engine=self.engine)
         self.hooks = PrometheusHooks(self.registry)
-        self.outlet = Outlet(self.source, self.exposures, settings.limits, self.hooks)
+        self.outlet = Outlet(self.source, self.exposures, settings.limits, self.hooks, shared=shared)
         self.watch = StreamWatch(self._nats, self._database)
         self.status = GatewayStatus(
             self.outlet, self.source, self.watch, self._database, has_tokens=bool(settings.keys)
@@ -124,6 +125,10 @@ def nats_of(settings: Settings) -> tuple[str, str]:
     if settings.nats_url is None or not database:
         raise ValueError("A gateway needs ROWSIGNAL_NATS_URL, and ROWSIGNAL_NATS_DATABASE.")
     return settings.nats_url.get_secret_value(), database
+
+
+def _limits_url(settings: Settings, nats: str) -> str:
+    return nats if settings.shared_limits is None else settings.shared_limits.get_secret_value()
 
 
 def create_gateway(settings: Settings | None = None) -> FastAPI:

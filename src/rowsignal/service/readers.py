@@ -31,12 +31,19 @@ class ReadersReport:
         self._engine = engine
         self._outlet = outlet
         self._consumers = SharedAnswer(self._ask, keep=KEPT, timeout=TIMEOUT)
+        if outlet.shared is not None:
+            outlet.shared.streams = self._laggards
 
     async def report(self, grant: Grant) -> dict[str, Any]:
-        """Return the streams (of the grant's principal, or of all) and the consumers."""
+        """Return the streams (of the grant's principal, or of all) and the consumers.
+
+        Of other processes, which share their limits with this one, those streams that lag most.
+        """
         sees_all = EVERY_TABLE in grant.tables
-        streams = [it for it in self._outlet.streams if sees_all or it.principal == grant.principal]
-        rows = sorted(map(self._stream, streams), key=lambda it: (-it["lag"], it["since"]))
+        streams = [*map(self._stream, self._outlet.streams), *await self._elsewhere()]
+        rows = sorted(
+            (it for it in streams if sees_all or it["principal"] == grant.principal), key=_lag_first
+        )
         return {
             "pid": os.getpid(),
             "total": len(rows),
@@ -51,6 +58,15 @@ class ReadersReport:
         except OUTAGES as error:
             logger.info("the consumers are not known just now: %s", type(error).__name__)
             return None
+
+    def _laggards(self) -> list[dict[str, Any]]:
+        return sorted(map(self._stream, self._outlet.streams), key=_lag_first)[:MOST]
+
+    async def _elsewhere(self) -> list[dict[str, Any]]:
+        shared = self._outlet.shared
+        found = await shared.others() if shared is not None else ()
+        places = [({"host": it.get("host"), "pid": it.get("pid")}, it["streams"]) for it in found]
+        return [row | place for place, rows in places for row in rows if _is_row(row)]
 
     def _stream(self, stream: OpenStream) -> dict[str, Any]:
         began, now = stream.reader.writing_since, asyncio.get_running_loop().time()
@@ -71,6 +87,20 @@ class ReadersReport:
             return await consumer_lag(self._engine)
         except (SchemaVersionError, MissingRightError):
             return []  # there are none, or this role may not know of them
+
+
+def _lag_first(row: Mapping[str, Any]) -> tuple[float, str]:
+    return -row["lag"], row["since"]
+
+
+def _is_row(row: object) -> bool:
+    """Tell whether another process has written a row as this version does."""
+    return (
+        isinstance(row, dict)
+        and isinstance(row.get("lag"), int | float)
+        and isinstance(row.get("since"), str)
+        and "principal" in row
+    )
 
 
 def _consumer(lag: ConsumerLag) -> Mapping[str, Any]:

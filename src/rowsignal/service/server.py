@@ -12,9 +12,12 @@ from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.exceptions import AddressError
+from rowsignal.listener.origins import RelayOrigin
+from rowsignal.nats.subjects import is_nats
 from rowsignal.service.catalog import offered_tables
 from rowsignal.service.logs import configure_logs
 from rowsignal.service.settings import Settings
+from rowsignal.service.sharing import shared_limits
 from rowsignal.sse.access.tickets import TicketOffice
 
 APP = "rowsignal.service.app:create_app"
@@ -36,6 +39,10 @@ async def check(engine: AsyncEngine, settings: Settings) -> None:
     """Raise the errors that prevent a start, before the first log line."""
     await offered_tables(engine, settings.tables, key_secret=b"")
     TicketOffice(settings.ticket_dir)
+    if settings.shared_limits is not None:
+        shared_limits(settings.shared_limits.get_secret_value(), "")
+    if settings.listen_url is not None and is_nats(settings.listen_url.get_secret_value()):
+        RelayOrigin(settings.listen_url.get_secret_value())
     bind(settings).close()
 
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from rowsignal.nats.subjects import is_nats
 from rowsignal.sse import Limits
 from rowsignal.sse.limits import RENAMED
 
@@ -56,13 +57,24 @@ class Settings(BaseSettings):
 
     database_url: SecretStr = Field(description="postgresql://user@host/database")
     listen_url: SecretStr | None = Field(
-        None, description="Where to LISTEN, when `database_url` leads through a pooler."
+        None,
+        description=(
+            "Where to LISTEN, when `database_url` leads through a pooler; an address of NATS to"
+            " take a relay's messages for hints."
+        ),
     )
     nats_url: SecretStr | None = Field(
         None, description="NATS, for a gateway; several servers with commas between them."
     )
     nats_database: str | None = Field(
         None, description="Database whose changes a gateway reads; default: that of the URL."
+    )
+    shared_limits: SecretStr | None = Field(
+        None,
+        description=(
+            "NATS, where processes share the streams of a principal, tickets and the list of"
+            " streams; a gateway uses `nats_url` unless this is set."
+        ),
     )
     tables: Annotated[dict[str, list[str] | None], NoDecode] = Field(
         default_factory=dict,
@@ -107,7 +119,9 @@ class Settings(BaseSettings):
     )
     max_streams: int = Field(2000, ge=1, description="Streams of one process.")
     max_streams_per_principal: int = Field(
-        100, ge=1, description="Streams of one principal in one process."
+        100,
+        ge=1,
+        description="Streams of one principal in one process, or in all that share limits.",
     )
     retention_age: float | None = Field(
         default=None,
@@ -136,6 +150,13 @@ class Settings(BaseSettings):
             if value is not None and new in cls.model_fields:
                 found.setdefault(new, value)
         return found
+
+    @field_validator("shared_limits")
+    @classmethod
+    def _is_address_of_nats(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not is_nats(value.get_secret_value()):
+            raise ValueError("limits are shared over NATS: write nats://host:4222")
+        return value
 
     @field_validator("tables", mode="before")
     @classmethod

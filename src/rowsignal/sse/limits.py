@@ -48,8 +48,9 @@ class Limits(RenamedOptions):
     `write_interval` is the shortest time between two writes to a reader, `heartbeat` the longest
     (seconds); `max_buffer_bytes` may wait for one reader, one write may take `write_timeout`
     seconds, and the current rows `snapshot_timeout` seconds of one reader; `max_streams` and
-    `max_streams_per_principal` count open streams; `max_tracked_rows` are remembered for a filter
-    whose columns are not logged; `retry` is after how many seconds readers come back.
+    `max_streams_per_principal` count open streams (the latter in all processes that share limits);
+    `max_tracked_rows` are remembered for a filter whose columns are not logged; `retry` is after
+    how many seconds readers come back.
 
     >>> Limits(max_streams=500).max_streams
     500

@@ -148,7 +148,7 @@ class PostgresSource:
             async with LogTail.of(self._engine).log.snapshot() as seen:
                 yield RowsView(seen.connection, seen.position)
         else:
-            url = Listener.of(self._engine).listen_url
+            url = Listener.of(self._engine).read_url
             async with one_view(self._engine, url) as connection:
                 yield RowsView(connection)
 

@@ -30,7 +30,7 @@ class SideReader:
     """
 
     def __init__(self, listener: Listener) -> None:
-        self._side = SideConnection(beside(listener.engine, listener.listen_url))
+        self._side = SideConnection(beside(listener.engine, listener.read_url))
         self._pinned: AsyncConnection | None = None
         self._users = 0
 

@@ -225,7 +225,7 @@ class ChangeStream(Generic[Model]):
             seen = await self._reading.enter_async_context(log.snapshot())
             connection, position = seen.connection, seen.position
         else:
-            view = one_view(self._engine, Listener.of(self._engine).listen_url)
+            view = one_view(self._engine, Listener.of(self._engine).read_url)
             connection, position = await self._reading.enter_async_context(view), None
         self._snapshot = self._rows(feed, connection)
         return position

@@ -233,6 +233,20 @@ def test_config_shows_what_is_set_and_no_secret(
     assert "s3cret" not in table.out + document.out
 
 
+def test_config_hides_addresses_of_nats(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROWSIGNAL_LISTEN_URL", "nats://me:geheim@n1:4222,nats://me:geheim@n2:4222")
+    monkeypatch.setenv("ROWSIGNAL_SHARED_LIMITS", "nats://me:geheim@n1:4222")
+    line = CommandLine("postgresql://me@db.example/shop", capsys)
+    shown = line.on_database("config", "--json").out
+    assert json.loads(shown)["listen_url"] == json.loads(shown)["shared_limits"]
+    assert "geheim" not in shown
+    monkeypatch.setenv("ROWSIGNAL_SHARED_LIMITS", "redis://n1")
+    refused = line.on_database("config")
+    assert "nats://host:4222" in refused.err
+
+
 def test_serve_refuses_settings_that_do_not_go_together(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from itertools import repeat
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -16,6 +17,7 @@ from rowsignal.listener import Listener, Timings
 from rowsignal.triggers import install_triggers
 from rowsignal.waiting import wait_for_row_change
 from support.hint_listener import connected
+from support.nats_server import nats_server
 from support.shop import Base, Order
 from support.standby import base_backup
 from support.waits import (
@@ -77,6 +79,21 @@ async def test_a_standby_is_polled_and_the_listener_says_why(
     assert "cannot execute LISTEN during recovery" in (reason or "")
     await writer.execute("update orders set status = 'seen on the standby'")
     assert (await wait).status == "seen on the standby"
+
+
+async def test_with_hints_over_nats_a_standby_is_polled(
+    replica: AsyncEngine, writer: asyncpg.Connection, tmp_path: Path
+) -> None:
+    async with (
+        nats_server(tmp_path / "nats") as nats,
+        Listener(replica, listen_url=nats.url, timings=QUICK) as listener,
+    ):
+        assert listener.state.mode == "polling"
+        assert "read from a standby" in (listener.state.reason or "")
+        wait = begin_wait(replica, Order, 1, interval=0.05)
+        await until_mode(replica, "polling")
+        await writer.execute("update orders set status = 'polled on the standby'")
+        assert (await wait).status == "polled on the standby"
 
 
 async def test_the_doctor_asks_for_the_address_of_the_primary(

@@ -13,8 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.hooks import Hooks
+from rowsignal.nats.connection import connected
 from rowsignal.relay import JetStreamPublisher, StreamSettings
-from rowsignal.relay.connection import connected
 from rowsignal.relay.presence import Presence, StandbyRequiredError
 from rowsignal.relay.publisher import FencedError
 from rowsignal.relay.relay import Term

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from rowsignal.changes import Operation
 from rowsignal.exceptions import AccessDeniedError, ReaderLimitError
 from rowsignal.sse.access.grants import Grant, TableGrant
+from rowsignal.sse.sharing import SharedTickets
 
 MAX_OPEN = 100
 TICKET = re.compile(r"([0-9a-f]{16})-[0-9A-Za-z_-]{43}", re.ASCII)
@@ -65,32 +66,50 @@ class TicketOffice:
     def issue(self, grant: Grant) -> str:
         """Return a ticket for a grant; raise `ReaderLimitError` if too many are unused."""
         self._sweep()
-        owner = hmac.new(self.secret, grant.principal.encode(), hashlib.sha256).hexdigest()[:16]
-        if self._store.open_of(owner) >= MAX_OPEN:
-            raise ReaderLimitError(
-                f"You have {MAX_OPEN} unused tickets: use them, or wait until they expire.",
-                is_own=True,
-            )
-        ticket = f"{owner}-{secrets.token_urlsafe(32)}"
-        until = time.time() + self.lifetime
-        kept = {"until": min(until, grant.expires_at or until), "grant": _as_dict(grant)}
-        self._store.put(owner, _digest(ticket), json.dumps(kept))
+        owner = _owner_of(grant, self.secret)
+        _check_open(self._store.open_of(owner))
+        ticket = _new_ticket(owner)
+        self._store.put(owner, _digest(ticket), _text_of(grant, self.lifetime))
         return ticket
 
     def redeem(self, ticket: str) -> Grant:
         """Return the grant of a ticket; raise `AccessDeniedError` if it is unknown or used."""
         found = TICKET.fullmatch(ticket)
-        text = None if found is None else self._store.take(found[1], _digest(ticket))
-        kept: dict[str, Any] = {"until": 0.0} if text is None else json.loads(text)
-        if kept["until"] <= time.time():
-            raise AccessDeniedError(REFUSAL)
-        return _as_grant(kept["grant"])
+        return _grant_in(None if found is None else self._store.take(found[1], _digest(ticket)))
 
     def _sweep(self) -> None:
         now = time.time()
         if now - self._swept_at > 1:
             self._swept_at = now
             self._store.sweep(now - self.lifetime)
+
+
+class SharedTicketOffice:
+    """Issues tickets and redeems each once, over all hosts that share a store.
+
+    The store forgets tickets by itself. Hosts with one `secret` count the tickets of a principal
+    together. Raises `UnavailableError` while the store does not answer: a ticket that cannot be
+    looked up may have been used.
+    """
+
+    def __init__(self, store: SharedTickets, secret: bytes, *, lifetime: float = 30.0) -> None:
+        self.lifetime = lifetime
+        self.secret = secret
+        self._store = store
+
+    async def issue(self, grant: Grant) -> str:
+        """Return a ticket for a grant; raise `ReaderLimitError` if too many are unused."""
+        owner = _owner_of(grant, self.secret)
+        _check_open(await self._store.open_of(owner))
+        ticket = _new_ticket(owner)
+        await self._store.put(owner, _digest(ticket), _text_of(grant, self.lifetime))
+        return ticket
+
+    async def redeem(self, ticket: str) -> Grant:
+        """Return the grant of a ticket; raise `AccessDeniedError` if it is unknown or used."""
+        found = TICKET.fullmatch(ticket)
+        taken = None if found is None else await self._store.take(found[1], _digest(ticket))
+        return _grant_in(taken)
 
 
 class MemoryStore:
@@ -162,6 +181,35 @@ def _write_new(path: Path, text: str) -> None:
     """Create a file that only this user may read."""
     path.touch(mode=0o600, exist_ok=False)
     path.write_text(text)
+
+
+def _owner_of(grant: Grant, secret: bytes) -> str:
+    return hmac.new(secret, grant.principal.encode(), hashlib.sha256).hexdigest()[:16]
+
+
+def _check_open(count: int) -> None:
+    if count >= MAX_OPEN:
+        raise ReaderLimitError(
+            f"You have {MAX_OPEN} unused tickets: use them, or wait until they expire.",
+            is_own=True,
+        )
+
+
+def _new_ticket(owner: str) -> str:
+    return f"{owner}-{secrets.token_urlsafe(32)}"
+
+
+def _text_of(grant: Grant, lifetime: float) -> str:
+    until = time.time() + lifetime
+    kept = {"until": min(until, grant.expires_at or until), "grant": _as_dict(grant)}
+    return json.dumps(kept)
+
+
+def _grant_in(text: str | None) -> Grant:
+    kept: dict[str, Any] = {"until": 0.0} if text is None else json.loads(text)
+    if kept["until"] <= time.time():
+        raise AccessDeniedError(REFUSAL)
+    return _as_grant(kept["grant"])
 
 
 def _digest(ticket: str) -> str:

@@ -1,7 +1,6 @@
 """The fan-out: the streams of one process, counted by principal, and their feeds."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rowsignal.exceptions import ReaderLimitError
@@ -12,6 +11,7 @@ from rowsignal.sse.access.views import Event
 from rowsignal.sse.delivery.context import Counts, DeliveryContext
 from rowsignal.sse.delivery.feeds import TableFeed
 from rowsignal.sse.limits import Limits
+from rowsignal.sse.sharing import ProcessReaderCounts, ReaderCounts
 from rowsignal.streams.change_source import ChangeSource
 
 
@@ -24,12 +24,14 @@ class FanOut:
         exposures: Mapping[str, Exposure],
         limits: Limits,
         hooks: Hooks | None = None,
+        counts: ReaderCounts | None = None,
     ) -> None:
         self.exposures = exposures
         self.is_closing = False
+        self.readers = 0  # open streams of this process
         self._source = source
         self._context = DeliveryContext(limits, hooks or Hooks())
-        self._principals: Counter[str] = Counter()
+        self._principals = ProcessReaderCounts() if counts is None else counts
         self._feeds: dict[frozenset[str], TableFeed] = {}
         self._starting: dict[frozenset[str], asyncio.Lock] = {}
 
@@ -53,11 +55,6 @@ class FanOut:
         self._context.flushed = callback
 
     @property
-    def readers(self) -> int:
-        """The number of open streams."""
-        return self._principals.total()
-
-    @property
     def has_feeds(self) -> bool:
         """Tell whether there are open feeds."""
         return bool(self._feeds)
@@ -67,26 +64,30 @@ class FanOut:
         feeds = (feed for names, feed in self._feeds.items() if table in names)
         return sum(feed.distribution.readers for feed in feeds)
 
-    def acquire(self, principal: str) -> None:
+    async def acquire(self, principal: str) -> None:
         """Count one more stream; raise `ReaderLimitError` if there are too many."""
         most, each = self.limits.max_streams, self.limits.max_streams_per_principal
         if self.is_closing:
             raise ReaderLimitError("The service is stopping; come back in a moment.")
         if self.readers >= most:
             raise ReaderLimitError(f"All {most} streams are taken; try again later.")
-        if self._principals[principal] >= each:
+        self.readers += 1  # before the wait, during which others come
+        is_granted = False
+        try:
+            is_granted = await self._principals.acquire(principal, each)
+        finally:
+            self.readers -= not is_granted
+        if not is_granted:
             raise ReaderLimitError(
                 f"You have {each} streams open, which is as many as one may have; close some, or"
                 " ask for several tables in one.",
                 is_own=True,
             )
-        self._principals[principal] += 1
 
     def release(self, principal: str) -> None:
         """Count one stream fewer."""
-        self._principals[principal] -= 1
-        if self._principals[principal] <= 0:
-            del self._principals[principal]
+        self.readers -= 1
+        self._principals.release(principal)
 
     async def feed_of(self, names: Iterable[str]) -> TableFeed:
         """Return the open feed of some tables; raise the error that prevents it."""

@@ -35,6 +35,7 @@ from rowsignal.sse.delivery.response import EventStream
 from rowsignal.sse.delivery.sources import Sources
 from rowsignal.sse.delivery.turns import FairTurns
 from rowsignal.sse.limits import Limits
+from rowsignal.sse.sharing import SharedLimits
 from rowsignal.streams.change_source import ChangeSource, PostgresSource
 
 logger = logging.getLogger("rowsignal.sse")
@@ -80,14 +81,21 @@ class Outlet:
         exposures: Mapping[str, Exposure],
         limits: Limits | None = None,
         hooks: Hooks | None = None,
+        *,
+        shared: SharedLimits | None = None,
     ) -> None:
-        """Stream what an engine's database tells, or another source of its changes."""
+        """Stream what an engine's database tells, or another source of its changes.
+
+        `shared` counts readers together with other processes.
+        """
         source = PostgresSource(engine) if isinstance(engine, AsyncEngine) else engine
         self.source: ChangeSource = source
         self.engine = source.engine
         self.exposures = exposures
         self.limits = limits or Limits()
-        self.fanout = FanOut(source, exposures, self.limits, hooks)
+        self.shared = shared
+        counts = None if shared is None else shared.readers
+        self.fanout = FanOut(source, exposures, self.limits, hooks, counts)
         self.sources = Sources(source, exposures)
         self._hooks = hooks or Hooks()
         self._open: dict[Reader, OpenStream] = {}
@@ -143,7 +151,7 @@ class Outlet:
             self.source.check_position(request.beginning.after)
         elif request.beginning.snapshot and self.engine is None:
             raise UnsupportedError(NO_ROWS)
-        self.fanout.acquire(request.principal)
+        await self.fanout.acquire(request.principal)
         try:
             feed = await self.fanout.feed_of(view.name for view in request.views)
             self._keep_pulse()

@@ -54,7 +54,7 @@ class Endpoints:
         asked = self._row_request(name, pk, grant, options.ask)
         timeout = min(options.timeout, _time_left(grant))
         known = None if options.if_none_match is None else KnownTags(options.if_none_match)
-        self.outlet.fanout.acquire(grant.principal)
+        await self.outlet.fanout.acquire(grant.principal)
         try:
             found = await self.poll.wait(asked, timeout, known)
         finally:

@@ -1,7 +1,7 @@
 """`create_sse_router`: the endpoints, for any FastAPI application."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
@@ -14,7 +14,7 @@ from rowsignal.hooks import Hooks
 from rowsignal.sse.access.exposures import Offered, Source, exposures_of
 from rowsignal.sse.access.grants import Grant, grant_everything
 from rowsignal.sse.access.row_keys import PROCESS_SECRET
-from rowsignal.sse.access.tickets import TicketOffice
+from rowsignal.sse.access.tickets import SharedTicketOffice, TicketOffice
 from rowsignal.sse.delivery.outlet import Outlet
 from rowsignal.sse.http.endpoints import Endpoints
 from rowsignal.sse.http.openapi import STREAM, TICKET, WAIT
@@ -30,8 +30,10 @@ from rowsignal.sse.http.problems import ProblemRoute
 from rowsignal.sse.http.requests import Ask
 from rowsignal.sse.http.shutdown import end_in_time, on_stop_signal
 from rowsignal.sse.limits import Limits
+from rowsignal.sse.sharing import SharedLimits
 from rowsignal.streams.change_source import ChangeSource, PostgresSource
 
+Tickets = TicketOffice | SharedTicketOffice
 Authorize = Callable[..., Grant | Awaitable[Grant]]
 
 
@@ -52,7 +54,8 @@ def create_sse_router(
     authorize: Authorize = grant_everything,
     limits: Limits | None = None,
     hooks: Hooks | None = None,
-    tickets: TicketOffice | None = None,
+    tickets: Tickets | None = None,
+    shared: SharedLimits | None = None,
     key_secret: bytes = PROCESS_SECRET,
 ) -> APIRouter:
     """Create a router that streams row changes of some tables to browsers and other readers.
@@ -76,36 +79,44 @@ def create_sse_router(
     `source=` takes the place of the engine: `rowsignal.relay.JetStreamSource` reads the changes
     from NATS, where a relay puts them.
 
+    `shared=` (`rowsignal.relay.JetStreamLimits`) counts readers and keeps tickets for all hosts.
+
     Key columns that `tables` or a grant leave out are replaced by a digest. Several processes
     need the same `key_secret` (32 random bytes) for readers to resume at another one.
 
     Raises `ValueError` for tables without a primary key, columns that are not there and other
     databases than PostgreSQL.
     """
-    if (engine is None) == (source is None):
-        raise ValueError("Changes come from an engine or from a source=: pass one of them.")
-    if engine is not None and engine.dialect.name != "postgresql":
-        raise ValueError(f"Streams need PostgreSQL: the engine is one of {engine.dialect.name}.")
+    origin = _origin_of(engine, source)
     dialect = None if engine is None else engine.dialect
     exposures = exposures_of(tables, key_secret=key_secret, dialect=dialect)
     if not exposures:
         raise ValueError("tables names at least one table: nothing else is offered.")
-    origin = PostgresSource(engine) if engine is not None else source
-    assert origin is not None  # noqa: S101 -- one of them was given
-    outlet = Outlet(origin, exposures, limits, hooks)
+    outlet = Outlet(origin, exposures, limits, hooks, shared=shared)
+    if tickets is None and shared is not None:
+        tickets = SharedTicketOffice(shared.tickets, key_secret)
     return router_of(outlet, authorize, tickets)
 
 
-def router_of(
-    outlet: Outlet, authorize: Authorize, tickets: TicketOffice | None = None
-) -> APIRouter:
+def _origin_of(engine: AsyncEngine | None, source: ChangeSource | None) -> ChangeSource:
+    if (engine is None) == (source is None):
+        raise ValueError("Changes come from an engine or from a source=: pass one of them.")
+    if engine is not None and engine.dialect.name != "postgresql":
+        raise ValueError(f"Streams need PostgreSQL: the engine is one of {engine.dialect.name}.")
+    origin = PostgresSource(engine) if engine is not None else source
+    assert origin is not None  # noqa: S101 -- one of them was given
+    return origin
+
+
+def router_of(outlet: Outlet, authorize: Authorize, tickets: Tickets | None = None) -> APIRouter:
     """Return the router of an outlet, which is closed with the application."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        with on_stop_signal(outlet.close_streams):
-            yield
-        await end_in_time(outlet.aclose)
+        async with outlet.shared or nullcontext():
+            with on_stop_signal(outlet.close_streams):
+                yield
+            await end_in_time(outlet.aclose)
 
     office = tickets or TicketOffice()
     router = APIRouter(route_class=ProblemRoute, lifespan=lifespan, tags=["changes"])
@@ -117,9 +128,10 @@ def router_of(
     return router
 
 
-def _by_ticket(office: TicketOffice) -> Authorize:
+def _by_ticket(office: Tickets) -> Authorize:
     async def grant_of_ticket(request: Request) -> Grant:
-        return office.redeem(request.query_params["ticket"])
+        found = office.redeem(request.query_params["ticket"])
+        return found if isinstance(found, Grant) else await found
 
     return grant_of_ticket
 
@@ -176,11 +188,13 @@ def _add_reading(
         )
 
 
-def _add_tickets(router: APIRouter, office: TicketOffice, authorize: Authorize) -> None:
+def _add_tickets(router: APIRouter, office: Tickets, authorize: Authorize) -> None:
     @router.post("/tickets", status_code=201, responses=TICKET)
     async def issue_ticket(
         grant: Annotated[Grant, Depends(authorize)], response: Response
     ) -> dict[str, Any]:
         """Issue a ticket: `?ticket=...` opens one stream, once, within seconds."""
         response.headers["Cache-Control"] = "no-store"
-        return {"ticket": office.issue(grant), "expires_in": office.lifetime}
+        issued = office.issue(grant)
+        ticket = issued if isinstance(issued, str) else await issued
+        return {"ticket": ticket, "expires_in": office.lifetime}
