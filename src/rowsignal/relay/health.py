@@ -17,11 +17,11 @@ from rowsignal.change_log import ChangeLog
 from rowsignal.changes import Reset
 from rowsignal.exceptions import PositionError, UnavailableError
 from rowsignal.identifiers import QualifiedName
-from rowsignal.relay.connection import OUTAGES, connected
+from rowsignal.nats.connection import OUTAGES, connected
+from rowsignal.nats.subjects import presence_subject, stream_name
 from rowsignal.relay.descriptions import Description, Descriptions
 from rowsignal.relay.messages import POSITION
 from rowsignal.relay.presence import LAG
-from rowsignal.relay.subjects import presence_subject, stream_name
 
 PATIENCE = 5.0
 SILENCE = 3.0  # seconds after which a relay that says nothing is not at work

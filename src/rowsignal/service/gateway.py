@@ -52,7 +52,9 @@ class Gateway:
         self.tickets = ticket_office(settings, shared)
         self.source = JetStreamSource(self._nats, self._database, engine=self.engine)
         self.hooks = PrometheusHooks(self.registry)
-        self.outlet = Outlet(self.source, self.exposures, settings.limits, self.hooks, shared=shared)
+        self.outlet = Outlet(
+            self.source, self.exposures, settings.limits, self.hooks, shared=shared
+        )
         self.watch = StreamWatch(self._nats, self._database)
         self.status = GatewayStatus(
             self.outlet, self.source, self.watch, self._database, has_tokens=bool(settings.keys)
