@@ -10,6 +10,13 @@ try:
     from rowsignal.relay.source import JetStreamSource
     from rowsignal.relay.subjects import stream_name, subject_of
     from rowsignal.relay.timings import RelayTimings
+    from rowsignal.relay.wal.installation import (
+        WalCaptureStatus,
+        WalTableStatus,
+        install_wal_capture,
+        uninstall_wal_capture,
+        wal_capture_status,
+    )
 except ModuleNotFoundError as error:
     raise rowsignal.exceptions.missing_extra("rowsignal.relay", "nats", error) from error
 
@@ -20,7 +27,12 @@ __all__ = [
     "Relay",
     "RelayTimings",
     "StreamSettings",
+    "WalCaptureStatus",
+    "WalTableStatus",
+    "install_wal_capture",
     "relayed_tables",
     "stream_name",
     "subject_of",
+    "uninstall_wal_capture",
+    "wal_capture_status",
 ]

@@ -14,10 +14,10 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
-from rowsignal.change_log.positions import incarnation_of
 from rowsignal.changes import Change, Operation, Reset
 from rowsignal.identifiers import QualifiedName
 from rowsignal.postgres.json_values import decode_mapping
+from rowsignal.relay.positions import incarnation_of
 from rowsignal.relay.subjects import subject_of
 from rowsignal.streams.loader import RowChange, TableReset
 
