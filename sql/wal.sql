@@ -55,7 +55,9 @@ select pg_catalog.pg_drop_replication_slot(s.slot_name)
 from pg_catalog.pg_replication_slots as s where s.slot_name = $1
 
 -- :: wal_publication
-select p.puballtables as is_for_all, p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate as is_whole
+select
+    p.puballtables as is_for_all,
+    p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate and not p.pubviaroot as is_whole
 from pg_catalog.pg_publication as p where p.pubname = $1
 
 -- :: wal_published
@@ -92,8 +94,8 @@ order by 1, 2
 
 -- :: wal_tables
 -- What has to be known of tables ($1: schemas, $2: names) to read their changes from the WAL through a
--- publication ($3): the relations that hold their rows, whether each is published, and whether the WAL
--- tells which row was updated or deleted. `columns` are those that are published.
+-- publication ($3): the relations that hold their rows, whether each is published by itself, and whether
+-- the WAL tells which row was updated or deleted. `columns` are those that are published.
 with recursive asked as (
     select w.schema, w.name, c.oid, c.relkind
     from unnest($1::text[], $2::text[]) as w (schema, name)
@@ -110,8 +112,7 @@ published as (
     from pg_catalog.pg_publication_tables as p where p.pubname = $3
 ),
 member as (
-    select f.root, c.oid, c.relkind, c.relreplident, c.relpersistence, n.nspname, c.relname,
-        pg_catalog.pg_relation_filenode(c.oid::regclass) as storage
+    select f.root, c.oid, c.relkind, c.relreplident, c.relpersistence, n.nspname, c.relname
     from family as f
     join pg_catalog.pg_class as c on c.oid = f.oid
     join pg_catalog.pg_namespace as n on n.oid = c.relnamespace
@@ -139,15 +140,11 @@ select
             pg_catalog.json_build_object(
                 'oid', m.oid::int8,
                 'name', pg_catalog.concat(m.nspname, '.', m.relname),
-                'storage', m.storage::int8,
                 'is_logged', m.relpersistence = 'p',
                 'is_full', m.relreplident = 'f',
                 'is_published', exists (
                     select from published as p
                     where p.schemaname = m.nspname and p.tablename = m.relname
-                ) or exists (
-                    select from published as p
-                    where p.schemaname = a.schema and p.tablename = a.name and a.relkind = 'p'
                 ),
                 'has_identity', case m.relreplident
                     when 'f' then true

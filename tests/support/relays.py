@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.relay import Relay, RelayTimings, stream_name
 from support.change_log import Shop
+from support.wal import WalShop
 
 PATIENCE = 60.0
 QUICK = RelayTimings(presence=0.1, takeover=0.5, acknowledgement=2.0)
@@ -137,12 +138,15 @@ class RelayProcess:
 
 
 @asynccontextmanager
-async def relay_process(engine: AsyncEngine, nats: str) -> AsyncIterator[RelayProcess]:
+async def relay_process(
+    engine: AsyncEngine, nats: str, *options: str
+) -> AsyncIterator[RelayProcess]:
     """Run `rowsignal relay` for the length of a block."""
     url = engine.url.render_as_string(hide_password=False)
     command = Path(sys.executable).with_name("rowsignal")
+    given = ("relay", "--nats", nats, "--url", url, *options)
     process = await asyncio.create_subprocess_exec(
-        str(command), "relay", "--nats", nats, "--url", url, stderr=asyncio.subprocess.PIPE
+        str(command), *given, stderr=asyncio.subprocess.PIPE
     )
     relay = RelayProcess(process)
     try:
@@ -159,7 +163,7 @@ WRITERS = 4
 class Load:
     """Writers that count rows up, each its own rows: what is stored of a row is 1, 2, 3 ..."""
 
-    shop: Shop
+    shop: Shop | WalShop
     rounds: int
     written: int = 0
 

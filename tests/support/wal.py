@@ -54,4 +54,5 @@ async def open_wal_shop(engine: AsyncEngine) -> AsyncIterator[WalShop]:
         try:
             yield shop
         finally:
+            await engine.dispose()  # connections that a restart has cut
             await uninstall_wal_capture(engine)

@@ -1,5 +1,6 @@
 """What the catalogue says of the tables that are read from the WAL, and of the slot."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 from sqlalchemy import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from rowsignal.identifiers import QualifiedName, shorten
+from rowsignal.identifiers import QualifiedName
 from rowsignal.postgres.json_rows import TableShape, table_shapes
 from rowsignal.postgres.parameters import run_query
 from rowsignal.postgres.statements import query
@@ -30,7 +31,6 @@ NOT_LOGGED = "{} is unlogged or temporary, so its changes are not in the WAL: AL
 NOT_PUBLISHED = "Changes of {} are not published: `rowsignal relay install {}`."
 OTHER_TABLE = "{} is another table now."
 OTHER_PARTS = "{} has other partitions or children now."
-EMPTIED = "A partition of {} was emptied or rewritten."
 OTHER_KEY = "The primary key of {} was changed."
 TOLD_AGAIN = "Changes of {} are told again; some may be missing up to here."
 SECURITY = "Row-level security of {} was switched."
@@ -38,14 +38,10 @@ SECURITY = "Row-level security of {} was switched."
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A relation that holds rows of a table: the table itself, a partition or a child.
-
-    `storage` is the number of its file, which TRUNCATE and what rewrites it change.
-    """
+    """A relation that holds rows of a table: the table itself, a partition or a child."""
 
     oid: int
     name: str
-    storage: int
     is_logged: bool
     is_full: bool
     is_published: bool
@@ -108,8 +104,6 @@ class WalTable:
             return OTHER_TABLE.format(self.label)
         if self._parts != newer._parts:
             return OTHER_PARTS.format(self.label)
-        if len(self.members) > 1 and self._files != newer._files:
-            return EMPTIED.format(self.label)
         return self._difference_of_shape(newer)
 
     def _difference_of_shape(self, newer: "WalTable") -> str | None:
@@ -123,10 +117,6 @@ class WalTable:
     @property
     def _parts(self) -> frozenset[int]:
         return frozenset(member.oid for member in self.members)
-
-    @property
-    def _files(self) -> frozenset[tuple[int, int]]:
-        return frozenset((member.oid, member.storage) for member in self.members)
 
 
 def _key(shape: TableShape) -> list[tuple[str, int]]:
@@ -142,8 +132,7 @@ def slot_name(database: str) -> str:
     name = f"rowsignal_{database}"
     if PLAIN.fullmatch(name) and len(name) <= 63:
         return name
-    # One character beyond what fits, so that `shorten` adds the digest of the whole name.
-    *_, digest = shorten(name.ljust(64, ".")).rpartition("_")
+    digest = hashlib.sha256(database.encode()).hexdigest()[:8]
     return f"{OTHER.sub('_', name.lower())[:54]}_{digest}"
 
 

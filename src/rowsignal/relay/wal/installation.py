@@ -5,14 +5,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from rowsignal.exceptions import NotFoundError, NotWatchedError
-from rowsignal.identifiers import QualifiedName, qualify, quote
+from rowsignal.identifiers import QualifiedName, qualify
 from rowsignal.postgres.errors import sqlstate
-from rowsignal.relay.tables import named_columns
 from rowsignal.relay.wal.catalog import (
     PUBLICATION,
     WalTable,
@@ -22,8 +20,12 @@ from rowsignal.relay.wal.catalog import (
     wal_tables,
 )
 from rowsignal.relay.wal.server import check_server, create_slot, server_facts
+from rowsignal.triggers.settings import targets_of
 
 GENERATED_COLUMNS = 180000  # the version from which they can be published
+# Each partition by itself: through its root PostgreSQL would not tell that one was truncated.
+OPTIONS = "publish = 'insert, update, delete, truncate', publish_via_partition_root = false"
+GENERATED = ", publish_generated_columns = stored"
 RELEASE_TIMEOUT = 10.0
 IN_USE = "55006"
 
@@ -65,7 +67,7 @@ async def install_wal_capture(engine: AsyncEngine, tables: Any) -> WalCaptureSta
     `MissingRightError` for a role that may not replicate. The slot keeps WAL from now on, whether
     a relay reads it or not.
     """
-    names = list(named_columns(tables))
+    names = _names_of(tables)
     async with _autocommit(engine) as connection:
         server = await server_facts(connection)
         check_server(server)
@@ -88,10 +90,10 @@ async def uninstall_wal_capture(engine: AsyncEngine, tables: Any = None) -> None
     """
     async with _autocommit(engine) as connection:
         if tables is not None:
-            gone = ", ".join(qualify(name, schema) for schema, name in named_columns(tables))
-            await connection.execute(text(f"ALTER PUBLICATION {quote(PUBLICATION)} DROP TABLE {gone}"))
+            gone = ", ".join(qualify(name, schema) for schema, name in _names_of(tables))
+            await _run(connection, f"ALTER PUBLICATION {PUBLICATION} DROP TABLE {gone}")
             return
-        await connection.execute(text(f"DROP PUBLICATION IF EXISTS {quote(PUBLICATION)}"))
+        await _run(connection, f"DROP PUBLICATION IF EXISTS {PUBLICATION}")
         server = await server_facts(connection)
         await _drop_slot(connection, slot_name(server["database"]))
 
@@ -100,6 +102,10 @@ async def wal_capture_status(engine: AsyncEngine) -> WalCaptureStatus:
     """Return the state of the slot and of the published tables."""
     async with _autocommit(engine) as connection:
         return await _status(connection)
+
+
+def _names_of(tables: Any) -> list[QualifiedName]:
+    return [(schema or "public", name) for schema, name in (it.name for it in targets_of(tables))]
 
 
 def _autocommit(engine: AsyncEngine) -> AsyncConnection:
@@ -119,19 +125,21 @@ async def _fit(connection: AsyncConnection, names: Iterable[QualifiedName]) -> l
 
 async def _publish(connection: AsyncConnection, tables: Sequence[WalTable], version: int) -> None:
     found = await ask(connection, "wal_publication", PUBLICATION)
+    options = OPTIONS + (GENERATED if version >= GENERATED_COLUMNS else "")
     if not found:
-        options = "publish_via_partition_root = false"
-        if version >= GENERATED_COLUMNS:
-            options += ", publish_generated_columns = stored"
         names = ", ".join(_named(it) for it in tables)
-        await connection.execute(
-            text(f"CREATE PUBLICATION {quote(PUBLICATION)} FOR TABLE {names} WITH ({options})")
-        )
+        await _run(connection, f"CREATE PUBLICATION {PUBLICATION} FOR TABLE {names} WITH ({options})")
         return
-    wanted = [it for it in tables if not it.is_published]
+    if not found[0]["is_whole"]:
+        await _run(connection, f"ALTER PUBLICATION {PUBLICATION} SET ({options})")
+        tables = list((await wal_tables(connection, [it.name for it in tables])).values())
+    wanted = [_named(it) for it in tables if not it.is_published]
     if wanted and not found[0]["is_for_all"]:
-        names = ", ".join(_named(it) for it in wanted)
-        await connection.execute(text(f"ALTER PUBLICATION {quote(PUBLICATION)} ADD TABLE {names}"))
+        await _run(connection, f"ALTER PUBLICATION {PUBLICATION} ADD TABLE {', '.join(wanted)}")
+
+
+async def _run(connection: AsyncConnection, statement: str) -> None:
+    await connection.exec_driver_sql(statement)
 
 
 def _named(table: WalTable) -> str:
