@@ -170,7 +170,11 @@ def uninstall(
             await uninstall_wal_capture(engine, subjects)
 
     asyncio.run(work())
-    write("Changes of these tables are published no longer." if subjects else "Publication and slot are gone.")
+    write(
+        "Changes of these tables are published no longer."
+        if subjects
+        else "Publication and slot are gone."
+    )
 
 
 @app.command()

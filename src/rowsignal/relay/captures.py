@@ -7,17 +7,17 @@ from typing import NoReturn, Protocol
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from rowsignal.changes import Reset
 from rowsignal.exceptions import NotWatchedError, PositionError
 from rowsignal.identifiers import QualifiedName
 from rowsignal.postgres.json_rows import TableShape
 from rowsignal.relay.positions import is_of_wal
 from rowsignal.relay.publisher import Head
 from rowsignal.relay.tables import Columns
+from rowsignal.streams.change_source import Wanted
 from rowsignal.streams.feed import ChangeFeed
 from rowsignal.streams.loader import Loaded, TableReset
 from rowsignal.streams.sources import SourceBatch
-from rowsignal.streams.change_source import Wanted
-from rowsignal.changes import Reset
 
 SECURED = "Row-level security decides who sees a row of {}, and cannot be asked outside PostgreSQL."
 EMPTIED = (

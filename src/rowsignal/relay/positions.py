@@ -9,7 +9,9 @@ from rowsignal.change_log.positions import decode as decode_log_position
 from rowsignal.change_log.positions import incarnation_of as log_incarnation_of
 from rowsignal.exceptions import PositionError
 
-TEXT = re.compile(r"w([1-9]\d{0,19})\.([1-9]\d{0,9})\.([0-9A-F]{1,16})\.(0|[1-9]\d{0,17})", re.ASCII)
+TEXT = re.compile(
+    r"w([1-9]\d{0,19})\.([1-9]\d{0,9})\.([0-9A-F]{1,16})\.(0|[1-9]\d{0,17})", re.ASCII
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,9 +193,7 @@ class Term:
                 self._publish(feed, pipeline),
             )
 
-    async def _begin(
-        self, feed: CaptureFeed, pipeline: Pipeline, head: Head, reason: str
-    ) -> None:
+    async def _begin(self, feed: CaptureFeed, pipeline: Pipeline, head: Head, reason: str) -> None:
         """Say where an empty stream begins, or that what came before is not known."""
         self._reached = feed.position or ""
         if head.sequence:

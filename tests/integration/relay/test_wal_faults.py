@@ -123,9 +123,7 @@ async def test_relays_that_do_not_hear_each_other_publish_each_change_once(
     shop: WalShop, nats: NatsServer, stream: StreamReader
 ) -> None:
     load = Load(shop, ROUNDS)
-    relays = [
-        asyncio.create_task(_never_standing_by(shop, nats.url, label)) for label in "abc"
-    ]
+    relays = [asyncio.create_task(_never_standing_by(shop, nats.url, label)) for label in "abc"]
     try:
         await stream.next()
         await load.prepare()

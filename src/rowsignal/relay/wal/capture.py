@@ -55,7 +55,9 @@ OTHER_TIMELINE = (
 )
 BEHIND = "Changes may be missing: the end of the stream is ahead of the server's WAL."
 IN_USE = "Another process reads the replication slot {} just now."
-OTHER_SLOT = "The replication slot {} is of another plugin or database: drop it, or rename that one."
+OTHER_SLOT = (
+    "The replication slot {} is of another plugin or database: drop it, or rename that one."
+)
 TAKEN = frozenset({"42710", "55006"})  # duplicate object, object in use
 NO_PUBLICATION = (
     "There is no publication of tables to relay in this database: `rowsignal relay install TABLE`."
@@ -85,7 +87,7 @@ class WalCapture:
     async def open(
         self, stack: AsyncExitStack, read_head: ReadHead
     ) -> tuple[CaptureFeed, Head, str | None]:
-        """Read the slot from the stream's end on; make a slot where there is none that leads there."""
+        """Read the slot from the stream's end on; make one where none leads on from there."""
         side = SideConnection(beside(self._engine, self._url))
         stack.push_async_callback(side.close)
         server = await side.run(server_facts, timeout=QUERY_TIMEOUT)

@@ -3,11 +3,10 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rowsignal.identifiers import QualifiedName
@@ -27,7 +26,9 @@ NO_IDENTITY = (
     "The WAL does not say which row of {} was updated or deleted: ALTER TABLE {} REPLICA IDENTITY"
     " FULL, or DEFAULT where the primary key is not deferrable."
 )
-NOT_LOGGED = "{} is unlogged or temporary, so its changes are not in the WAL: ALTER TABLE SET LOGGED."
+NOT_LOGGED = (
+    "{} is unlogged or temporary, so its changes are not in the WAL: ALTER TABLE SET LOGGED."
+)
 NOT_PUBLISHED = "Changes of {} are not published: `rowsignal relay install {}`."
 OTHER_TABLE = "{} is another table now."
 OTHER_PARTS = "{} has other partitions or children now."
@@ -136,10 +137,13 @@ def slot_name(database: str) -> str:
     return f"{OTHER.sub('_', name.lower())[:54]}_{digest}"
 
 
-async def ask(connection: AsyncConnection, name: str, *arguments: object) -> Sequence[RowMapping]:
+Facts = Mapping[str, Any]
+
+
+async def ask(connection: AsyncConnection, name: str, *arguments: object) -> list[Facts]:
     """Return the rows that a query of the catalogue gives."""
     result = await run_query(connection, query(name), arguments)
-    return result.mappings().all()
+    return [dict(row) for row in result.mappings()]
 
 
 async def wal_tables(
@@ -148,7 +152,10 @@ async def wal_tables(
     """Return the states of tables, also of those that are not there."""
     wanted = list(names)
     pairs = [schema for schema, _ in wanted], [name for _, name in wanted]
-    rows = {(it["schema"], it["name"]): it for it in await ask(connection, "wal_tables", *pairs, PUBLICATION)}
+    rows = {
+        (it["schema"], it["name"]): it
+        for it in await ask(connection, "wal_tables", *pairs, PUBLICATION)
+    }
     shapes = await table_shapes(connection, wanted)
     return {
         name: _table(rows[name], shapes.get(name)) if name in rows else WalTable(name)
@@ -156,14 +163,12 @@ async def wal_tables(
     }
 
 
-def _table(row: Mapping[str, Any], shape: TableShape | None) -> WalTable:
+def _table(row: Facts, shape: TableShape | None) -> WalTable:
     members = tuple(Member(**facts) for facts in json.loads(row["members"] or "[]"))
     if shape is not None:
         published = [name for name in shape.columns if name in row["columns"]]
         shape = replace(shape, columns=tuple(published))
-    return WalTable(
-        (row["schema"], row["name"]), row["oid"], row["is_partitioned"], members, shape
-    )
+    return WalTable((row["schema"], row["name"]), row["oid"], row["is_partitioned"], members, shape)
 
 
 async def published_tables(connection: AsyncConnection) -> list[QualifiedName]:

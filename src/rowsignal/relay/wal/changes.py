@@ -174,9 +174,7 @@ class ChangeReader:
     def _inserted(self, rows: RowReader, new: Values) -> Item:
         return self._made(rows, Operation.INSERT, rows.key(new), rows.row(new))
 
-    def _deleted(
-        self, rows: RowReader, old: Values, *, is_full: bool, before: int = 0
-    ) -> Item:
+    def _deleted(self, rows: RowReader, old: Values, *, is_full: bool, before: int = 0) -> Item:
         row = rows.row(old) if is_full else None
         return self._made(rows, Operation.DELETE, rows.key(old), None, row, before=before)
 
@@ -211,7 +209,11 @@ class ChangeReader:
 
     def _truncations(self, message: Truncate) -> Iterator[Item]:
         """Return one change for each table that was truncated, with all its parts or some."""
-        found = {self._families[it].table: self._families[it] for it in message.relations if it in self._families}
+        found = {
+            self._families[it].table: self._families[it]
+            for it in message.relations
+            if it in self._families
+        }
         last = self._number + 2 * len(message.relations)
         for family in found.values():
             self._number += 2

@@ -98,7 +98,7 @@ class ReplicationConnection:
         try:
             pgconn = await asyncio.shield(connecting)
         except asyncio.CancelledError:
-            connecting.add_done_callback(lambda done: done.exception() or done.result().finish())
+            connecting.add_done_callback(_finish)
             raise
         if pgconn.status != pq.ConnStatus.OK:
             message = pgconn.get_error_message().strip()
@@ -116,7 +116,10 @@ class ReplicationConnection:
         result = await self._result_of(text)
         names = [(result.fname(place) or b"").decode() for place in range(result.nfields)]
         rows = [
-            {name: (result.get_value(row, place) or b"").decode() for place, name in enumerate(names)}
+            {
+                name: (result.get_value(row, place) or b"").decode()
+                for place, name in enumerate(names)
+            }
             for row in range(result.ntuples)
         ]
         while await self._result() is not None:
@@ -230,6 +233,12 @@ class ReplicationConnection:
                 await writable.wait()
             finally:
                 loop.remove_writer(number)
+
+
+def _finish(connecting: asyncio.Future[pq.abc.PGconn]) -> None:
+    """Close a connection that came too late."""
+    if not connecting.cancelled() and connecting.exception() is None:
+        connecting.result().finish()
 
 
 def _reason(result: pq.abc.PGresult) -> str:

@@ -103,7 +103,7 @@ class WalFeed:
         is_wanted = self._is_asked or self._changes.wants_checkpoint
         return distance > (0 if is_wanted else MAX_UNSTORED)
 
-    async def load(self, batch: SourceBatch, wanted: Wanted) -> list[Loaded | Reset]:  # noqa: ARG002
+    async def load(self, batch: SourceBatch, wanted: Wanted) -> list[Loaded | Reset]:  # noqa: ARG002 -- it has all
         """Return the items of a batch: the WAL has their rows."""
         return list(batch.items)
 
@@ -176,7 +176,7 @@ class WalFeed:
 
     def _learn(self, fresh: Mapping[QualifiedName, WalTable]) -> None:
         self.states |= fresh
-        families = {}
+        families: dict[int, Family] = {}
         for name, it in self.states.items():
             if it.shape is None or it.oid is None:
                 self.shapes.pop(name, None)

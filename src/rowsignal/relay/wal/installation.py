@@ -26,7 +26,7 @@ GENERATED_COLUMNS = 180000  # the version from which they can be published
 # Each partition by itself: through its root PostgreSQL would not tell that one was truncated.
 OPTIONS = "publish = 'insert, update, delete, truncate', publish_via_partition_root = false"
 GENERATED = ", publish_generated_columns = stored"
-RELEASE_TIMEOUT = 10.0
+RELEASE_TIMEOUT, RELEASE_PAUSE = 10.0, 0.05
 IN_USE = "55006"
 
 
@@ -128,7 +128,9 @@ async def _publish(connection: AsyncConnection, tables: Sequence[WalTable], vers
     options = OPTIONS + (GENERATED if version >= GENERATED_COLUMNS else "")
     if not found:
         names = ", ".join(_named(it) for it in tables)
-        await _run(connection, f"CREATE PUBLICATION {PUBLICATION} FOR TABLE {names} WITH ({options})")
+        await _run(
+            connection, f"CREATE PUBLICATION {PUBLICATION} FOR TABLE {names} WITH ({options})"
+        )
         return
     if not found[0]["is_whole"]:
         await _run(connection, f"ALTER PUBLICATION {PUBLICATION} SET ({options})")
@@ -151,8 +153,10 @@ async def _drop_slot(connection: AsyncConnection, name: str) -> None:
     """Drop the slot; a relay that has just ended lets go of it in a moment."""
     try:
         async with asyncio.timeout(RELEASE_TIMEOUT):
-            while not await _has_dropped(connection, name):
-                await asyncio.sleep(0.05)
+            while True:
+                if await _has_dropped(connection, name):
+                    return
+                await asyncio.sleep(RELEASE_PAUSE)
     except TimeoutError:
         raise NotWatchedError(
             f"A relay reads the slot {name}: end it first, then uninstall again."

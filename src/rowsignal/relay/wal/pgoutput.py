@@ -1,13 +1,12 @@
 """Decoder of pgoutput's messages (PostgreSQL manual, "Logical Replication Message Formats").
 
-Protocol version 1, in which the server sends a transaction once it has committed. Until then it keeps a
-large one on its own disk, so that neither side holds one in memory. Version 2 sends transactions while
-they run: a reader would have to hold back what may yet be rolled back.
+Protocol version 1, in which the server sends a transaction once it has committed. Until then it
+keeps a large one on its own disk, so that neither side holds one in memory. Version 2 sends
+transactions while they run: a reader would have to hold back what may yet be rolled back.
 """
 
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -136,16 +135,7 @@ class LogicalMessage(NamedTuple):
 
 
 Message = (
-    Begin
-    | Commit
-    | Origin
-    | Relation
-    | Type
-    | Insert
-    | Update
-    | Delete
-    | Truncate
-    | LogicalMessage
+    Begin | Commit | Origin | Relation | Type | Insert | Update | Delete | Truncate | LogicalMessage
 )
 
 
@@ -157,7 +147,9 @@ def decode(data: bytes) -> Message:
         raise MalformedMessageError(f"No message of pgoutput begins with {data[:1]!r}.") from None
     except (IndexError, ValueError, struct.error) as error:
         kind = data[:1].decode("ascii", "replace")
-        raise MalformedMessageError(f"A message {kind!r} of pgoutput is malformed: {error}.") from None
+        raise MalformedMessageError(
+            f"A message {kind!r} of pgoutput is malformed: {error}."
+        ) from None
     if end != len(data):
         raise MalformedMessageError(
             f"A message {chr(data[0])!r} of pgoutput has {len(data) - end} bytes too many."

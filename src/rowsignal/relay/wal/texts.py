@@ -121,7 +121,9 @@ def _document(value: Any) -> str:
 
 def _array_reader(read: Read, delimiter: str) -> Read:
     separator = re.escape(delimiter)
-    token = re.compile(rf'[{{}}]|{separator}|"((?:[^"\\]|\\.)*)"|((?:[^"\\{{}}{separator}]|\\.)+)', re.DOTALL)
+    token = re.compile(
+        rf'[{{}}]|{separator}|"((?:[^"\\]|\\.)*)"|((?:[^"\\{{}}{separator}]|\\.)+)', re.DOTALL
+    )
 
     def array(text: str) -> list[Any]:
         """Read an array's text (PostgreSQL manual, 8.15.6), whatever its bounds are."""
