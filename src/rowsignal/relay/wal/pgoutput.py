@@ -141,6 +141,8 @@ Message = (
 
 def decode(data: bytes) -> Message:
     """Return what a message says; raise `MalformedMessageError` for one that is not of pgoutput."""
+    if not data:
+        raise MalformedMessageError("A message of pgoutput is empty.")
     try:
         message, end = _READERS[data[0]](data)
     except KeyError:

@@ -72,10 +72,16 @@ class TextReaders:
             return _key_number
         if type_ in DOCUMENTS:
             return key_value
-        if type_ in self._types or type_ in (INTEGER_VECTOR, OID_VECTOR):
-            read = self.value(type_)
-            return lambda text: _document(read(text))
+        if type_ in (INTEGER_VECTOR, OID_VECTOR):
+            return _document_reader(self.value(type_))
+        facts = self._types.get(type_)
+        if facts is not None:
+            return _document_reader(_array_reader(self._element(facts.element), facts.delimiter))
         return self.value(type_)
+
+    def _element(self, type_: int) -> Read:
+        """Return what reads an element of a key's array, where documents stay as written."""
+        return _Document if type_ in DOCUMENTS else self.value(type_)
 
     def _base(self, type_: int) -> int:
         facts = self._types.get(type_)
@@ -115,8 +121,23 @@ _READS: Mapping[int, Read] = {
 }
 
 
+class _Document(str):
+    """A JSON document that is not read."""
+
+    __slots__ = ()
+
+
+def _document_reader(read: Read) -> Read:
+    return lambda text: _document(read(text))
+
+
 def _document(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    """Return a value as `to_json` writes it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_document, value))}]"
+    if isinstance(value, _Document | Decimal):
+        return str(value)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _array_reader(read: Read, delimiter: str) -> Read:
