@@ -183,6 +183,12 @@ where t.oid::int8 < 16384 and t.typcategory = 'A' and t.typelem <> 0::oid
 -- :: wal_is_there
 select exists (select from pg_catalog.pg_class as c where c.oid::int8 = $1::int8)
 
+-- :: wal_snapshot
+-- What the current snapshot sees, and a place in the WAL behind the commits that it sees.
+select
+    pg_catalog.pg_current_snapshot()::text as seen,
+    (pg_catalog.pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::int8 as lsn
+
 -- :: wal_emit
 -- Tell the relay how far the WAL is once a snapshot was taken: it stores a checkpoint when it is there.
 select (pg_catalog.pg_logical_emit_message(false, 'rowsignal', '') - '0/0'::pg_lsn)::int8

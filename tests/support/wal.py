@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import asyncpg
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.relay import install_wal_capture, uninstall_wal_capture
 from support.change_log import connect
 
@@ -56,3 +57,12 @@ async def open_wal_shop(engine: AsyncEngine) -> AsyncIterator[WalShop]:
         finally:
             await engine.dispose()  # connections that a restart has cut
             await uninstall_wal_capture(engine)
+
+
+@asynccontextmanager
+async def separate_wal_shop(server: EmbeddedPostgres) -> AsyncIterator[WalShop]:
+    """Make the published table on a server of the test's own."""
+    engine = create_async_engine(server.url)
+    async with open_wal_shop(engine) as shop:
+        yield shop
+    await engine.dispose()

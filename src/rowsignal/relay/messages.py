@@ -84,6 +84,8 @@ class MessageWriter:
             "row": _carried(it.row, columns),
             "old": _carried(it.old, columns),
         }
+        if absent := [] if it.row is None else [name for name in columns if name not in it.row]:
+            body["absent"] = absent  # large values that were not touched: the WAL lacks them
         headers = self._headers(position, position)
         headers[SCHEMA] = schema_version(columns)
         if change.transaction_id is not None:

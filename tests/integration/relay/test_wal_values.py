@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 from nats.aio.client import Client
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.change_log import Batch, ChangeLog
 from rowsignal.relay.messages import decode
