@@ -37,7 +37,6 @@ select
     s.slot_name::text as name,
     s.active as is_active,
     s.wal_status,
-    s.safe_wal_size::int8 as left,
     pg_catalog.pg_size_pretty(pg_catalog.pg_current_wal_lsn() - s.confirmed_flush_lsn) as lag
 from pg_catalog.pg_replication_slots as s
 where pg_catalog.starts_with(s.slot_name::text, 'rowsignal_') and s.plugin = 'pgoutput'

@@ -60,6 +60,20 @@ async def open_wal_shop(engine: AsyncEngine) -> AsyncIterator[WalShop]:
 
 
 @asynccontextmanager
+async def published(engine: AsyncEngine, *tables: str) -> AsyncIterator[None]:
+    """Publish tables with all their values for the length of a block."""
+    async with engine.begin() as connection:
+        for table in tables:
+            await connection.exec_driver_sql(f"alter table {table} replica identity full")
+    await install_wal_capture(engine, tables)
+    try:
+        yield
+    finally:
+        await engine.dispose()  # connections that a restart has cut
+        await uninstall_wal_capture(engine)
+
+
+@asynccontextmanager
 async def separate_wal_shop(server: EmbeddedPostgres) -> AsyncIterator[WalShop]:
     """Make the published table on a server of the test's own."""
     engine = create_async_engine(server.url)

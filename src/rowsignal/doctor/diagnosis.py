@@ -33,6 +33,7 @@ CHECKS: tuple[Check, ...] = (
     log_checks.order,
     log_checks.log,
     log_checks.consumers,
+    log_checks.slots,
 )
 
 

@@ -9,13 +9,14 @@ from nats.aio.client import Client
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.exceptions import PositionError
-from rowsignal.relay import JetStreamSource, install_wal_capture, uninstall_wal_capture
+from rowsignal.relay import JetStreamSource
 from rowsignal.relay.places import Place
 from rowsignal.sse import Grant, TableGrant, create_sse_router
 from support.event_streams import EventReader, execute, make_tables, reading
 from support.gateways import gateway
 from support.nats_server import NatsServer
 from support.relays import StreamReader, relaying
+from support.wal import published
 
 CONNECTIONS = "select count(*) from pg_stat_activity where datname = current_database()"
 BREAKS = {
@@ -31,15 +32,12 @@ async def relayed(
 ) -> AsyncIterator[str]:
     """Provide the name of a database whose orders and items are relayed, either way."""
     await make_tables(engine, row_values=True)
-    if request.param == "wal":
-        tables = ["orders", "items"]
-        await execute(engine, *(f"alter table {it} replica identity full" for it in tables))
-        await install_wal_capture(engine, tables)
-    async with relaying(engine, nats.url, capture=request.param):
+    async with AsyncExitStack() as stack:
+        if request.param == "wal":
+            await stack.enter_async_context(published(engine, "orders", "items"))
+        await stack.enter_async_context(relaying(engine, nats.url, capture=request.param))
         await stream.next()
         yield engine.url.database or ""
-    if request.param == "wal":
-        await uninstall_wal_capture(engine)
 
 
 async def _level(reader: EventReader) -> str:

@@ -15,6 +15,7 @@ from support.event_streams import execute, make_tables, reading
 from support.gateways import gateway
 from support.nats_server import NatsServer
 from support.relays import StreamReader, relaying
+from support.wal import published
 from support.web_server import Site
 
 # A handshake that fails while a server goes away: nats-py drops its writer without closing it.
@@ -76,11 +77,15 @@ class Hopper:
 
 @pytest.fixture
 async def relayed(
-    engine: AsyncEngine, nats: NatsServer, stream: StreamReader
+    engine: AsyncEngine, nats: NatsServer, stream: StreamReader, request: pytest.FixtureRequest
 ) -> AsyncIterator[str]:
-    """Provide the name of a database whose orders are relayed."""
+    """Provide the name of a database whose orders are relayed, from the log unless asked."""
     await make_tables(engine, row_values=True)
-    async with relaying(engine, nats.url):
+    capture = getattr(request, "param", "log")
+    async with AsyncExitStack() as stack:
+        if capture == "wal":
+            await stack.enter_async_context(published(engine, "orders"))
+        await stack.enter_async_context(relaying(engine, nats.url, capture=capture))
         await stream.next()
         yield engine.url.database or ""
 
@@ -107,6 +112,7 @@ async def _hop(
     return asyncio.create_task(_write(engine, fault))
 
 
+@pytest.mark.parametrize("relayed", ["log", "wal"], indirect=True)
 async def test_readers_hop_between_gateways(
     relayed: str, engine: AsyncEngine, nats: NatsServer
 ) -> None:
@@ -121,6 +127,7 @@ async def test_readers_hop_between_gateways(
         assert hopper.hops > 5
 
 
+@pytest.mark.parametrize("relayed", ["log", "wal"], indirect=True)
 async def test_readers_begin_with_the_rows_while_they_change(
     relayed: str, engine: AsyncEngine, nats: NatsServer
 ) -> None:

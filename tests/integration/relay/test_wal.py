@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from nats.aio.client import Client
 
+from rowsignal.doctor import Severity, diagnose
 from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.exceptions import NotWatchedError
 from rowsignal.relay import Relay, StreamSettings, subject_of
@@ -444,6 +445,8 @@ async def test_a_server_that_lost_the_wal_is_a_reset_and_a_new_slot(
             await shop.sql.execute("select pg_switch_wal()")
             await shop.sql.execute("checkpoint")
         await shop.insert(2)
+        told = {it.subject: it for it in await diagnose(shop.engine)}
+        assert told["slot rowsignal_postgres"].severity is Severity.ERROR
         async with relaying(shop.engine, nats.url, capture="wal"):
             reset = await stream.next()
             await shop.insert(3)

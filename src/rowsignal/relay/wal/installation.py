@@ -93,9 +93,9 @@ async def uninstall_wal_capture(engine: AsyncEngine, tables: Any = None) -> None
             gone = ", ".join(qualify(name, schema) for schema, name in _names_of(tables))
             await _run(connection, f"ALTER PUBLICATION {PUBLICATION} DROP TABLE {gone}")
             return
-        await _run(connection, f"DROP PUBLICATION IF EXISTS {PUBLICATION}")
         server = await server_facts(connection)
         await _drop_slot(connection, slot_name(server["database"]))
+        await _run(connection, f"DROP PUBLICATION IF EXISTS {PUBLICATION}")
 
 
 async def wal_capture_status(engine: AsyncEngine) -> WalCaptureStatus:
