@@ -25,7 +25,6 @@ from support.nats_server import NatsServer
 from support.relays import StreamReader, relaying
 from support.wal import WalShop
 
-
 BY_INDEX = "alter table odd replica identity using index odd_u_key"
 
 
