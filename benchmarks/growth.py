@@ -90,18 +90,24 @@ async def watched(engine: AsyncEngine, after: str, count: int) -> float:
     return time.perf_counter() - began
 
 
+async def chunk(reader: asyncio.StreamReader) -> bytes:
+    """Read one chunk of an answer (RFC 9112, section 7.1): it may end within a frame."""
+    size = int(await reader.readuntil(b"\r\n"), 16)
+    assert size, "the stream has ended"
+    return (await reader.readexactly(size + 2))[:-2]
+
+
 async def streamed(port: int, after: str, count: int) -> float:
     """Return the seconds until all changes since a position have been read from a socket."""
     began, seen = time.perf_counter(), 0
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 24)
     writer.write(f"GET /changes/item?after={after} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    await reader.readuntil(b"\r\n\r\n")
     tail = b""
     while seen < count:
-        data = await reader.read(1 << 20)
-        assert data, "the stream has ended"
-        assert b"event: reset" not in data
-        tail += data
+        tail += await chunk(reader)
         whole, _, tail = tail.rpartition(b"\n\n")
+        assert b"event: reset" not in whole
         seen += (whole + b"\n").count(b"event: insert\n")
     writer.close()
     return time.perf_counter() - began

@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +23,10 @@ async def turn(server: EmbeddedPostgres, script: str, clients: int, seconds: int
     """Let `clients` run a script over and over for some seconds.
 
     The processor time is that of the backends, which the postmaster has collected when they have
-    ended: unlike the rate it does not depend on what else the machine is doing.
+    ended: unlike the rate it does not depend on what else the machine is doing. A backend that
+    has not ended when pgbench does would count for the next turn, so the turn lasts until then.
     """
+    others = children(server)
     with tempfile.NamedTemporaryFile("w", suffix=".sql") as file:
         file.write(script)
         file.flush()
@@ -38,6 +41,7 @@ async def turn(server: EmbeddedPostgres, script: str, clients: int, seconds: int
         output, errors = await process.communicate()
     if process.returncode != 0:
         raise RuntimeError(errors.decode())
+    await asyncio.to_thread(wait_until_collected, server, others)
     text = output.decode()
     return Turn(number(r"tps = ([\d.]+)", text), (collected(server) - before) / number(DONE, text))
 
@@ -54,6 +58,21 @@ def number(pattern: str, text: str) -> float:
 
 def collected(server: EmbeddedPostgres) -> float:
     """Return the processor seconds of the postmaster's children that have ended (proc(5), stat)."""
-    pid = (Path(server.data_dir) / "postmaster.pid").read_text().split()[0]
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{postmaster(server)}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+
+
+def wait_until_collected(server: EmbeddedPostgres, others: set[str]) -> None:
+    """Wait until the postmaster has collected all of its children but those that were there."""
+    while children(server) - others:
+        time.sleep(0.01)
+
+
+def children(server: EmbeddedPostgres) -> set[str]:
+    """Return the processes that the postmaster has begun and not yet collected."""
+    pid = postmaster(server)
+    return set(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+
+
+def postmaster(server: EmbeddedPostgres) -> str:
+    return (Path(server.data_dir) / "postmaster.pid").read_text().split()[0]

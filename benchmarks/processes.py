@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -14,6 +15,8 @@ import uvicorn
 def serve(app: Any) -> None:
     """Serve an application on a free port, which is printed first."""
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
+        gc.collect()
+        gc.freeze()  # as `rowsignal serve` does
         sys.stdout.write(f"{listener.getsockname()[1]}\n")
         sys.stdout.flush()
         config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="auto")

@@ -26,6 +26,9 @@ LOCK_CLASS = 1919907699  # "rows" in ASCII
 BUCKETS = 128
 LOG_BUCKET = 1000  # held shared by readers of the change log that wait for notifications
 
+# `json.loads` with these options would make a decoder for each of 100,000 keys.
+_DECODER = json.JSONDecoder(parse_float=str, parse_constant=str)
+
 KeyValue = int | str | bool
 Key = tuple[KeyValue, ...]
 
@@ -46,7 +49,7 @@ def parse_key(values: object) -> Key:
 def decode_json(text: str) -> Any:
     """Decode JSON with other numbers than integers as text: 1.00 and 1.0 are two keys."""
     try:
-        return json.loads(text, parse_float=str, parse_constant=str)
+        return _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         raise PayloadError(f"not JSON: {error}") from error
 

@@ -12,7 +12,6 @@ from rowsignal.payload import Key, decode_json, parse_key
 
 Values = tuple[Any, ...]
 
-ROWS_A_QUERY = 10_000
 UNREAD: Any = object()  # stands for the value of a column that was not asked for
 
 
@@ -47,15 +46,11 @@ async def read_rows(
     `parameters` are the values of the criterion's parameters, for each key.
     """
     found: list[RowState | None] = [None] * len(keys)
-    statement = shape.query(wanted)
     options = {"schema_translate_map": shape.schema_translate_map} if shape.translation else {}
     places = _places(shape, wanted)
-    for start in range(0, len(keys), ROWS_A_QUERY):
-        end = start + ROWS_A_QUERY
-        binds = key_parameters(keys[start:end]) | key_parameters(parameters[start:end], "p")
-        result = await connection.execute(statement, binds, execution_options=options)
-        for row in result:
-            found[start + row[0] - 1] = _found(row, wanted, places)
+    binds = key_parameters(keys) | key_parameters(parameters, "p")
+    for row in await connection.execute(shape.query(wanted), binds, execution_options=options):
+        found[row[0] - 1] = _found(row, wanted, places)
     return found
 
 

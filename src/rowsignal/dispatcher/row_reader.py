@@ -31,6 +31,7 @@ RETRY_DELAY = 0.25
 LOCKED_DELAY = 0.02
 KEYLESS = 30.0  # seconds until keys are requested again after an error
 MOST_HINTS_HELD = 1_000
+ROWS_A_QUERY = 10_000  # each query has its own timeout, whatever the number of waits
 Load = tuple[PrimaryKey, asyncio.Future[Any]]
 
 
@@ -151,7 +152,8 @@ class RowReader:
         ended = read = 0
         for question in self.rows.questions(row_ids):
             read += len(question)
-            ended += await self._answer(question)
+            for part in question.parts(ROWS_A_QUERY):
+                ended += await self._answer(part)
         if read:
             seconds = time.perf_counter() - began
             self._listener.hooks.rows_read(table=self.label, rows=read, seconds=seconds)

@@ -177,11 +177,15 @@ class Question:
 
     def halves(self) -> "tuple[Question, Question]":
         """Split the query in two, to find the row that cannot be read."""
-        middle = len(self) // 2
-        first, second = slice(None, middle), slice(middle, None)
-        return self._part(first), self._part(second)
+        first, second = self.parts(-(-len(self) // 2))
+        return first, second
 
-    def _part(self, part: slice) -> "Question":
+    def parts(self, most: int) -> "list[Question]":
+        """Split the query into queries of at most so many rows."""
+        return [self._part(start, start + most) for start in range(0, len(self), most)]
+
+    def _part(self, start: int, end: int) -> "Question":
+        part = slice(start, end)
         return Question(self.criterion, self.keys[part], self.parameters[part], self.waits[part])
 
     def each(self) -> Iterator[Subscription]:

@@ -1,12 +1,14 @@
 """The server of the service: uvicorn, with one process or several."""
 
 import errno
+import gc
 import importlib
 import socket
 from typing import Any
 
 import structlog
 import uvicorn
+from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.exceptions import AddressError
@@ -17,6 +19,10 @@ from rowsignal.sse.access.tickets import TicketOffice
 
 APP = "rowsignal.service.app:create_app"
 GATEWAY = "rowsignal.service.gateway:create_gateway"
+WORKERS = {
+    APP: "rowsignal.service.server:service_worker",
+    GATEWAY: "rowsignal.service.server:gateway_worker",
+}
 REASONS = {
     errno.EADDRINUSE: "another program listens there; choose another port, or end that program",
     errno.EACCES: "this user may not: ports below 1024 need a right of their own",
@@ -59,13 +65,35 @@ def serve(settings: Settings, *, factory: str = APP) -> None:
     with bind(settings) as listener:
         log.info("starting", page=page_address(settings, listener.getsockname()[1]))
         if settings.workers == 1:
-            module, _, name = factory.partition(":")
-            app = getattr(importlib.import_module(module), name)(settings)
-            config = uvicorn.Config(app, **_options(settings))
+            config = uvicorn.Config(_create(factory, settings), **_options(settings))
             uvicorn.Server(config).run(sockets=[listener])
             return
     settings.export()
-    uvicorn.run(factory, **_options(settings), factory=True, workers=settings.workers)
+    worker = WORKERS[factory]
+    uvicorn.run(worker, **_options(settings), factory=True, workers=settings.workers)
+
+
+def service_worker() -> FastAPI:
+    """Create the service in a worker process; its settings come from the environment."""
+    return _create(APP, None)
+
+
+def gateway_worker() -> FastAPI:
+    """Create a gateway in a worker process; its settings come from the environment."""
+    return _create(GATEWAY, None)
+
+
+def _create(factory: str, settings: Settings | None) -> FastAPI:
+    """Create an application that owns its process.
+
+    What is loaded by now stays. Left to the garbage collector, each full collection would visit
+    it, and stop all streams for some hundred milliseconds (Python's documentation, gc.freeze).
+    """
+    module, _, name = factory.partition(":")
+    app: FastAPI = getattr(importlib.import_module(module), name)(settings)
+    gc.collect()
+    gc.freeze()
+    return app
 
 
 def _options(settings: Settings) -> dict[str, Any]:

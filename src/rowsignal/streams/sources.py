@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Protocol, Self
 
@@ -17,6 +17,7 @@ from rowsignal.streams.loader import RowChange
 from rowsignal.triggers.catalog import Capture
 
 START_TIMEOUT = 2.0
+PART = 50  # changes of a batch: a few milliseconds of work
 LOST = "Changes may be missing from here: {}."
 FOUND = (
     "Changes may be missing up to here, since notifications did not arrive for a while;"
@@ -37,6 +38,19 @@ class SourceBatch:
     position: str | None = None
     is_unverified: bool = False
     is_complete: bool = True
+
+    def parts(self) -> "list[SourceBatch]":
+        """Split the batch, so that other tasks of the event loop run between two parts."""
+        if len(self.items) <= PART:
+            return [self]
+        parts = [self._part(start) for start in range(0, len(self.items), PART)]
+        return [*parts[:-1], replace(parts[-1], position=self.position)]
+
+    def _part(self, start: int) -> "SourceBatch":
+        items = self.items[start : start + PART]
+        last = items[-1]
+        position = last.change.position if isinstance(last, RowChange) else None
+        return replace(self, items=items, position=position)
 
 
 class Source(Protocol):

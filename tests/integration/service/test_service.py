@@ -349,6 +349,20 @@ async def test_several_workers_share_tickets_and_stop_on_sigterm(engine, databas
             await process.wait()
 
 
+async def test_what_a_worker_has_loaded_is_left_alone_by_the_garbage_collector(database_url):
+    """A full collection would visit it each time, and stop all streams meanwhile."""
+    program = (
+        "import gc; from rowsignal.service.server import service_worker;"
+        "service_worker(); print(gc.get_freeze_count())"
+    )
+    environment = os.environ | {"ROWSIGNAL_DATABASE_URL": database_url}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, env=environment, stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await process.communicate()
+    assert int(output) > 50_000
+
+
 async def ticket_of(port):
     import httpx
 

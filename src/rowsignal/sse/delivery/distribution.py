@@ -24,6 +24,7 @@ UNKNOWN = (
 )
 TOO_MUCH = "Too much changed while this reader was catching up."
 MAX_HELD = 20_000
+MAX_WAITING = 200  # more events would take the event loop for too long at once
 
 
 class Distribution:
@@ -93,7 +94,9 @@ class Distribution:
             counts.changes.setdefault(name, Counter())[str(event.operation)] += 1
             counts.last_change[name] = time.time()
         self._waiting.extend(events)
-        if self._timer is None and events:
+        if len(self._waiting) >= MAX_WAITING:
+            self.flush()
+        elif self._timer is None and events:
             self._flush_or_wait()
 
     def _flush_or_wait(self) -> None:

@@ -137,9 +137,8 @@ class TableFeed:
                 while True:
                     batch = await self.changes.next()
                     self._is_working = True
-                    await self._take(batch)
+                    await self._take_parts(batch)
                     self._is_working = False
-                    self.position = batch.position or self.position
                     self._moved.set()
         except Exception as error:
             if not started.done():
@@ -151,6 +150,12 @@ class TableFeed:
         finally:
             self._is_working = False
             self._moved.set()
+
+    async def _take_parts(self, batch: SourceBatch) -> None:
+        for part in batch.parts():
+            await self._take(part)
+            self.position = part.position or self.position
+            await asyncio.sleep(0)  # readers of other tables have their turn
 
     async def _take(self, batch: SourceBatch) -> None:
         """Publish a batch; a change that cannot be published becomes a reset for its readers."""
