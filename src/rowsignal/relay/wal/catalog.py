@@ -128,7 +128,7 @@ def slot_name(database: str) -> str:
     """Return the name of a database's slot: lower-case letters, digits and `_`, unlike any other's.
 
     >>> slot_name("shop"), slot_name("Shop-2")
-    ('rowsignal_shop', 'rowsignal_shop_2_6b73a9a1')
+    ('rowsignal_shop', 'rowsignal_shop_2_e5c6a4a8')
     """
     name = f"rowsignal_{database}"
     if PLAIN.fullmatch(name) and len(name) <= 63:

@@ -47,7 +47,7 @@ def conninfo_of(url: URL | str) -> str:
     """Return libpq's connection string for the database of an engine's URL.
 
     >>> conninfo_of("postgresql+asyncpg://ann@/shop?host=/run/pg&ssl=require")
-    'user=ann dbname=shop host=/run/pg sslmode=require'
+    'dbname=shop user=ann host=/run/pg sslmode=require'
     """
     url = make_url(url)
     given: dict[str, Any] = url.translate_connect_args(database="dbname", username="user")

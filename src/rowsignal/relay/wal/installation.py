@@ -151,16 +151,14 @@ def _named(table: WalTable) -> str:
 
 async def _drop_slot(connection: AsyncConnection, name: str) -> None:
     """Drop the slot; a relay that has just ended lets go of it in a moment."""
-    try:
-        async with asyncio.timeout(RELEASE_TIMEOUT):
-            while True:
-                if await _has_dropped(connection, name):
-                    return
-                await asyncio.sleep(RELEASE_PAUSE)
-    except TimeoutError:
-        raise NotWatchedError(
-            f"A relay reads the slot {name}: end it first, then uninstall again."
-        ) from None
+    loop = asyncio.get_running_loop()
+    until = loop.time() + RELEASE_TIMEOUT
+    while not await _has_dropped(connection, name):
+        if loop.time() > until:
+            raise NotWatchedError(
+                f"A relay reads the slot {name}: end it first, then uninstall again."
+            )
+        await asyncio.sleep(RELEASE_PAUSE)
 
 
 async def _has_dropped(connection: AsyncConnection, name: str) -> bool:
