@@ -50,7 +50,7 @@ class ChangeReader:
     """
 
     def __init__(self, start: WalPosition, next_xid: int) -> None:
-        self.position = self.told = start
+        self._at = self._told = (start.lsn, start.number)
         self.is_amid = False
         self.wants_checkpoint = False
         self._start = start
@@ -62,6 +62,19 @@ class ChangeReader:
         self._rows: dict[int, RowReader | None] = {}
         self._families: Mapping[int, Family] = {}
         self._readers = TextReaders(())
+
+    @property
+    def position(self) -> WalPosition:
+        """How far messages have been read."""
+        return self._position(*self._at)
+
+    @property
+    def told(self) -> WalPosition:
+        """The position of the last change that was returned."""
+        return self._position(*self._told)
+
+    def _position(self, lsn: int, number: int) -> WalPosition:
+        return replace(self._start, lsn=lsn, number=number)
 
     def learn(self, families: Mapping[int, Family], readers: TextReaders) -> None:
         """Take what the catalogue says: the family of each relation, and the types."""
@@ -100,8 +113,7 @@ class ChangeReader:
             self._advance(lsn)
 
     def _advance(self, lsn: int, number: int = 0) -> None:
-        if (lsn, number) > (self.position.lsn, self.position.number):
-            self.position = replace(self.position, lsn=lsn, number=number)
+        self._at = max(self._at, (lsn, number))
 
     def _message(self, message: LogicalMessage) -> None:
         """Store a position that says that this message was passed: a snapshot waits for that."""
@@ -135,7 +147,7 @@ class ChangeReader:
             reason = UNREADABLE.format(".".join(rows.table), error)
             items = [TableReset(reason=reason, position=self._place(0), table=rows.table)]
         self._advance(self._lsn, self._number)
-        self.told = self.position if items else self.told
+        self._told = self._at if items else self._told
         return items
 
     def _rows_of(self, oid: int) -> RowReader | None:
@@ -158,8 +170,7 @@ class ChangeReader:
     def _updated(self, rows: RowReader, message: Update) -> Iterator[Item]:
         old, new, is_full = message.old, message.new, message.is_full
         rows.complete(new, old, is_full=is_full)
-        key = rows.key(new)
-        if old is not None and rows.key(old) != key:
+        if old is not None and rows.is_moved(old, new):
             deleted = self._deleted(rows, old, is_full=is_full, before=1)
             if not self._is_known(self._number - 1):
                 yield deleted
@@ -169,7 +180,7 @@ class ChangeReader:
         if changed == ():  # the log has no such change either
             return
         old_row = rows.row(old) if old is not None and is_full else None
-        yield self._made(rows, Operation.UPDATE, key, rows.row(new), old_row, changed)
+        yield self._made(rows, Operation.UPDATE, rows.key(new), rows.row(new), old_row, changed)
 
     def _inserted(self, rows: RowReader, new: Values) -> Item:
         return self._made(rows, Operation.INSERT, rows.key(new), rows.row(new))
@@ -220,7 +231,7 @@ class ChangeReader:
             if self._is_known(self._number):
                 continue
             self._advance(self._lsn, self._number)
-            self.told = self.position
+            self._told = self._at
             yield self._truncated(family, frozenset(message.relations))
         self._number = last
 

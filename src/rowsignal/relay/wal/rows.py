@@ -48,6 +48,10 @@ class RowReader:
             key[name] = read(value)
         return key
 
+    def is_moved(self, old: Sequence[Value], new: Sequence[Value]) -> bool:
+        """Tell whether the primary key has changed."""
+        return any(old[place] != new[place] for _, place, _ in self._key)
+
     def complete(self, new: list[Value], old: Sequence[Value] | None, *, is_full: bool) -> None:
         """Put what was not touched in its place, as far as the old row has it."""
         if old is None or UNCHANGED not in new:

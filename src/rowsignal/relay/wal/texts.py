@@ -25,7 +25,8 @@ TEXT_SETTINGS = {
 }
 
 BOOLEAN = 16
-NUMBERS = frozenset({20, 21, 23, 700, 701, 1700})
+INTEGERS = frozenset({20, 21, 23})
+NUMBERS = frozenset({700, 701, 1700})
 DOCUMENTS = frozenset({114, 3802})
 TIMESTAMPS = frozenset({1114, 1184})
 INTEGER_VECTOR, OID_VECTOR = 22, 30
@@ -113,6 +114,7 @@ def _integers(text: str) -> list[int]:
 
 _READS: Mapping[int, Read] = {
     BOOLEAN: _boolean,
+    **dict.fromkeys(INTEGERS, int),
     **dict.fromkeys(NUMBERS, _number),
     **dict.fromkeys(DOCUMENTS, decode_value),
     **dict.fromkeys(TIMESTAMPS, _timestamp),
