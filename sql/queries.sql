@@ -70,6 +70,16 @@ order by 1
 -- :: installation_lock
 lock table rowsignal.migration in share row exclusive mode
 
+-- :: table_activity
+-- For each relation (:relations): how many rows were written since statistics began, as PostgreSQL
+-- counts them, and the file, which TRUNCATE changes. Nothing where it does not count.
+select r.oid,
+    pg_catalog.pg_stat_get_tuples_inserted(r.oid::oid) + pg_catalog.pg_stat_get_tuples_updated(r.oid::oid)
+    + pg_catalog.pg_stat_get_tuples_deleted(r.oid::oid)
+    + coalesce(pg_catalog.pg_relation_filenode(r.oid::oid)::bigint, 0) * 1000000000 as written
+from pg_catalog.unnest(cast(:relations as bigint[])) as r(oid)
+where pg_catalog.current_setting('track_counts')::boolean and not pg_catalog.pg_is_in_recovery();
+
 -- :: captures
 -- Tables asked for (:asked, JSON: tables as pairs of schema or null and name) in that order; then,
 -- if with_strays is true, those that carry triggers of ours without having been asked for. Each

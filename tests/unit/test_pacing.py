@@ -31,6 +31,7 @@ class Subject:
 
     label = "things"
     is_streaming = False
+    may_have_changed = True
 
     def __init__(self, *, interval: float = 0.01) -> None:
         self.interval = interval

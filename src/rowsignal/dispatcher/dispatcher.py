@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from rowsignal.dispatcher.conditions import Changes, Condition
 from rowsignal.dispatcher.row_reader import RowReader
 from rowsignal.dispatcher.row_waits import RowWatch, Subscription
+from rowsignal.dispatcher.table_survey import TableSurvey
 from rowsignal.dispatcher.watched_table import HintReader, WatchedTable
 from rowsignal.listener import Listener
 from rowsignal.listener.pacing import Pace
@@ -37,6 +38,7 @@ class Dispatcher:
         self.pace = pace
         self._readers: dict[RowShape, RowReader] = {}
         self._tables: dict[TableName, WatchedTable] = {}
+        self.survey = TableSurvey(listener, self._tables.keys(), pace)
         self._inbox: list[str] = []
         self._log_wakes = 0
         self._has_overflown = False
@@ -165,7 +167,7 @@ class Dispatcher:
         if name not in self._tables:
             if not self._tables:
                 self.listener.attach(self)
-            table = WatchedTable(name, self.listener, self.pace, self.read_soon)
+            table = WatchedTable(name, self.listener, self.survey, self.pace, self.read_soon)
             self._tables[name] = table
             table.task = self._spawn(table.watch.run(), f"rowsignal {table.watch.label}")
         return self._tables[name]

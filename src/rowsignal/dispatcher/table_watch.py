@@ -1,18 +1,21 @@
 """The watch of one table: its triggers, its mode, and the hints that it can give."""
 
+import time
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from rowsignal.dispatcher.table_survey import Activity, TableSurvey
 from rowsignal.hooks import Mode
 from rowsignal.listener import Listener
 from rowsignal.listener.pacing import Pace, Pacer
 from rowsignal.payload import LOG_BUCKET, Hint
 from rowsignal.postgres.statements import query
-from rowsignal.triggers.catalog import Capture, captures
+from rowsignal.triggers.catalog import Capture
 from rowsignal.triggers.settings import TableName
+
+LONGEST_UNREAD = 900.0  # seconds: before PostgreSQL 15 what was counted could get lost
 
 
 class TableSubscribers(Protocol):
@@ -40,10 +43,19 @@ class TableWatch:
     """The subject of a `Pacer` for one table."""
 
     def __init__(
-        self, name: TableName, listener: Listener, subscribers: TableSubscribers, pace: Pace
+        self,
+        name: TableName,
+        listener: Listener,
+        subscribers: TableSubscribers,
+        survey: TableSurvey,
+        pace: Pace,
     ) -> None:
         self.name = name
         self.capture: Capture | None = None
+        self._survey = survey
+        self._activity: Activity | None = None
+        self._has_written = True
+        self.read_at = float("-inf")
         self._listener = listener
         self._subscribers = subscribers
         self._pace = pace
@@ -123,7 +135,9 @@ class TableWatch:
 
     async def buckets(self) -> Sequence[int] | None:
         """Return the buckets that make the triggers notify; None without fitting triggers."""
-        self.capture = capture = await self._ask_catalogue()
+        look = await self._survey.look_now(self.name)
+        self.capture, self._activity = look.capture, look.activity
+        capture = look.capture
         if not capture.is_notifying or not self._subscribers.is_content_with(capture.columns):
             return None
         if capture.kind == "log":
@@ -132,7 +146,15 @@ class TableWatch:
 
     async def has_altered(self) -> bool:
         """Tell whether the triggers or the partitions of the table have changed."""
-        return await self._ask_catalogue() != self.capture
+        look = await self._survey.look(self.name)
+        self._has_written = look.activity is None or look.activity != self._activity
+        self._activity = look.activity
+        return look.capture != self.capture
+
+    @property
+    def may_have_changed(self) -> bool:
+        """Tell whether rows may have been written since the last read, as of `has_altered`."""
+        return self._has_written or time.monotonic() - self.read_at > LONGEST_UNREAD
 
     async def writers(self) -> frozenset[str]:
         """Return the transactions that hold a writer's lock on the table or a partition of it."""
@@ -148,6 +170,7 @@ class TableWatch:
 
     async def read(self) -> bool:
         """Read every waited-for row; tell whether one had changed."""
+        self.read_at = time.monotonic()
         return await self._subscribers.read()
 
     def mode_changed(self, mode: Mode) -> None:
@@ -157,10 +180,3 @@ class TableWatch:
     def _tells_of(self, columns: frozenset[str] | None) -> bool:
         told = self.capture.columns if self.capture else None
         return told is None or (columns is not None and columns <= set(told))
-
-    async def _ask_catalogue(self) -> Capture:
-        work = partial(captures, tables=[self.name])
-        (found,) = await self._listener.reads.run(
-            work, lane="catalogue", timeout=self._pace.query_timeout
-        )
-        return found

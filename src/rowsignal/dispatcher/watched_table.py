@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from sqlalchemy import Table
 
 from rowsignal.dispatcher.row_waits import RowWatch
+from rowsignal.dispatcher.table_survey import TableSurvey
 from rowsignal.dispatcher.table_watch import TableWatch
 from rowsignal.hooks import Mode
 from rowsignal.listener import Listener
@@ -36,11 +37,16 @@ class WatchedTable:
     """A table with the waits for its rows and the readers of its hints."""
 
     def __init__(
-        self, name: TableName, listener: Listener, pace: Pace, read_soon: ReadSoon
+        self,
+        name: TableName,
+        listener: Listener,
+        survey: TableSurvey,
+        pace: Pace,
+        read_soon: ReadSoon,
     ) -> None:
         self.rows: dict[RowWatch, Table] = {}
         self.readers: set[HintReader] = set()
-        self.watch = TableWatch(name, listener, self, pace)
+        self.watch = TableWatch(name, listener, self, survey, pace)
         self.task: asyncio.Task[None] | None = None
         self._hooks = listener.hooks
         self._read_soon = read_soon

@@ -112,6 +112,10 @@ class Paced(Protocol):
     async def has_altered(self) -> bool:
         """Tell whether `buckets` would return another result than last time."""
 
+    @property
+    def may_have_changed(self) -> bool:
+        """Tell whether a read while armed could find anything, as of the last `has_altered`."""
+
     async def writers(self) -> frozenset[str]:
         """Return the open transactions whose triggers may have run before the arming."""
 
@@ -238,7 +242,8 @@ class Pacer:
                 if await self._subject.has_altered():
                     return
                 safe_until = time.monotonic() + self._pace.safety * _spread()
-            await self._read()
+            if self._must_read or self._subject.may_have_changed:
+                await self._read()
 
     def _lengthen_cooldown(self, *, since: float) -> None:
         is_relapse = time.monotonic() - since < RELAPSE + self._pace.cooldown

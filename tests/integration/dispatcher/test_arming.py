@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from rowsignal.dispatcher import Dispatcher
 from rowsignal.embedded import EmbeddedPostgres
+from rowsignal.exceptions import NotFoundError
 from rowsignal.listener.pacing import Pace, Pacer
 from rowsignal.payload import LOCK_CLASS
 from rowsignal.triggers import install_triggers
@@ -195,6 +196,48 @@ async def test_a_writer_that_replays_as_a_replica_is_seen_by_the_safety_read(
     await writer.execute("set session_replication_role = replica")
     await pay(writer)
     assert (await wait).total == 1
+
+
+@pytest.mark.parametrize("statement", ["truncate orders cascade", "delete from orders"])
+async def test_rows_that_a_replica_removes_are_missed_by_the_safety_read(
+    shop: AsyncEngine, writer: asyncpg.Connection, statement: str
+) -> None:
+    Dispatcher.of(shop, Pace(safety=0.2))
+    wait = begin_wait(shop)
+    await until_mode(shop, "armed")
+    await writer.execute("set session_replication_role = replica")
+    await writer.execute(statement)
+    with pytest.raises(NotFoundError):
+        await wait
+
+
+async def test_where_rows_are_not_counted_every_safety_read_is_made(
+    shop: AsyncEngine, writer: asyncpg.Connection
+) -> None:
+    await writer.execute(f'alter database "{shop.url.database}" set track_counts = off')
+    Dispatcher.of(shop, Pace(safety=0.1))
+    wait = begin_wait(shop)
+    watch = await until_mode(shop, "armed")
+    for _ in range(3):
+        last = watch.read_at
+        async with asyncio.timeout(30):
+            while watch.read_at == last:
+                await asyncio.sleep(0.01)
+    wait.cancel()
+
+
+async def test_an_idle_table_is_surveyed_and_not_read(shop: AsyncEngine) -> None:
+    dispatcher = Dispatcher.of(shop, Pace(safety=0.2))
+    wait = begin_wait(shop)
+    watch = await until_mode(shop, "armed")
+    read_at, since = watch.read_at, dispatcher.survey.taken
+    async with asyncio.timeout(60):
+        while dispatcher.survey.taken < since + 10:
+            await asyncio.sleep(0.01)
+            if watch.read_at != read_at:  # the insertion of the rows was counted only now
+                read_at, since = watch.read_at, dispatcher.survey.taken
+    assert not wait.done()
+    wait.cancel()
 
 
 async def test_forged_and_broken_notifications_do_no_harm(

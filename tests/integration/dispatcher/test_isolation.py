@@ -14,12 +14,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from rowsignal.dispatcher import Dispatcher
-from rowsignal.dispatcher.table_watch import TableWatch
+from rowsignal.dispatcher.table_survey import TableLook, TableSurvey
 from rowsignal.exceptions import NotFoundError, UnreadableRowError, WaitTimeoutError
 from rowsignal.hooks import Hooks
 from rowsignal.listener import Listener
 from rowsignal.payload import CHANNEL
 from rowsignal.triggers import install_triggers
+from rowsignal.triggers.settings import TableName
 from rowsignal.waiting import wait_for_row_change
 from support.hint_listener import connected
 from support.waits import NOTIFIED_ONLY, READ_OFTEN, begin_wait, close_listener, until_mode
@@ -235,17 +236,17 @@ async def test_watching_a_table_goes_on_after_an_unexpected_failure(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    ask, failures = (
-        TableWatch._ask_catalogue,
+    look, failures = (
+        TableSurvey.look_now,
         iter([ZeroDivisionError("x"), ZeroDivisionError("x")]),
     )
 
-    async def fail_twice(self: TableWatch) -> Any:
-        if self.name == (None, "diaries") and (failure := next(failures, None)):
+    async def fail_twice(self: TableSurvey, name: TableName) -> TableLook:
+        if name == (None, "diaries") and (failure := next(failures, None)):
             raise failure
-        return await ask(self)
+        return await look(self, name)
 
-    monkeypatch.setattr(TableWatch, "_ask_catalogue", fail_twice)
+    monkeypatch.setattr(TableSurvey, "look_now", fail_twice)
     async with Listener(engine, hooks=(recorder := Recorder())):
         Dispatcher.of(engine, READ_OFTEN)
         wait = begin_wait(engine, Diary, 1, interval=0.05)

@@ -24,7 +24,7 @@ UNKNOWN = (
 )
 TOO_MUCH = "Too much changed while this reader was catching up."
 MAX_HELD = 20_000
-MAX_WAITING = 200  # more events would take the event loop for too long at once
+MAX_WAITING = 100  # more events would take the event loop for too long at once
 
 
 class Distribution:

@@ -168,6 +168,7 @@ class TableFeed:
             self._context.hooks.task_restarted(task="sse feed", reason=type(error).__name__)
             self.distribution.reset(FAILED)
             return
+        await asyncio.sleep(0)
         events: list[Event] = []
         for item in items:
             if isinstance(item, Event):
