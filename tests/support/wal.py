@@ -1,5 +1,6 @@
 """Tables whose changes are read from the WAL, and what the tests around it need."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -34,6 +35,15 @@ class WalShop:
     async def insert(self, *ids: int) -> None:
         """Insert items in one transaction."""
         await self.sql.execute("insert into item select unnest($1::int[]), 0", list(ids))
+
+    async def drop_slot(self) -> None:
+        """Drop the slot once the server has taken notice that its reader is gone."""
+        name = (await self.slot())["slot_name"]
+        while await self.slot() is not None:
+            try:
+                await self.sql.execute(f"select pg_drop_replication_slot('{name}')")
+            except asyncpg.ObjectInUseError:
+                await asyncio.sleep(0.05)
 
     async def slot(self) -> Any:
         """Return the slot's row; None where there is none."""
