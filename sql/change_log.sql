@@ -5,6 +5,11 @@
 -- Columns go from wide to narrow so that no byte is lost to alignment. `xid` is the top-level
 -- transaction even inside a savepoint. The identity must not be cached by sessions: the id is
 -- drawn while the row's lock is held, which is what keeps the changes of a row in order.
+-- Defaults run with the rights of the schema's owner, inside the triggers: built-in code alone, by its
+-- full name. That of `trace` cannot fail, whatever a writer has set: a setting of the startup packet, or
+-- one of a role made in a database of another encoding, may have bytes that are no text. Stored as they
+-- are, they would stop every reader, and functions of characters may refuse them. So the bytes are
+-- escaped, which makes each that is not ASCII begin with a backslash, and then looked at.
 create table if not exists rowsignal.change (
     id bigint generated always as identity (cache 1),
     xid xid8 not null default pg_catalog.pg_current_xact_id(),
@@ -14,7 +19,12 @@ create table if not exists rowsignal.change (
     key jsonb,                   -- {"column": value, ...}; null for a truncate
     changed text[],              -- the columns that an update gave another value; else null
     old_row jsonb,               -- values before, of the columns that were asked for
-    new_row jsonb                -- values after, of the columns that were asked for
+    new_row jsonb,               -- values after, of the columns that were asked for
+    trace text default           -- the setting of the writer's session, printable ASCII without a backslash
+        case when pg_catalog.octet_length(pg_catalog.current_setting('rowsignal.trace', true)) operator(pg_catalog.<=) 512
+            and pg_catalog.encode(pg_catalog.replace(pg_catalog.current_setting('rowsignal.trace', true), E'\\', E'\\\\')::pg_catalog.bytea,
+                'escape') operator(pg_catalog.~) '^[] -[^-~]+$'
+        then pg_catalog.current_setting('rowsignal.trace', true) end
 )
 with (
     autovacuum_vacuum_scale_factor = 0.02,

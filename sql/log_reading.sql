@@ -43,7 +43,7 @@ select
 -- outlast the transaction, on a connection that may be a pooler's.
 select
     c.id, c.xid, pg_catalog.date_part('epoch', c.captured_at) as captured_at, c.relation, c.operation,
-    c.key::text, c.changed::text, c.old_row::text, c.new_row::text
+    c.key::text, c.changed::text, c.old_row::text, c.new_row::text, c.trace
 from (
     select * from rowsignal.change where xid >= $1
     union all
@@ -100,7 +100,7 @@ from (
 left join lateral (
     select
         c.id, c.xid, pg_catalog.date_part('epoch', c.captured_at) as captured_at, c.relation, c.operation,
-        c.key::text, c.changed::text, c.old_row::text, c.new_row::text
+        c.key::text, c.changed::text, c.old_row::text, c.new_row::text, c.trace
     from (
         select * from rowsignal.change where xid >= $1
         union all

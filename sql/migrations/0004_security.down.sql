@@ -20,5 +20,6 @@ $rowsignal$;
 drop table rowsignal.dead_letter, rowsignal.worker, rowsignal.consumer_partition, rowsignal.consumer;
 alter table rowsignal.horizon drop column origin;
 alter table rowsignal.tick drop column changes;
+alter table rowsignal.change drop column trace;
 
 delete from rowsignal.migration where version = 4;

@@ -15,6 +15,14 @@ alter table rowsignal.tick alter column changes set default 0, alter column chan
 alter table rowsignal.horizon add column if not exists origin text;
 update rowsignal.horizon as h set origin = i.origin from rowsignal.incarnation as i;
 
+-- Without a default at first, as above: no row is rewritten, and the lock is held for a moment.
+alter table rowsignal.change add column if not exists trace text;
+alter table rowsignal.change alter column trace set default
+    case when pg_catalog.octet_length(pg_catalog.current_setting('rowsignal.trace', true)) operator(pg_catalog.<=) 512
+        and pg_catalog.encode(pg_catalog.replace(pg_catalog.current_setting('rowsignal.trace', true), E'\\', E'\\\\')::pg_catalog.bytea,
+            'escape') operator(pg_catalog.~) '^[] -[^-~]+$'
+    then pg_catalog.current_setting('rowsignal.trace', true) end;
+
 -- How a value of any type becomes text or JSON without running code of the type's owner.
 --
 -- A user can attach code to a type: a cast (CREATE CAST ... WITH FUNCTION), operators, the checks of

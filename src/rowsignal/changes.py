@@ -35,6 +35,10 @@ class Change(Generic[Model]):
 
     `row` has the values if they were requested: for a mapped class by attribute name, as the ORM
     loads them, and `instance` is an object of that class.
+
+    `trace` is what the writer's session had in its setting `rowsignal.trace` (logged tables only),
+    usually the W3C `traceparent` of its span. Any writer can set any text. The wire form leaves it
+    out: it is for programs of the operator, not for readers of a page.
     """
 
     operation: Operation
@@ -46,6 +50,7 @@ class Change(Generic[Model]):
     transaction_id: int | None = None
     captured_at: datetime | None = None
     row: Mapping[str, Any] | None = None
+    trace: str | None = None
 
     @property
     def instance(self) -> Model | None:

@@ -71,6 +71,16 @@ def test_values_arrive_as_they_were(row: dict[str, Any]) -> None:
     assert _same(_written(row), row)
 
 
+def test_the_trace_of_the_writer_travels_as_a_header() -> None:
+    for trace in (None, "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"):
+        change = Change(operation=Operation.DELETE, schema="s", table="t", trace=trace)
+        written = MessageWriter("d").change(RowChange(change), POSITION, ())
+        item = decode(written.payload, written.headers, "place")
+        assert isinstance(item, RowChange)
+        assert item.change.trace == trace
+        assert trace is None or trace.encode() not in written.payload
+
+
 def _same(one: Any, other: Any) -> bool:
     """Compare, with numbers that have a point as exact numbers."""
     if isinstance(other, dict):

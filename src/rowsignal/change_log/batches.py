@@ -52,6 +52,7 @@ class BatchMaker:
     def make(self, records: Sequence[Record], *, is_rest: bool) -> Batch:
         """Return the batch of some records; `is_rest` if the window ends with them."""
         last = self.texts.whole if is_rest else f"{self.texts.prefix}{records[-1][ID]}"
+        # A table that was dropped since has no name by which to tell its changes.
         known = records
         if not self.names.keys() >= set(map(itemgetter(RELATION), records)):
             known = [record for record in records if record[RELATION] in self.names]

@@ -43,7 +43,7 @@ from rowsignal.postgres.connections import beside
 from rowsignal.postgres.statements import query
 
 PAGE = 1000
-ID_DIGITS = 19
+ID_DIGITS = 19  # of the highest id, 2**63 - 1
 
 Result = TypeVar("Result")
 
@@ -167,6 +167,7 @@ class ChangeLog:
         request = ReadRequest(after, None, tuple(tables), PAGE)
         read = None
         if isinstance(start, Position) and not _is_inside(start):
+            # One more than a page: whether there is more is known without counting.
             read = await self._or_reset(partial(self._quick.read, start, tables, PAGE + 1))
         if isinstance(read, Reset):
             return read
@@ -184,6 +185,8 @@ class ChangeLog:
         """Return the first changes after a position."""
         limit, tables = request.limit, request.tables
         if request.until is None and limit <= PAGE and isinstance(start, Position):
+            # The quick statement reads up to its own snapshot, which cannot be one that the caller
+            # names.
             read = None if start.upto else await self._quick.read(start, tables, limit + 1)
             if read is not None and len(read.records) <= limit:
                 return await self._batch(read, limit)
@@ -195,6 +198,8 @@ class ChangeLog:
         windows = self._windows
         cursor = windows.take(request.place)
         if cursor is None:
+            # Each cursor is a connection with an open transaction: without room, read the window
+            # anew.
             if not windows.has_room:
                 return await self._first_page(start, request)
             windows.add()
@@ -209,6 +214,7 @@ class ChangeLog:
         if cursor.is_at_end:
             windows.drop(cursor)
             end = None if request.until is None else decode(request.until)
+            # The window ends at a snapshot of before, and more may have been committed since.
             is_last = isinstance(end, Position) and window.upto == (end.upto or end.seen)
             return replace(batch, is_complete=is_last)
         windows.park(replace(request, after=batch.position).place, cursor)
@@ -234,6 +240,8 @@ class ChangeLog:
             )
             async with asyncio.timeout(ANSWER):
                 answer = await reading.exec_driver_sql(query("log_head"))
+            # The snapshot of this query is that of the whole transaction (PostgreSQL manual,
+            # 13.2.2).
             position = await self._position_at(Head.of(answer.mappings().one()))
             yield LogSnapshot(position, reading)
 
@@ -329,6 +337,7 @@ class ChangeLog:
                 yield await driver_of(connection)
             except asyncpg.PostgresError as error:
                 raise explained(error) from error
+            # A query that was cancelled may still be running on this connection.
             except BaseException:
                 await asyncio.shield(connection.invalidate())
                 raise

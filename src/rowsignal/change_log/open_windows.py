@@ -18,9 +18,9 @@ from rowsignal.change_log.reader import LogTransaction, Window, log_transaction
 from rowsignal.change_log.records import Record
 from rowsignal.identifiers import QualifiedName
 
-MAX_OPEN = 4
+MAX_OPEN = 4  # connections, each with a window that the server has sorted
 IDLE_TIMEOUT = 2.0  # an open transaction keeps vacuum from cleaning up
-MAX_AGE = 20.0
+MAX_AGE = 20.0  # also of one that is read without a break
 
 Key = Hashable
 
@@ -67,6 +67,7 @@ class WindowCursor:
         await transaction.learn(records)
         is_rest = self.is_at_end = len(records) < self._size
         if not is_rest:
+            # The server works on the next page while this one is handled.
             self._coming = asyncio.ensure_future(self._fetch(self._size))
         return maker.make(records, is_rest=is_rest), maker.window
 
@@ -125,6 +126,7 @@ class OpenWindows:
     def park(self, key: Key, cursor: WindowCursor) -> None:
         """Keep a cursor for the next page."""
         self._in_use -= 1
+        # Another reader has left a cursor at this place: one is enough.
         if cursor.is_old or key in self._parked:
             self._close(cursor)
             return

@@ -96,6 +96,7 @@ def incarnation_of(text: str) -> str:
     >>> incarnation_of(Position(log, Snapshot(7)).encode())
     '12345678-1234-5678-1234-567812345678'
     """
+    # 24 characters are 18 bytes: the kind, the incarnation, and one byte of what follows.
     return _incarnation(text[:24])
 
 
@@ -186,6 +187,7 @@ def _read_varint(numbers: Iterator[int]) -> int:
     result = shift = 0
     for byte in numbers:
         result |= (byte & 0x7F) << shift
+        # A forged number could go on without end.
         if result > MAX_XID:
             break
         if byte < 0x80:
@@ -227,6 +229,7 @@ def _read_whole(numbers: Iterator[int]) -> Snapshot:
 
 def _difference(old: Snapshot, new: Snapshot) -> bytes:
     """Encode `new` relative to `old`: a bit for each transaction still running, then newer ones."""
+    # Most of what runs in one snapshot still runs in the next: a bit each instead of a number.
     still = [xid for xid in old.running if xid in new.running]
     younger = tuple(xid for xid in new.running if xid >= old.xmax)
     if new.xmax < old.xmax or len(still) + len(younger) != len(new.running):

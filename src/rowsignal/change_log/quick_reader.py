@@ -58,6 +58,7 @@ class QuickReader:
             try:
                 driver = await self._open()
                 return None if driver is None else await self._ask(driver, after, tables, limit)
+            # The server has answered properly, so the connection stays.
             except (IncarnationMissing, PositionLost, StandbyError):
                 raise
             except TimeoutError:
@@ -80,6 +81,8 @@ class QuickReader:
         tables: Sequence[QualifiedName] | None,
         limit: int,
     ) -> WindowRead:
+        # Naming the tables adds nodes to the plan, which a reader of all that is logged need not
+        # pay.
         wanted = tables if self._is_mixed else None
         read = await _read_window(driver, self._origin, after, wanted, limit)
         if tables is None or set(read.names.values()) <= set(tables):
@@ -103,6 +106,7 @@ class QuickReader:
         await self._discard()
         self._connection = connection = await self._engine.connect()
         self._is_pooled = not await is_direct(connection)
+        # The check of the connection has begun a transaction; settings would be lost with it.
         await connection.rollback()
         if self._is_pooled:
             await self._discard()
@@ -138,6 +142,7 @@ async def _read_window(
         arguments += [[schema for schema, _ in tables], [name for _, name in tables]]
     statement = window_statement(is_narrowed=tables is not None)
     rows = await driver.fetch(statement, *arguments, timeout=ANSWER)
+    # The statement returns a row also when there is no change.
     head = Head.of(rows[0])
     head.check(after)
     return WindowRead(

@@ -158,6 +158,7 @@ class LogTransaction:
     def _arguments(self, window: Window, relations: Sequence[int] | None) -> tuple[object, ...]:
         seen = window.seen
         # A transaction that is still open has no visible changes.
+        # As text: for an array of xid8 asyncpg would first ask about the type.
         running = [str(xid) for xid in seen.running if window.upto.sees(xid)]
         return seen.xmax, running, str(window.upto), window.last_id, relations
 
@@ -229,10 +230,12 @@ async def log_transaction(engine: AsyncEngine) -> AsyncIterator[LogTransaction]:
             await _begin(driver)
             yield LogTransaction(driver)
             await driver.execute("commit")
+        # No error of the server: the connection is as good as before.
         except (IncarnationMissing, PositionLost):
             await driver.execute("rollback")
             raise
         except asyncpg.PostgresError as error:
+            # Shielded: a second cancellation would leave the connection checked out for ever.
             await asyncio.shield(connection.invalidate())
             raise explained(error) from error
         except BaseException:

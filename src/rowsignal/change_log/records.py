@@ -19,10 +19,11 @@ from rowsignal.postgres.json_values import Values, decode_mapping, short_integer
 Record = tuple[Any, ...]  # asyncpg's record, a tuple with names
 Names = Mapping[int, tuple[str, str]]
 
-ID, RELATION, KEY, OLD_ROW, NEW_ROW, WIDTH = 0, 3, 5, 7, 8, 9
+ID, RELATION, KEY, OLD_ROW, NEW_ROW, WIDTH = 0, 3, 5, 7, 8, 10
 ELEMENT = re.compile(r'"((?:[^"\\]|\\.)*)"|([^,]+)')
 ESCAPED = re.compile(r"\\(.)")
 
+# asyncpg returns PostgreSQL's "char" as bytes.
 OPERATIONS = {
     b"i": Operation.INSERT,
     b"u": Operation.UPDATE,
@@ -44,7 +45,8 @@ def _setter(name: str) -> Any:
 
 _set_operation, _set_schema, _set_table = map(_setter, ("operation", "schema", "table"))
 _set_key, _set_changed, _set_position = map(_setter, ("key", "changed", "position"))
-_set_transaction, _set_captured, _set_row = map(_setter, ("transaction_id", "captured_at", "row"))
+_set_transaction, _set_captured = map(_setter, ("transaction_id", "captured_at"))
+_set_row, _set_trace = map(_setter, ("row", "trace"))
 
 
 def _document(texts: Sequence[str | None]) -> str:
@@ -74,6 +76,7 @@ def _decode_all_keys(texts: Sequence[str | None]) -> Sequence[Values | None]:
     return keys
 
 
+# Few sets of columns occur, in millions of changes.
 @lru_cache(maxsize=4096)
 def decode_columns(text: str | None) -> tuple[str, ...] | None:
     r"""Decode the text of a one-dimensional array of names (PostgreSQL manual, 8.15.6).
@@ -102,7 +105,7 @@ def decode_changes(
     rows = decode_values([record[NEW_ROW] for record in records]) or repeat(None)
     changes = []
     for record, key, row in zip(records, keys, rows, strict=False):
-        id_, xid, captured, relation, operation, _, changed, _, _ = record
+        id_, xid, captured, relation, operation, _, changed, _, _, trace = record
         schema, table = names[relation]
         change = _new(Change)
         if operation == b"t" and relation in parts:
@@ -114,8 +117,10 @@ def decode_changes(
         _set_changed(change, decode_columns(changed))
         _set_position(change, f"{prefix}{id_}")
         _set_transaction(change, xid)
+        # The statement sends seconds: a timestamp takes longer to decode.
         _set_captured(change, datetime.fromtimestamp(captured, UTC))
         _set_row(change, row)
+        _set_trace(change, trace)
         changes.append(change)
     if changes:
         _set_position(changes[-1], last)

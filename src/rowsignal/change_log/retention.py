@@ -109,6 +109,7 @@ async def _prune(
     deleted, start = 0, "0"
     while True:
         done = await driver.fetchrow(statement, *limits, batch_size, start)
+        # Between two batches another process may have taken over.
         if not done["is_ours"]:
             return PruneReport(deleted=deleted, bytes_left=0, is_skipped=not deleted)
         deleted += done["deleted"]

@@ -92,6 +92,7 @@ class LogSubscription:
                 self._tail.detach(self)
                 self._clear()
                 self._is_behind, self._joint = True, None
+            # Empty batches come in intervals; a reader that does not read must not collect them.
             elif not item.changes and self._buffer and isinstance(self._buffer[-1], Batch):
                 self._buffer[-1] = replace(self._buffer[-1], position=item.position)
             else:
@@ -142,8 +143,10 @@ class LogSubscription:
                 if isinstance(item, Reset):
                     self._tail.detach(self)
                     self._joint = None
+                # All that lies before the first pushed batch has been read.
                 elif item.is_complete and self._joint is not None:
                     self._is_behind, self._joint = False, None
+                # Up to date for a moment: attach, then read what was committed up to the joint.
                 elif item.is_complete:
                     await self._tail.attach(self)
             except OUTAGES:

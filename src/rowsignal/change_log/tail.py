@@ -143,6 +143,7 @@ class LogTail:
             if self._retirement is not None:
                 self._retirement.cancel()
                 self._retirement = None
+            # The task that ends closes the connections of the log, also those of a new start.
             if self._task is not None and self._is_ending:
                 await asyncio.wait([self._task])
             if self._task is None or self._task.done():
@@ -230,6 +231,7 @@ class LogTail:
     async def read(self) -> bool:
         """Read up to now and push it to the subscriptions; tell whether there were changes."""
         has_changed = await self._read()
+        # While the log is polled and quiet, it is read ever more rarely.
         slower = min(self.interval * 1.5, SLOWEST_POLL)
         self.interval = self._pace.busy_interval if has_changed else slower
         return has_changed
@@ -240,8 +242,10 @@ class LogTail:
         try:
             has_changed = await self._read_all()
         except BaseException:
+            # Their readers still wait for a position: the next read answers them.
             self._read_requests += requests
             raise
+        # No other task runs between the read and this: what is pushed next follows this position.
         for future, subscription in requests:
             if not future.done():
                 future.set_result(self.position)
@@ -262,6 +266,7 @@ class LogTail:
             if not isinstance(item, Counter):
                 return self._publish(item) or has_changed
             has_changed = True
+            # Without these readers the next read leaves their tables out, and comes to an end.
             self._let_lag(_heavy(item))
 
     def _let_lag(self, tables: set[QualifiedName]) -> None:

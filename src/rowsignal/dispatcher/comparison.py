@@ -17,6 +17,7 @@ def is_same(type_: TypeEngine[Any], seen: Any, value: Any) -> bool:
     """
     if seen is value:
         return True
+    # SQLAlchemy's own types compare by ==, for which 1 equals True and NaN differs from itself.
     if isinstance(seen, PLAIN) and isinstance(value, PLAIN) and not _compares_itself(type_):
         return alike(seen, value)
     equal: Any = type_.compare_values(seen, value)

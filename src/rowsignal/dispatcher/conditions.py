@@ -150,6 +150,7 @@ class Criterion:
 
 def condition_of(shape: RowShape, until: Until) -> Satisfies | Matches:
     """Return the condition for `until`: a function of the object, or an SQL criterion."""
+    # A comparison of a loaded object, say order.id == 1, is a bool already.
     if isinstance(until, bool):
         raise TypeError("until is a bool: pass a function, such as lambda order: order.is_paid.")
     if not isinstance(until, ColumnElement) and not hasattr(until, "__clause_element__"):
@@ -200,8 +201,10 @@ def _match(clause: ColumnElement[bool]) -> Matches:
     )  # the key by which SQLAlchemy itself compares statements
     binds = [element for element in visitors.iterate(clause) if isinstance(element, BindParameter)]
     binds = list({bind.key: bind for bind in binds}.values())
+    # SQLAlchemy cannot compare such clauses: each has a query of its own.
     if cache_key is None:
         return Matches(Criterion(clause, (), id(clause)), ())
+    # Their values become columns of one query for all waits with this criterion.
     single = [bind for bind in binds if _can_be_column(bind)]
     fixed = tuple(repr(bind.effective_value) for bind in binds if not _can_be_column(bind))
     criterion = Criterion(clause, single, (cache_key.key, fixed))

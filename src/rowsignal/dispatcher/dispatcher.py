@@ -22,6 +22,7 @@ from rowsignal.triggers.settings import TableName
 
 logger = logging.getLogger("rowsignal.dispatcher")
 
+# Payloads in one turn of the event loop; beyond it all waited-for rows are read instead.
 INBOX_LIMIT = 20_000
 HOPELESS = (ProgrammingError, DataError, NotSupportedError)  # better: postgres.errors.is_hopeless
 
@@ -78,6 +79,7 @@ class Dispatcher:
         `attributes` are the attributes whose changes concern the wait, `needs` are read as well.
         """
         reader = self._reader_of(shape)
+        # Before the wait is added: a shorter interval must not wait for the end of a longer one.
         was = min(reader.rows.intervals, default=math.inf)
         subscription = Subscription(
             reader.rows, primary_key, condition or Changes(), attributes, seen, needs, interval
@@ -86,6 +88,7 @@ class Dispatcher:
         for table in shape.tables:
             watch = self._tables[shape.name_of(table)].watch
             watch.wait_added(subscription.names, is_hurried=interval < was)
+        # The first read gives the baseline, or ends a wait whose condition holds already.
         reader.note([subscription.row_id])
         return subscription
 
@@ -142,6 +145,7 @@ class Dispatcher:
         else:
             self._has_overflown = True
         if not self._is_taking_soon:
+            # All payloads of a burst are handled in one turn, not each in its callback.
             self._is_taking_soon = True
             asyncio.get_running_loop().call_soon(self._take)
 
@@ -149,6 +153,7 @@ class Dispatcher:
         """Handle the end of the listener: remaining waits go on by polling."""
         for reader in tuple(self._readers.values()):
             self._retire(reader.rows)
+        # Readers that poll on without the listener must not be waited for.
         living = {table.task for table in self._tables.values()}
         living |= {reader.task for reader in self._readers.values()}
         await asyncio.gather(*(self._tasks - living), return_exceptions=True)
@@ -190,6 +195,7 @@ class Dispatcher:
         if timer is not None:
             timer.cancel()
         reader = self._readers.get(rows.shape)
+        # A wait may have come since the timer was set, and another reader of the same shape.
         if rows or reader is None or reader.rows is not rows:
             return
         del self._readers[rows.shape]

@@ -52,6 +52,7 @@ async def load_instances(
         loaded: list[Any] = [None] * len(keys)
         given: set[int] = set()
         for ordinal, instance in result.unique():
+            # Two waits for one row get an object each: each caller may change its own.
             loaded[ordinal - 1] = instance if id(instance) not in given else _copy(instance)
             given.add(id(instance))
         session.expunge_all()
@@ -67,6 +68,7 @@ def _of_children(shape: RowShape) -> list[Any]:
 
 def _copy(instance: Any) -> Any:
     with Session(expire_on_commit=False) as session:
+        # merge copies loaded relationships as well, without a query.
         copied = session.merge(instance, load=False)
         session.expunge_all()
         return copied
@@ -76,4 +78,5 @@ def _set_values(instance: Any, shape: RowShape, found: RowState, names: Any) -> 
     values = dict(zip(shape.columns, found.values, strict=True))
     for name in names:
         if values[name] is not UNREAD:
+            # Copied: callers that change a dict in place would change the baseline of others.
             set_committed_value(instance, name, own(values[name]))

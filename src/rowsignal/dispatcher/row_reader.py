@@ -95,6 +95,7 @@ class RowReader:
             self._match([(table, hint) for hint in hints])
             return
         self._held += [(table, hint) for hint in hints]
+        # Reading all rows once costs less than to match thousands of hints.
         if len(self._held) > MOST_HINTS_HELD:
             self._held.clear()
             self._has_held_too_many = True
@@ -132,6 +133,7 @@ class RowReader:
 
     async def _round(self) -> None:
         """Read the rows that are due; an error is passed only to the waits that it concerns."""
+        # Taken before the read: what is noted from now on may have changed after it.
         due, self._due = self._due, set()
         asked, self._asked = self._asked, []
         self._is_reading = True
@@ -168,10 +170,12 @@ class RowReader:
         except Exception as error:
             if not is_hopeless(error):
                 raise
+            # Halves of the query would fail alike.
             if is_schema_mismatch(error) or isinstance(error, PoolerError):
                 return self._mismatch(question, error)
             if len(question) == 1:
                 return self._fail(question.each(), error)
+            # One row of ten thousand is found in 14 steps, and the others get their answer.
             first, second = question.halves()
             return await self._answer(first) + await self._answer(second)
         self._mismatched_since = None
@@ -214,6 +218,7 @@ class RowReader:
         now = time.monotonic()
         self._mismatched_since = since = self._mismatched_since or now
         waits = list(question.each())
+        # A wait for a table that was never there ends at once.
         lost = [wait for wait in waits if not wait.is_read or now - since > self._pace.missing]
         rest = {wait.row_id for wait in waits} - {wait.row_id for wait in lost}
         if rest:
@@ -281,6 +286,7 @@ class RowReader:
         waits = [wait for question in self.rows.questions(due) for wait in question.each()]
         for wait in waits:
             wait.failure = error
+        # A wrong address is the caller's error; an outage is waited out.
         if not self._listener.reads.attempts.have_worked:
             _end([wait for wait in waits if not wait.is_read], error)
         self._due |= due
@@ -298,6 +304,7 @@ class RowReader:
         for future in asked:
             if not future.done():
                 future.set_exception(error)
+        # Waits may have ended meanwhile.
         self._due &= self.rows.row_ids
         if self._due or self._loads:
             await asyncio.sleep(RETRY_DELAY)

@@ -309,6 +309,7 @@ class RowWatch:
             return set(self._waits)
         place = self.shape.tables.index(table)
         candidates = self._by_key.get((place, hint.key), set())
+        # The key of a row is known after its first read only; until then a hint may be for it.
         candidates = candidates | self._by_key.get((place, None), set())  # may be any of these
         return {
             row_id
@@ -320,6 +321,7 @@ class RowWatch:
         known = self._keys.get(row_id, ())
         if known == keys:
             return
+        # The text of a key can change while the key stays equal: 1.0 and 1.00.
         for place in enumerate(known):
             rows = self._by_key[place]
             rows.discard(row_id)

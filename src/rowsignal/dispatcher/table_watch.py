@@ -91,6 +91,7 @@ class TableWatch:
     def hinted_key(self) -> tuple[str, ...] | None:
         """Return the columns of the key that hints carry; None for a table without hints."""
         capture = self.capture
+        # The log's notification names no row, so its key is of no use.
         if capture is None or capture.kind != "hint" or not capture.is_notifying:
             return None
         if not capture.has_plain_key:
@@ -114,6 +115,7 @@ class TableWatch:
 
     def hinted(self, hints: Iterable[Hint]) -> None:
         """Count hints that arrived for the table."""
+        # A bulk statement sends many hints, and takes NOTIFY's global lock once, at its commit.
         self.woken(len({hint.transaction_id for hint in hints}))
 
     def woken(self, transactions: int) -> None:

@@ -76,6 +76,7 @@ class WatchedTable:
     def mode_changed(self, mode: Mode) -> None:
         """Report the mode; readers of hints learn that hints may be lost unless it is armed."""
         self._hooks.mode_changed(table=self.watch.label, mode=mode)
+        # Between two modes the table is disarmed, so writers may have sent nothing.
         if self._was_armed:
             self.interrupt(f"the table was disarmed for a moment, and is {mode} now")
         elif mode == "polling":

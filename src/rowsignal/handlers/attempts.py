@@ -19,7 +19,7 @@ from rowsignal.handlers.places import Place
 from rowsignal.hooks import Failed, Hooks
 from rowsignal.postgres.statements import query
 
-MAX_ERROR = 2000
+MAX_ERROR = 2000  # characters; SQLAlchemy quotes the whole statement
 
 Work = Callable[[AsyncSession], Awaitable[object]]
 
@@ -133,6 +133,7 @@ class Attempts:
         try:
             await self._connection.begin()
             error = await self._try(work, connection)
+            # Without a transaction the position would be stored apart from the effect.
             if error is None and not transaction.is_active:
                 error = RuntimeError("The handler rolled its transaction back, and returned.")
             if error is None:
@@ -149,6 +150,7 @@ class Attempts:
 
     async def _try(self, work: Work, connection: AsyncConnection) -> Exception | None:
         """Run a handler; return its error, but raise errors of the connection."""
+        # The session must neither commit the transaction nor choose a connection of its own.
         options = {"join_transaction_mode": "rollback_only", "binds": {}}
         try:
             async with self._sessions(bind=connection, **options) as session:
@@ -158,6 +160,7 @@ class Attempts:
                         session.commit()
                     )  # only flushes: the transaction belongs to the connection
         except Exception as error:
+            # A timeout cancels a query, which breaks the connection: that is the handler's failure.
             if self._connection.is_broken and not isinstance(error, TimeoutError):
                 raise ConnectionLostError from error
             return error
@@ -199,6 +202,7 @@ def _failing(changes: Sequence[Change], after: Place) -> str:
 
 def error_text(error: Exception) -> str:
     """Return the kind and the message of an error, shortened."""
+    # PostgreSQL's text has neither NUL nor half a surrogate pair.
     text = f"{type(error).__name__}: {error}".replace("\0", "\N{REPLACEMENT CHARACTER}")
     text = text.encode("utf-8", "replace").decode()
     return text if len(text) <= MAX_ERROR else f"{text[:MAX_ERROR]}..."

@@ -145,6 +145,7 @@ class ChangeHandlers:
             raise RuntimeError("These handlers are at work already.")
         if not self._consumers:
             raise ValueError("No handler is registered: @changes.on(Order) registers one.")
+        # Not from the application's pool: the next holder of a lease may terminate a connection.
         side_engine = beside_with_options(self._engine)
         hooks = self._hooks or Listener.of(self._engine).hooks
         context = HandlerContext(

@@ -72,6 +72,7 @@ class LeaseTable:
     def __init__(
         self, engine: AsyncEngine, worker: UUID, label: str, names: list[str], seconds: float
     ) -> None:
+        # Beside the pool: a lease must be renewed also while handlers hold all connections.
         self._own = SideConnection(beside(engine))
         self._worker = worker
         self._arguments = (worker, label, names, timedelta(seconds=seconds))

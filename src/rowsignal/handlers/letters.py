@@ -26,6 +26,7 @@ def change_to_json(change: Change) -> str:
         "transaction_id": change.transaction_id,
         "captured_at": change.captured_at and change.captured_at.isoformat(),
         "row": None if change.row is None else dict(change.row),
+        "trace": change.trace,
     }
     return write({name: value for name, value in fields.items() if value is not None})
 
@@ -60,4 +61,5 @@ def change_from_json(text: str) -> Change:
         transaction_id=fields.get("transaction_id"),
         captured_at=captured and datetime.fromisoformat(captured),
         row=fields.get("row"),
+        trace=fields.get("trace"),
     )

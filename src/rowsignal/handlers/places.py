@@ -34,6 +34,7 @@ class Place:
 async def place_of(driver: asyncpg.Connection, text: str) -> Place:
     """Return the place of a position."""
     prefix, dot, last = text.partition(".")
+    # Without the id of the change, so that all positions of a batch are one entry of the cache.
     found = _snapshots(f"{prefix}.0" if dot else text)
     if isinstance(found, UUID):
         row = await driver.fetchrow(query("log_stored_position"), found)

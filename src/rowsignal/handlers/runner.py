@@ -98,10 +98,13 @@ class Runner:
                 return
             except Exception as error:  # noqa: BLE001 -- the task must not end unseen
                 self._report(error)
+                # Something was handled since the last error, so this one is new: begin with short
+                # pauses.
                 if self._moves != moves:
                     delays = reconnect_delays()
                 await self._pause(next(delays))
             finally:
+                # Its transaction must not outlive the lease.
                 await self._connection.discard()
 
     def _report(self, error: Exception) -> None:
@@ -127,6 +130,7 @@ class Runner:
             return
         place = Place(row["seen"], row["upto"], row["last_id"])
         async with self._connection.alone() as driver:
+            # The incarnation of now: stored places outlive a crash, positions do not.
             after = await position_of(driver, place, decode(now).incarnation)
         tail = LogTail.of(self._context.engine)
         async with (
@@ -143,6 +147,7 @@ class Runner:
     def _distrust(self, reset: Reset) -> None:
         """Count a reset; the first may end with a new read of the stored position."""
         self._distrusted += 1
+        # A crash of the server resets readers, while the stored place may still be good.
         self._doubt = reset.reason if self._distrusted > 1 else None
         logger.info(
             "consumer %s reads its stored position again, because the log was reset: %s",
@@ -157,6 +162,7 @@ class Runner:
             while not self._is_stopping:
                 if self._is_due:
                     await self._handle_letters()
+                # Kept while dead letters are handled: cancelling it could lose a batch.
                 coming = coming or asyncio.ensure_future(anext(subscription))
                 await self._first_of(coming)
                 if coming.done():
@@ -198,6 +204,7 @@ class Runner:
                 self._moved()
                 return
             failures = await self._attempts.fail(changes, after, error)
+            # One bad change must not keep the others of its batch from being handled.
             if len(changes) > 1:
                 await self._handle_each(changes, position)
                 return

@@ -25,7 +25,7 @@ from rowsignal.postgres.statements import query
 
 logger = logging.getLogger("rowsignal.handlers")
 
-RENEWALS = 3.0  # renewals per lease
+RENEWALS = 3.0  # per lease: two may fail before it is lost
 SOONEST = 0.1
 LAG_INTERVAL = 30.0
 OTHER_PARTITIONS = "RS003"
@@ -76,6 +76,7 @@ class Worker:
                 task.cancel()
         await asyncio.gather(*tasks, *self._tasks, return_exceptions=True)
         try:
+            # Released, not left to expire: another worker takes over at once.
             for running in self._running.values():
                 await self._leases.release(running.runner.partition)
             await self._leases.leave()
@@ -117,6 +118,7 @@ class Worker:
                 said, delay = "", self._delay(leases)
             except Exception as error:  # noqa: BLE001 -- the task must not end unseen
                 delay = self._interval
+                # Each error once: an outage may last for hours.
                 if said != str(error):
                     said = str(error)
                     _warn("leases of consumers cannot be renewed; trying again", error)
@@ -131,8 +133,11 @@ class Worker:
         held = {(it.partition.consumer, it.partition.number): it for it in leases.held}
         for key, running in tuple(self._running.items()):
             lease = held.get(key)
+            # Another generation: the lease was lost and taken anew, and the old runner cannot
+            # commit.
             if lease is None or lease.partition != running.runner.partition:
                 self._abandon(key)
+            # Another worker has come: the partition is passed on after the present change.
             elif lease.is_surplus:
                 running.runner.stop()
         for key, lease in held.items():
@@ -150,6 +155,7 @@ class Worker:
     def _abandon(self, key: tuple[str, int]) -> None:
         """Cancel a runner whose lease is lost; it cannot commit any more."""
         task = self._running.pop(key).task
+        # The event loop keeps only a weak reference to a task.
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
         task.cancel()
@@ -159,6 +165,7 @@ class Worker:
         await runner.run()
         key = (runner.partition.consumer, runner.partition.number)
         running = self._running.get(key)
+        # The lease was lost: it is not this worker's to release.
         if running is None or running.runner is not runner:
             return
         try:
@@ -168,6 +175,7 @@ class Worker:
                 "the lease of %s could not be released and will expire: %s", runner.partition, error
             )
         self._running.pop(key, None)
+        # Another partition may be due to this worker: renew at once.
         self._ended.set()
 
     async def _report_lag(self) -> None:

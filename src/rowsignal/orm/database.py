@@ -113,6 +113,7 @@ class Database(SessionDependency[AsyncSession]):
 
         @asynccontextmanager
         async def composed(running: Any) -> AsyncIterator[Any]:
+            # The application's own lifespan ends first: it may still use the engine.
             async with self.lifespan(running), inner(running) as state:
                 yield state
 

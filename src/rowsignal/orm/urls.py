@@ -121,6 +121,7 @@ def _for_asyncpg(url: URL) -> URL:
     query = dict(url.query)
     _drop_libpq_only(query)
     dsn = {name: str(query.pop(name)) for name in IN_DSN & query.keys()}
+    # asyncpg takes the mode as its argument `ssl`, too; the others need a DSN.
     if dsn.keys() == {"sslmode"}:
         query["ssl"] = dsn["sslmode"]
     elif dsn:

@@ -49,6 +49,7 @@ def beside(engine: AsyncEngine, url: str | None = None) -> AsyncEngine:
     driver than asyncpg, `connect_args` are kept.
     """
     ours = engine.sync_engine
+    # The pool knows all that decides how a connection is made; copying arguments would not.
     if url is None and ours.dialect.driver == "asyncpg":
         pool = ours.pool.recreate()
         return AsyncEngine(
@@ -120,6 +121,7 @@ class Attempts:
 
     def check(self) -> None:
         """Raise the error of the last attempt until the next attempt is allowed."""
+        # Hundreds of waits would otherwise connect at once to a server that comes up.
         if time.monotonic() < self._not_before:
             if self._is_pooler:
                 raise PoolerError(POOLER_ADVICE.format(self._reason))
@@ -171,6 +173,7 @@ class SideConnection:
         self, work: Callable[[AsyncConnection], Awaitable[Result]], *, timeout: float
     ) -> Result:
         """Run `work` on the connection; `TimeoutError` after `timeout` seconds of its turn."""
+        # asyncpg runs one query at a time on a connection.
         async with self._turn:
             limit = asyncio.timeout(timeout)
             try:
@@ -192,6 +195,7 @@ class SideConnection:
         try:
             return await self._attempt(work)
         except Exception as error:
+            # A connection that has just been opened was not lost while idle: its error is real.
             if not was_open or not (is_outage(error) or is_stale(error)):
                 raise
             await self._discard()
@@ -225,6 +229,7 @@ class SideConnection:
     async def _connect(self) -> AsyncConnection:
         connection = self._connection = await self._engine.connect()
         self.is_pooled = not await is_direct(connection)
+        # The isolation level of a connection cannot be set inside a transaction.
         await connection.rollback()
         if not self.is_pooled:
             connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -239,6 +244,7 @@ class SideConnection:
     async def _recover(self, error: BaseException) -> None:
         """Keep the connection if the server refused a statement, else discard it."""
         connection = self._connection
+        # An error with a SQLSTATE is the answer of a server that is well.
         is_answer = sqlstate(error) is not None and not (is_outage(error) or is_stale(error))
         if connection is None or self.is_pooled or not is_answer:
             await self._discard()
@@ -252,6 +258,7 @@ class SideConnection:
     async def _discard(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
+            # Shielded: a cancellation on the way would leave the connection open.
             await asyncio.shield(throw_away(connection))
 
 
@@ -272,6 +279,7 @@ async def is_direct(connection: AsyncConnection) -> bool:
     raw = await connection.get_raw_connection()
     result = await connection.exec_driver_sql("select pg_catalog.pg_backend_pid()")
     return raw.driver_connection is not None and (
+        # A pooler tells its clients a number of its own.
         result.scalar_one() == raw.driver_connection.get_server_pid()
     )
 

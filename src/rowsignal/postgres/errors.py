@@ -16,7 +16,7 @@ OUTAGE_CLASSES = frozenset({"08", "53", "57", "58", "40"})
 # What another server process, a pooler or an older plan caused, and a new connection may mend.
 STALE_STATES = frozenset({"26000", "42P05", "XX000"})
 SCHEMA_CLASSES = frozenset({"42", "3F", "3D"})
-VALUE_CLASSES = frozenset({"22", "23"})
+VALUE_CLASSES = frozenset({"22", "23"})  # data exceptions and violated constraints
 PREPARED_STATEMENT_STATES = frozenset({"26000", "42P05"})
 
 
@@ -68,6 +68,7 @@ def is_outage(error: BaseException) -> bool:
     if state is not None:
         return state[:2] in OUTAGE_CLASSES and state != QUERY_CANCELED
     cause = cause_of(error)
+    # asyncpg refuses values that do not fit their type itself, without a SQLSTATE.
     if isinstance(cause, asyncpg.DataError | asyncpg.PostgresError):
         return False
     if isinstance(cause, OSError | TimeoutError | asyncpg.InterfaceError):
@@ -82,6 +83,7 @@ def is_stale(error: BaseException) -> bool:
     state = sqlstate(error)
     if state in STALE_STATES:
         return True
+    # By name: SQLAlchemy wraps the errors of asyncpg in classes of the same names.
     names = {type(one).__name__ for one in (cause_of(error), getattr(error, "orig", None))}
     return not names.isdisjoint({"InvalidCachedStatementError", "OutdatedSchemaCacheError"})
 

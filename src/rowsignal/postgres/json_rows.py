@@ -263,6 +263,7 @@ def has_given_key(
     """Return the condition that a row has one of the given keys, by the index's own operators."""
     return and_(
         *(
+            # By its qualified name, since an operator = on the search path may be of another role.
             source.c[part.name].op(f"operator({part.equality})", is_comparison=True)(
                 cast(given.c[f"k{place}"], _Named(part.type))
                 if part.base in JSON_TYPES

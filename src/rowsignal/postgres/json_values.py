@@ -45,6 +45,7 @@ def decode_value(text: str | None) -> Any:
 def decode_documents(texts: Sequence[str | None]) -> list[Any]:
     """Decode values as `decode_value` does, all at once unless one is special."""
     document = f"[{','.join([text or 'null' for text in texts])}]"
+    # Counting brackets is cheap, and nearly always enough.
     if _openings(document) > MAX_DEPTH and any(_is_deep(text) for text in texts if text):
         return list(map(decode_value, texts))
     try:
@@ -90,6 +91,7 @@ def _is_deep(text: str) -> bool:
 
 def _depth(text: str) -> int:
     depth = deepest = 0
+    # Brackets inside strings do not nest.
     for character in STRING.sub("", text):
         if character in "[{":
             depth += 1

@@ -83,6 +83,7 @@ class ReadConnections:
         seconds = time.perf_counter() - began
         if seconds > limit:
             self._slow_lanes.add(lane)
+        # Half of the limit: a lane near it would change the connection with every read.
         elif seconds < limit / 2:
             self._slow_lanes.discard(lane)
         return result

@@ -62,12 +62,14 @@ def apply(connection: SyncConnection) -> list[str]:
         return _upgrade(connection, 0)
     check_owner(connection)
     found = version(connection)
+    # No lock is taken where nothing is to be done.
     if found == CURRENT:
         return []
     if found == 0 and (found := _begin(connection)) == 0:
         return _create(connection)
     if found < CURRENT:
         take_lock(connection)
+        # Another process may have upgraded it while this one waited for the lock.
         found = version(connection)
     if found > CURRENT:
         raise SchemaVersionError(

@@ -23,6 +23,7 @@ from rowsignal.streams.loader import RowChange, TableReset
 
 POSITION = "Rowsignal-Position"
 TRANSACTION = "Rowsignal-Transaction"
+TRACE = "Rowsignal-Trace"
 INCARNATION = "Rowsignal-Incarnation"
 SCHEMA = "Rowsignal-Schema"
 ID = "Nats-Msg-Id"
@@ -90,6 +91,8 @@ class MessageWriter:
         headers[SCHEMA] = schema_version(columns)
         if change.transaction_id is not None:
             headers[TRANSACTION] = str(change.transaction_id)
+        if change.trace is not None:  # printable ASCII, so it cannot make up another header
+            headers[TRACE] = change.trace
         subject = self._subjects.get(it.table)
         if subject is None:
             subject = self._subjects[it.table] = subject_of(self.database, it.table)
@@ -185,6 +188,7 @@ def _item(body: Mapping[str, Any], headers: Mapping[str, str], position: str) ->
         transaction_id=None if transaction is None else int(transaction),
         captured_at=captured and datetime.fromisoformat(captured),
         row=body["row"],
+        trace=headers.get(TRACE),
     )
     return RowChange(change, body["row"], body["old"])
 

@@ -23,6 +23,7 @@ def compact(data: object) -> str:
     except ValueError:
         data = _finite(data)
         text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
+    # isascii is known without a search, and true of most rows.
     if not text.isascii() and SURROGATE.search(text):
         return json.dumps(data, separators=(",", ":"))
     return text

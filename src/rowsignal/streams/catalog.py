@@ -23,7 +23,7 @@ from rowsignal.triggers.catalog import Capture, captures
 
 logger = logging.getLogger("rowsignal.streams")
 
-INTERVAL = 2.0
+INTERVAL = 2.0  # seconds that a dropped trigger may go unnoticed
 SHARE_OF_TIME = 0.05  # of the time that a query of the catalogue takes
 QUERY_TIMEOUT = 10.0
 
@@ -111,6 +111,7 @@ class TableCatalog:
         A known state is as old as the last refresh at most; the next refresh corrects it.
         """
         wanted = list(names)
+        # Registered first: a refresh of another stream that is under way reports to this one.
         for name in wanted:
             self._readers.setdefault(name, set()).add(reader)
         if not all(name in self.states and self.states[name].fault is None for name in wanted):
@@ -137,6 +138,7 @@ class TableCatalog:
 
     async def refresh(self) -> None:
         """Read the catalogue and report changes to the readers."""
+        # One query at a time: an answer that comes late must not replace a newer one.
         async with self._turn:
             names = list(self._readers)
             fresh = await self.reader.read(partial(_states, names=names), timeout=QUERY_TIMEOUT)
@@ -164,6 +166,7 @@ class TableCatalog:
                     "the catalogue of streamed tables cannot be read; trying again: %s",
                     describe(error),
                 )
+            # A catalogue with thousands of tables may take long to answer.
             pause = max(self.interval, (loop.time() - began) / SHARE_OF_TIME)
 
 

@@ -120,6 +120,7 @@ class PostgresSource:
     def position(self) -> str | None:
         """How far the log has been read; None while no stream reads it."""
         tail = LogTail.of(self._engine)
+        # The position of a tail that has stopped is of the past.
         return None if tail.mode == "stopped" else tail.position
 
     def feed(self, names: Names) -> Feed:

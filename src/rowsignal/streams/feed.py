@@ -115,6 +115,7 @@ class ChangeFeed:
         self._learn()
         if reason is not None:
             self._notices.append(TableReset(reason=reason, table=name, is_of_capture=True))
+            # Another state of the same source needs a reset of this table, and no new reading.
             self._is_stale |= _source(was) != _source(state)
             for source in self._sources:
                 source.interrupt()
@@ -130,6 +131,7 @@ class ChangeFeed:
                 return SourceBatch([self._notices.popleft()], self.position)
             batch = await self._take()
             self.position = batch.position or self.position
+            # After an interruption the notice comes first, under the position reached so far.
             if batch.items or (batch.position and not self._notices):
                 return batch
 
@@ -171,6 +173,7 @@ class ChangeFeed:
             if hinted:  # hints first, so that none is lost while the log is opened
                 hints = HintSource(Dispatcher.of(self._engine), hinted, self._limit)
                 sources.append(await stack.enter_async_context(hints))
+            # A snapshot is taken when hints arrive already: what commits after it is told.
             if self._begin is not None:
                 after = await self._begin(self)
                 self._begin = None
@@ -205,10 +208,12 @@ class ChangeFeed:
         await self._opened.aclose()
 
     async def _take(self) -> SourceBatch:
+        # The usual case needs no task of its own for each batch.
         if len(self._sources) == 1:
             return await self._sources[0].next()
         for source in set(self._sources).difference(self._coming.values()):
             self._coming[asyncio.ensure_future(source.next())] = source
+        # The other tasks stay: a cancellation of this wait loses no batch of theirs.
         done, _ = await asyncio.wait(self._coming, return_when=asyncio.FIRST_COMPLETED)
         first = done.pop()
         del self._coming[first]

@@ -95,6 +95,8 @@ class RowLoader:
         unread: dict[QualifiedName, dict[str, Key]] = {}
         for it in told:
             if it.change.key is not None and self._must_read(it, wanted, prefers_log=prefers_log):
+                # By text, since keys are dicts; a row that changed ten times in a batch is read
+                # once.
                 unread.setdefault(it.table, {})[repr(it.change.key)] = it.change.key
         found = {
             name: await self._read(self.shapes[name], keys, wanted.get(name, frozenset()))
@@ -133,11 +135,13 @@ class RowLoader:
             reason = NO_KEY.format(f"an {change.operation}")
             return TableReset(reason=reason, position=change.position, table=it.table)
         shape = self.shapes[it.table]
+        # TRUNCATE ONLY of a parent leaves the rows of its children; a hint may be forged.
         if (is_unverified or shape.has_children) and await self._has_rows(shape):
             return TableReset(reason=REFILLED, position=change.position, table=it.table)
         return it
 
     async def _has_rows(self, shape: TableShape) -> bool:
+        # Counting one row at most: the table may be large.
         question = select(func.count()).select_from(
             select(literal_column("1")).select_from(shape.source()).limit(1).subquery()
         )
@@ -178,6 +182,7 @@ class RowLoader:
         try:
             rows = await self._reader.read_patiently(work)
         except Exception as error:
+            # Every half of the keys would fail for the same reason.
             if is_outage(error) or is_schema_mismatch(error):
                 raise
             if len(names) == 1:
@@ -192,6 +197,7 @@ class RowLoader:
 
 def _give_up(snapshot: RowSnapshot, shape: TableShape, name: str, error: Exception) -> None:
     logger.warning("a row of %s cannot be read: %s", ".".join(shape.full_name), describe(error))
+    # Class 22 is a data exception, here of a key that its column's type cannot take.
     if (sqlstate(error) or "").startswith("22"):
         snapshot.refused.add(name)
     snapshot.unreadable[name] = describe(error)
@@ -209,6 +215,7 @@ def _with_row(
     it: RowChange, shape: TableShape, found: RowSnapshot, is_unverified: bool
 ) -> Iterator[Loaded]:
     change, name = it.change, repr(it.change.key)
+    # Telling it would let any role make up changes of rows that cannot exist.
     if name in found.refused and is_unverified:
         logger.debug("a notification for %s has a key that no row can have", shape.full_name)
         return

@@ -56,6 +56,8 @@ class SideReader:
 
         async def pinned(connection: AsyncConnection) -> Result:
             is_pooled = self._side.is_pooled
+            # A pooler hands out another server connection for each transaction, with other
+            # settings.
             if is_pooled or self._pinned is not connection:
                 await pin_settings(connection, is_local=is_pooled, more=SETTINGS)
                 self._pinned = connection

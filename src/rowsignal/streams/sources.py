@@ -109,6 +109,7 @@ class HintSource:
 
     async def __aenter__(self) -> Self:
         """Start when no hint is lost any more; if that takes too long, start with a reset."""
+        # Registered before the wait: a table that is armed meanwhile reports it.
         self._dispatcher.follow(self._names, self)
         try:
             with suppress(TimeoutError):
@@ -129,6 +130,7 @@ class HintSource:
     async def next(self) -> SourceBatch:
         """Wait for hints."""
         await self._arrived.wait()
+        # Nothing is awaited from here on, so a cancellation cannot lose what is taken.
         self._arrived.clear()
         items = tuple(self._items)
         self._items.clear()
@@ -159,6 +161,7 @@ class HintSource:
             self._push(Reset(reason=FOUND))
 
     def _push(self, item: RowChange | Reset) -> None:
+        # A reset says as much as the hints before it: the tables must be read again.
         if len(self._items) >= self._limit:
             self._items.clear()
             self._items.append(Reset(reason=OVERFLOWN))
@@ -169,6 +172,7 @@ class HintSource:
 def _change(capture: Capture, hint: Hint) -> Change:
     """Return a hint as a change; without a usable key it may concern any row."""
     key, operation = None, hint.operation
+    # Any role can send a hint: a key of another length is forged, or of a table altered since.
     if hint.key is not None and len(hint.key) == len(capture.key_columns):
         key = dict(zip(capture.key_columns, hint.key, strict=True))
     is_of_part = (hint.schema, hint.table) != (capture.schema, capture.table)

@@ -134,6 +134,7 @@ class ChangeStream(Generic[Model]):
             stack.push_async_callback(self._reading.aclose)
             self._feed = await stack.enter_async_context(feed)
             self._check(feed)
+            # During a snapshot there is no place to resume: rows are missing until it is over.
             if feed.is_logged and not self._has_snapshot:
                 self.position = feed.position
             self._stack = stack.pop_all()
@@ -183,6 +184,7 @@ class ChangeStream(Generic[Model]):
                 return
             self._snapshot = None
             await self._reading.aclose()
+        # A batch is kept until its rows are loaded: a cancelled load is repeated.
         if self._pending is None:
             self._pending = await feed.next()
         batch = self._pending
@@ -195,6 +197,7 @@ class ChangeStream(Generic[Model]):
                 item = tables.shown(item)
             if item is not None:
                 self._ready.append((item, item.position))
+        # The position moves on also over changes that the filters left out.
         self._ready.append((None, batch.position))
 
     def _found(self, feed: ChangeFeed, it: Loaded | Reset) -> Item | None:
@@ -211,6 +214,7 @@ class ChangeStream(Generic[Model]):
             return reset
         if is_secured and not self._visible.is_told(it):
             return None
+        # Without rows nothing was read to compare the change with.
         if it.change.key is None or not (self._has_rows or is_secured):
             return it.change
         return _as_found(it, has_row=self._has_rows)
@@ -229,6 +233,7 @@ class ChangeStream(Generic[Model]):
     async def _rows(
         self, feed: ChangeFeed, connection: AsyncConnection
     ) -> AsyncIterator[list[Change[Any]]]:
+        # The settings of this role decide how dates and floats are written.
         await pin_settings(connection, is_local=True)
         _, tables = self._opened()
         for name, shape in feed.shapes.items():

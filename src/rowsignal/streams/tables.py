@@ -91,11 +91,13 @@ class WatchRequest:
         shapes = [_shape(engine, model) for model in self.models]
         changed = _column_names(shapes, self.columns)
         keys = _primary_keys(shapes, self.pk)
+        # Joined inheritance has several tables: a change of any of them is one of the model.
         tables = {shape.name_of(table): table for shape in shapes for table in shape.tables}
         async with engine.connect() as connection:
             found = await captures(connection, list(tables))
             for capture in found:
                 _check(capture)
+            # The server writes the keys: 1.0 and 1.00, or a date, have the text that changes carry.
             images = await _key_images(connection, tables.values(), keys)
         names = [(capture.schema or "public", capture.table) for capture in found]
         types = self._types(engine, shapes)

@@ -48,6 +48,7 @@ class VisibleKeys:
         """Tell whether a change concerns a row that the reader sees or was shown."""
         known = self._of(it.table)
         if it.change.key is None:
+            # A reader that was shown nothing has nothing to be told of.
             was_seen = known is None or bool(known)
             if it.change.operation is Operation.TRUNCATE:
                 self._keys[it.table] = set()

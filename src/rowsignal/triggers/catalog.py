@@ -135,6 +135,7 @@ class Capture:
         ours = [trigger for trigger in facts.triggers if trigger.is_whole]
         rows = [trigger for trigger in ours if trigger.is_row_level]
         kinds = {trigger.kind for trigger in ours}
+        # With both kinds of triggers the log is the one that is exact.
         kind: CaptureKind | None = "log" if "log" in kinds else "hint" if kinds else None
         tells = _is_logged if kind == "log" else _has_row_trigger
         is_complete = bool(ours) and all(map(tells, facts.members))
@@ -164,6 +165,7 @@ def _has_row_trigger(member: Member) -> bool:
 
 def _is_logged(member: Member) -> bool:
     """Tell whether INSERT, UPDATE, DELETE and TRUNCATE are all logged."""
+    # Statement triggers with transition tables have one event each, TRUNCATE another.
     return sum(trigger.kind == "log" and trigger.is_enabled for trigger in _whole(member)) >= 4
 
 
@@ -175,6 +177,7 @@ def _counted(facts: TableFacts, settings: dict[str, Any]) -> tuple[str, ...] | N
     if "columns" in settings:
         return tuple(settings["columns"])
     if "exclude" in settings:
+        # Columns that were added since count: only the excluded ones were named.
         return tuple(name for name in facts.columns if name not in settings["exclude"])
     return None
 

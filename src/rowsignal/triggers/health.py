@@ -115,6 +115,7 @@ def _outdated(facts: TableFacts, settings: TriggerSettings | None) -> Iterator[s
 
 
 def _declared(trigger: Trigger) -> dict[str, Any]:
+    # The shape belongs to the table, not to its declaration.
     return {key: value for key, value in trigger.settings.items() if key != "shape"}
 
 
@@ -136,6 +137,7 @@ def _altered(trigger: Trigger, member: Member) -> Iterator[str]:
         yield f"Trigger {trigger.name} fires for other events than it was made for."
     if trigger.kind == "hint" and not trigger.settings.get("always"):
         pair = f"({LOCK_CLASS}, {trigger.channel[1]})"
+        # PostgreSQL prints the condition with or without schema and quotes, by the search path.
         asked = f"WHEN ((NOT (pg_try_advisory_lock{pair} AND pg_advisory_unlock{pair})))"
         if asked not in trigger.definition.replace('"', "").replace("pg_catalog.", ""):
             yield f"The condition of trigger {trigger.name} was changed."
@@ -147,6 +149,7 @@ def has_altered_function(trigger: Trigger) -> bool:
     """Tell whether a function that was generated for a table was altered."""
     if not trigger.function.startswith(MADE):
         return False
+    # The name ends in the digest of the text that it was made with.
     has_its_text = trigger.digest.startswith(trigger.function.rpartition("_")[2])
     return not (has_its_text and trigger.is_definer and trigger.is_pinned)
 

@@ -145,6 +145,7 @@ def trigger_status(
         wanted = _translated(connection, targets)
         names = [target.name for target in wanted]
         tables = read_facts(connection, names, with_orphans=is_whole)
+        # The query returns the tables asked for, then others that carry triggers.
         settings_of = [target.settings for target in wanted] + [None] * (len(tables) - len(wanted))
         problems = schema.problems(connection)
         return [
@@ -192,15 +193,18 @@ def _install(
 ) -> list[TableAction]:
     names = [target.name for target in targets]
     check_owner(connection)
+    # Checked without a lock: at every start of every process there is usually nothing to do.
     if schema.version(connection) == schema.CURRENT and not schema.problems(connection):
         tables = read_facts(connection, names)
         if all(_is_right(facts, target) for facts, target in zip(tables, targets, strict=True)):
             return [TableAction(*target.name, "unchanged") for target in targets]
     with turn(connection, lock_timeout):
         schema.apply(connection)
+        # A schema that is current was not locked by `apply`.
         schema.take_lock(connection)
         if schema.problems(connection):
             schema.repair(connection)
+    # Read again: another installation may have come first.
     tables = read_facts(connection, names)
     return [
         _install_table(connection, facts, target)
@@ -260,9 +264,11 @@ def guarded(connection: Connection, lock_timeout: float) -> Iterator[None]:
     check_lock_timeout(lock_timeout)
     before = connection.scalar(text("SELECT current_setting('lock_timeout')"))
     try:
+        # A savepoint: after an error the transaction of the caller can go on.
         with connection.begin_nested():
             _set_lock_timeout(connection, lock_timeout)
             yield
+            # set_config(..., true) lasts to the end of the transaction, which is the caller's.
             connection.execute(SET_LOCK_TIMEOUT, {"value": before})
     except DBAPIError as error:
         raise _translate(error, lock_timeout) from error
@@ -284,6 +290,7 @@ def _set_lock_timeout(connection: Connection, seconds: float) -> None:
 @contextmanager
 def turn(connection: Connection, lock_timeout: float) -> Iterator[None]:
     """Wait for other installations before the block; no writer waits meanwhile."""
+    # No table is locked yet, so this wait may be longer than that for a table.
     timeout = max(lock_timeout, TURN_TIMEOUT)
     _set_lock_timeout(connection, timeout)
     try:

@@ -86,6 +86,7 @@ class TriggerSettings:
             ("exclude", self.exclude),
             ("filter", self.filter_columns),
         ):
+            # Sorted: equal settings must be equal texts, or status would tell of a difference.
             given |= {key: sorted(names)} if names else {}
         given |= {"row_values": True} if self.row_values else {}
         given |= {"always": True} if self.always else {}

@@ -31,6 +31,7 @@ async def attached(
     """Return the session's object for the row, with at least the values that were read."""
     shape = view.target.shape
     instance = await _refreshed(session, shape, subscription, found)
+    # Or the next wait of this transaction would end at once, at the same difference.
     if view.is_snapshot:
         keep_outside_values(view, subscription.row_id, _values(shape, found))
     if view.is_snapshot or not _shows_it(subscription, instance):
@@ -84,6 +85,7 @@ async def detached(
         return build_instance(shape, found)
     now = asyncio.get_running_loop().time()
     try:
+        # The condition was met in time: its result may take a little longer.
         async with asyncio.timeout_at(None if deadline is None else max(deadline, now + GRACE)):
             instance = await dispatcher.load(shape, subscription.primary_key)
     except TimeoutError:

@@ -208,6 +208,7 @@ async def _has_own_version(connection: AsyncConnection, view: SessionView, key: 
     if row is None:
         return False
     ours, completed, *writers = map(int, row)
+    # xmin has 32 bits and wraps round: the writer is within 2**31 of this transaction.
     later = [ours + (writer - ours) % XIDS for writer in writers]
     for xid in later:
         if xid - ours >= XIDS // 2:

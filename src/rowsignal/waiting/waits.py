@@ -48,7 +48,7 @@ from rowsignal.waiting.sessions import (
 Model = TypeVar("Model")
 Columns = Sequence[InstrumentedAttribute[Any] | str]
 
-LAST_READ = 0.5
+LAST_READ = 0.5  # seconds that the read after the timeout may take
 
 
 async def wait_for_row_change(
@@ -253,6 +253,7 @@ class _Wait:
         if await is_within_outer_transaction(self._view, key):
             return self._condition or Changes(is_patient=True), None
         held = held_instance(session, shape.mapper, key)
+        # A condition is level-triggered: what the caller saw before does not matter.
         if held is None or self._condition is not None:
             return self._condition or CHANGES, None
         seen = loaded_values(held, shape)
@@ -309,6 +310,7 @@ class _Wait:
 
     def _any(self) -> Awaitable[object]:
         futures = [row.subscription.future for row in self._rows]
+        # Most waits are for one row: asyncio.wait would cost each a future and callbacks more.
         if len(futures) == 1:
             return _silently(futures[0])
         return asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
@@ -316,11 +318,13 @@ class _Wait:
     async def _last_read(self) -> None:
         subscriptions = [row.subscription for row in self._rows]
         for one in subscriptions:
+            # The timeout has cancelled the future that it was awaiting.
             one.reopen()
         if any(one.future.done() for one in subscriptions):
             return
         rows = subscriptions[0].watch
         asked = self._dispatcher.read_soon(rows, {one.row_id for one in subscriptions})
+        # asyncio.wait leaves the read of the other waits alone when the time is over.
         await asyncio.wait({asked}, timeout=LAST_READ)
         if not asked.cancel() and not asked.cancelled():
             asked.exception()  # the wait has timed out in any case

@@ -13,20 +13,10 @@ from sqlalchemy import event, func, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from rowsignal import Database, LockMode, LockTimeoutError, transaction
+from support.entries import Base, Entry
 from support.web_server import served
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Entry(Base):
-    __tablename__ = "entry"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
 
 
 class Own(AsyncSession):

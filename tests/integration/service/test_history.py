@@ -89,6 +89,28 @@ async def test_a_transaction_is_told_in_its_order_over_all_its_tables(site, engi
     assert told(mine) == [("insert", (1, "cup"))]
 
 
+async def test_what_a_writer_calls_itself_is_shown_nowhere(site, engine):
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    headers = bearer(ALL, status=True)
+    async with reading(site.port, "/v1/changes/orders", headers=headers) as stream:
+        beginning = (await stream.until(lambda event: event.id != "")).id
+        await execute(engine, f"set local rowsignal.trace = '{trace}'", ROWS)
+        seen = [await stream.until("insert"), await stream.until("insert")]
+    path = f"/v1/changes/orders?after={beginning}"
+    async with reading(site.port, path, headers=headers) as stream:
+        seen += [await stream.until("insert"), await stream.until("insert")]
+    async with engine.connect() as connection:
+        logged = await connection.exec_driver_sql("select distinct trace from rowsignal.change")
+        assert logged.scalar_one() == trace
+    answers = [str(event) for event in seen]
+    number = seen[0].data["transaction_id"]
+    for path in ("history", "history/orders/1", f"transactions/{number}", "timeline", "status"):
+        answer = await site.client.get(f"/v1/{path}", headers=headers)
+        assert answer.status_code == 200
+        answers.append(answer.text)
+    assert [answer for answer in answers if trace in answer] == []
+
+
 @pytest.mark.parametrize("number", ["x", "-1", "1.5", "18446744073709551616", "%C2%B2", "'"])
 async def test_what_is_no_transaction_id_is_refused_in_a_sentence(site, number):
     headers = bearer(ALL, status=True)

@@ -6,10 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 import sqlalchemy as sa
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import SpanKind, StatusCode, Tracer
+from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
@@ -23,20 +20,8 @@ from rowsignal.streams import watch
 from rowsignal.tracing import TracingHooks, trace_changes
 from rowsignal.waiting import wait_for_row_change
 from support.handlers import AT_ONCE, Task, make_tables, record, until_handled, until_lag
+from support.traces import Traces
 from support.waits import close_listener
-
-
-class Traces:
-    """A tracer, and the spans that it has ended."""
-
-    def __init__(self) -> None:
-        self._exporter = InMemorySpanExporter()
-        self._provider = TracerProvider()
-        self._provider.add_span_processor(SimpleSpanProcessor(self._exporter))
-        self.tracer: Tracer = self._provider.get_tracer("test")
-
-    def named(self, name: str) -> list[ReadableSpan]:
-        return [span for span in self._exporter.get_finished_spans() if span.name == name]
 
 
 @pytest.fixture

@@ -94,6 +94,7 @@ class AdvisoryLock:
         self, connection: AsyncConnection, *, nowait: bool, limit: float | None
     ) -> bool:
         """Take the lock; return False if `nowait` is set and it is held."""
+        # Free most of the time: tried first, without a savepoint and a timeout.
         if await self._call(connection, f"pg_try_advisory{self.scope}_lock{self.suffix}"):
             return True
         if nowait:
@@ -108,6 +109,7 @@ class AdvisoryLock:
         """Release the lock; return False if this connection did not hold it."""
         begins = not connection.in_transaction()
         held = await self._call(connection, f"pg_advisory_unlock{self.suffix}")
+        # The release began a transaction of its own, with nothing in it.
         if begins:
             await connection.rollback()
         return held

@@ -78,6 +78,7 @@ async def lock_tables(
     async with _transaction(owners[0]) as own:
         connection = await connection_of(own)
         with typed_lock_errors(describe(statement.tables), limit):
+            # Only around the statement: the block's own statements keep the limit of the caller.
             async with lock_timeout(connection, limit):
                 await own.execute(statement)
         yield own

@@ -31,6 +31,7 @@ async def lock_timeout(connection: AsyncConnection, limit: float | None) -> Asyn
     if limit is None:
         yield
         return
+    # 0 would be no limit at all.
     milliseconds = min(max(1, math.ceil(limit * 1000)), LONGEST_MS)
     former = await connection.scalar(EXCHANGE, {"timeout": f"{milliseconds}ms"})
     yield

@@ -35,6 +35,7 @@ class _Recipe:
         """Read settings: a mapping, or a pydantic model."""
         settings = db_settings if isinstance(db_settings, Mapping) else db_settings.model_dump()
         try:
+            # A copy: the settings are the caller's.
             engine_args = dict(settings["sqlalchemy"])
             url = revealed(engine_args.pop("url"))
             location = str(settings["alembic"]["migrations_path"])

@@ -96,6 +96,7 @@ class AsyncDatabaseManager:
         )
 
     def __repr__(self) -> str:
+        # A query may contain a password.
         shown = self._url.set(query={}).render_as_string(hide_password=True)
         return f"{type(self).__name__}({shown!r}, {str(self._location)!r})"
 
@@ -182,6 +183,7 @@ class AsyncDatabaseManager:
         """
         if create not in {"metadata", "migrations"}:
             raise ValueError(f"create={create!r} must be 'metadata' or 'migrations'.")
+        # Without the lock: processes that start at once need not take turns for nothing.
         if await self.get_status() is DatabaseStatus.UP_TO_DATE:
             return SyncResult.ALREADY_UP_TO_DATE
         async with self._migrating() as connection:
@@ -192,6 +194,7 @@ class AsyncDatabaseManager:
         await self.engine.dispose()
 
     async def _sync(self, connection: AsyncConnection, create: str) -> SyncResult:
+        # Asked again under the lock: another process may have done the work.
         status = await self._status(connection)
         await connection.rollback()
         if status is DatabaseStatus.UP_TO_DATE:

@@ -24,6 +24,7 @@ def create_migration_environment(
         target / "script.py.mako": (TEMPLATES / "script.py.mako").read_text(),
         target.parent / "alembic.ini": _filled("alembic.ini.template", directory=target.name),
     }
+    # All are checked before the first is written.
     if present := [str(path) for path in contents if path.exists()]:
         raise FileExistsError(
             f"{', '.join(present)} would be overwritten: choose another directory, or move it away."

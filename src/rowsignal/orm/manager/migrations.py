@@ -140,6 +140,7 @@ class Migrations:
         try:
             return run()
         except RuntimeError as error:
+            # asyncio.run of env.py: this code runs inside an event loop already.
             if "running event loop" not in str(error):
                 raise
             raise MigrationError(

@@ -40,6 +40,7 @@ class ManagedSession(AsyncGenerator[AsyncSession, None]):
 
     async def athrow(self, *error: Any) -> AsyncSession:
         """Roll back, close, and raise."""
+        # Also with a class and its arguments, a form that is deprecated since Python 3.12.
         raised = error[0] if isinstance(error[0], BaseException) else error[1] or error[0]()
         await self._finish(raised)
         raise raised

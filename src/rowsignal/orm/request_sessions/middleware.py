@@ -132,6 +132,7 @@ class SQLAlchemyMiddleware:
             failure = gate.failure_of(error)
             if failure is None:
                 raise
+            # Raised by our own `send`: Starlette takes the response for begun and asks no handler.
             if not await answer(scope, receive, send, failure):
                 raise failure from failure.__cause__
         finally:
@@ -168,6 +169,7 @@ class ResponseGate:
 
     def failure_of(self, error: Exception) -> Exception | None:
         """Return the error that the application's handlers have not seen yet, if any."""
+        # No other response can be sent any more.
         if self.has_started:
             return None
         if isinstance(error, PoolError):
@@ -218,6 +220,7 @@ class Lifespan:
 
     async def send(self, message: Message) -> None:
         """Forward a message of the application; dispose of the engine before the last one."""
+        # A failed startup is the last message, too.
         if message["type"] != "lifespan.startup.complete":
             await self.end()
         await self._send(message)
@@ -244,6 +247,7 @@ def is_below(paths: Iterable[str], scope: ASGIScope) -> bool:
     root: str = scope.get("root_path", "")
     path: str = scope["path"]
     if root and path.startswith(root + "/"):
+        # Servers disagree on whether the path contains the root path.
         path = path.removeprefix(root)
     path = path.rstrip("/") or "/"
     return any(path == one or (one != "/" and path.startswith(one + "/")) for one in paths)

@@ -103,6 +103,7 @@ class MultiSessionScope:
         self._refuse_when_ended()
         timeout = self.rules.pool_timeout if timeout is None else timeout
         start, task = monotonic(), asyncio.current_task()
+        # Its own place: waiting for a second one could be a wait for itself.
         if task in self._scopes:
             yield await self._connected(self._scopes[task], timeout, start)
             return
@@ -149,6 +150,7 @@ class MultiSessionScope:
             return
         try:
             await _wait_for(self._children)
+            # Commits of tasks that have ended: their errors belong to the block.
             await _wait_for(self._closers)
             self._raise_errors()
             await self._end(has_succeeded=True)
@@ -160,6 +162,7 @@ class MultiSessionScope:
         for task in self._children:
             task.cancel()
         await _wait_for(self._children)
+        # Only now: a task that is cancelled may still use its session to clean up.
         self.has_ended = True
         await _wait_for(self._closers)
         await self._end_together(has_succeeded=has_succeeded)
@@ -199,6 +202,7 @@ class MultiSessionScope:
     def _close_later(self, task: AnyTask) -> None:
         if task not in self._scopes:
             return
+        # A done callback cannot await: the session is ended in a task of its own.
         failure = asyncio.CancelledError() if task.cancelled() else task.exception()
         closer = asyncio.ensure_future(self._close(task, failure))
         self._closers.add(closer)
@@ -259,6 +263,7 @@ class MultiSessionScope:
         commit = has_succeeded and self.rules.commit_on_exit
         if is_kept_whole:
             try:
+                # What can fail is tried before the first commit, which cannot be taken back.
                 await check_constraints(scopes)
             except BaseException:
                 await run_to_completion(_roll_back(scopes))
@@ -325,6 +330,7 @@ async def _gather_cancelling(tasks: list[AnyTask], *, return_exceptions: bool) -
     try:
         return await asyncio.gather(*tasks, return_exceptions=return_exceptions)
     except BaseException:
+        # asyncio.gather leaves the others running when one fails.
         for task in tasks:
             task.cancel()
         await run_to_completion(_all_done(tasks))

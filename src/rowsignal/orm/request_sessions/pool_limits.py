@@ -97,6 +97,7 @@ class RequestQueue:
         try:
             await app(scope, receive, place.freed_by(send))
         finally:
+            # An application may fail, or never send a last message.
             place.free()
 
 
@@ -152,6 +153,7 @@ class PoolWarning:
 
 
 def _is_last(message: Message) -> bool:
+    # A file that is sent by its path has no messages of a body (ASGI, path send extension).
     if message["type"] == "http.response.pathsend":
         return True
     return message["type"] == "http.response.body" and not message.get("more_body", False)

@@ -22,6 +22,7 @@ def capacity_of(pool: Pool) -> int | None:
     """Return the largest number of connections of a pool; None without a limit."""
     if not isinstance(pool, QueuePool):
         return None
+    # A negative max_overflow is no limit to SQLAlchemy.
     return pool.size() + pool._max_overflow if pool._max_overflow >= 0 else None
 
 

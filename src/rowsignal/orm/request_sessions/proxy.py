@@ -65,6 +65,7 @@ class SessionProxy:
     def bind(self, source: EngineSource) -> EngineBinding:
         """Bind this engine; if it is bound already, share it."""
         binding = self.binding
+        # Two applications of one process, as a factory in tests makes them, share the engine.
         if binding is not None and binding.is_live:
             if not binding.source.is_same_engine(source):
                 raise ProxyBoundError(
@@ -188,6 +189,7 @@ class SessionBlock:
             except BaseException:
                 await self._finish(has_succeeded=False)
                 raise
+        # A block around a yield ends after the response: the request commits it before.
         if self._rules.commit_on_exit and isinstance(scope, SessionScope):
             self._request = request_of(scope.outer)
             if self._request is not None:

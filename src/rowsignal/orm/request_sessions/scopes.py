@@ -77,6 +77,7 @@ class SessionScope:
         """
         session = self.opened
         if session is not None and not self.has_ended:
+            # Set first: code that the end runs, such as an event, must not open it again.
             self.has_ended = True
             commit = commit or (commit_begun and is_begun(session))
             await end(session, commit=commit)
@@ -85,6 +86,7 @@ class SessionScope:
     def _open(self) -> AsyncSession:
         session = self.binding.sessionmaker(**(self._arguments or {}))
         make_whole(session)
+        # Only enclosing scopes can hold connections that this session would wait for in vain.
         if self.outer is not None or self._pool_timeout is not None:
             guard = PoolGuard(session, self, self._pool_timeout)
             session.sync_session.get_bind = guard  # type: ignore[method-assign] # for this object
@@ -115,6 +117,7 @@ class RequestScope(SessionScope):
     async def commit_blocks(self) -> None:
         """Commit the changes of the current task's open blocks; the blocks stay open."""
         task = asyncio.current_task()
+        # The innermost first, as they would end.
         for opener, block in reversed(self._blocks):
             session = block.opened
             if opener is task and session is not None and session.sync_session.in_transaction():
@@ -139,6 +142,7 @@ class PoolGuard:
     def __call__(self, *args: Any, **kwargs: Any) -> Engine | Connection:
         """Replace the session's `get_bind`, which every statement calls first."""
         bind = self._find_bind(*args, **kwargs)
+        # Outside a greenlet the bind is only asked for; with a connection no other is acquired.
         if isinstance(bind, Engine) and in_greenlet() and not connections_of(self._session):
             self._refuse_waiting_for_itself()
             self._scope.has_asked = True

@@ -29,6 +29,7 @@ class Slots:
 
     async def take(self, timeout: float | None = None) -> None:
         """Wait for a place; raise `PoolTimeoutError` after `timeout` seconds."""
+        # In the order of arrival: no task overtakes those that wait.
         if not self._waiters and self.take_now():
             return
         waiter = asyncio.get_running_loop().create_future()
@@ -50,6 +51,7 @@ class Slots:
         """Pass a place to the first task in the queue, or return it."""
         while self._waiters:
             waiter = self._waiters.popleft()
+            # It may have been cancelled, and has not left the queue yet.
             if not waiter.done():
                 waiter.set_result(None)
                 return

@@ -60,12 +60,14 @@ def _check(connection: Connection) -> None:
     if connection.invalidated:
         return  # the commit fails by itself
     adapter: Any = connection.connection.dbapi_connection
+    # asyncpg: the tag of the response to COMMIT tells, without another statement.
     if hasattr(adapter, "_transaction"):
         _read_tag(adapter._transaction)
         return
     status = _status(adapter)
     if status == IN_ERROR:
         raise AbortedTransactionError(ABORTED)
+    # The driver does not tell: PostgreSQL refuses any statement of an aborted transaction.
     if status is None:
         with typed_aborted_errors():
             connection.execute(text("select 1"))

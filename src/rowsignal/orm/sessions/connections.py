@@ -69,12 +69,14 @@ async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
     """
     task = asyncio.ensure_future(work)
     cancellation: asyncio.CancelledError | None = None
+    # Each further cancellation ends a wait, not the work.
     while not task.done():
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError as error:
             cancellation = error
     if cancellation is not None:
+        # Read, or asyncio logs that it never was; the cancellation is what is raised.
         task.exception()
         raise cancellation
     return task.result()

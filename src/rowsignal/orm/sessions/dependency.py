@@ -74,8 +74,10 @@ async def open_session(session_maker: Callable[[], S]) -> AsyncIterator[S]:
         try:
             yield session
         except BaseException:
+            # Cancellations as well: a client that leaves must not leave a transaction open.
             await end(session, commit=False)
             raise
+        # A session that was never used has nothing to commit, and acquires no connection for it.
         await end(session, commit=session.sync_session.in_transaction())
     except exc.TimeoutError as error:
         # SQLAlchemy's class, which only its pools raise: a TimeoutError of the block passes

@@ -64,11 +64,13 @@ async def end(session: AsyncSession, *, commit: bool) -> None:
     is committed.
     """
     transaction = session.sync_session.get_transaction()
+    # Nothing was begun: no statement is sent, and no connection is needed.
     if transaction is None and not (commit and session.sync_session.autobegin):
         await _close(session)
         retire(session)
         return
     if any(_is_busy(connection) for connection in connections_of(session)):
+        # A cancellation here would leave the connection with its transaction out of the pool.
         await run_to_completion(_abandon(session, transaction))
         if not commit:
             return
@@ -87,6 +89,7 @@ async def end(session: AsyncSession, *, commit: bool) -> None:
 
 async def _close(session: AsyncSession) -> None:
     """Close a session after its commit, which may have begun another transaction."""
+    # SQLAlchemy's own close sends nothing after a commit: a call in this task is enough.
     if _overrides(session, "close") or session.sync_session.in_transaction():
         await run_to_completion(_close_by_override(session))
     else:
@@ -97,6 +100,7 @@ async def _close_by_override(session: AsyncSession) -> None:
     try:
         await session.close()
     finally:
+        # An override may fail, or not call this.
         await AsyncSession.close(session)
 
 
@@ -106,6 +110,7 @@ async def _abandon(session: AsyncSession, transaction: SessionTransaction | None
         return
     retire(session)
     if transaction is not None:
+        # The server rolls back when the connection ends; a rollback could wait for the statement.
         await session.run_sync(lambda _: transaction.close(invalidate=True))
 
 

@@ -26,6 +26,7 @@ def make_whole(session: AsyncSession) -> None:
     if not event.contains(Session, "before_commit", _before_commit):
         event.listen(Session, "before_commit", _before_commit)
     _whole.add(session.sync_session)
+    # Without autobegin the program begins transactions itself, and asks whether it has.
     if session.sync_session.autobegin:
         session.in_transaction = _is_whole  # type: ignore[method-assign] # for one object
 
@@ -58,6 +59,8 @@ async def get_transaction(session: S) -> AsyncIterator[S]:
     else:
         async with session.begin():
             yield session
+            # Before the commit at the end of `begin()`, which PostgreSQL would answer with
+            # ROLLBACK.
             await session.run_sync(refuse_aborted)
 
 

@@ -24,6 +24,7 @@ class Association:
     """
 
     def __init__(self, attribute: QueryableAttribute[Any]) -> None:
+        # Relationships that are named by text have no table before.
         configure_mappers()
         relationship = getattr(attribute, "property", None)
         if not isinstance(relationship, RelationshipProperty) or not isinstance(
@@ -88,6 +89,7 @@ class Association:
         if reverse is None:
             return
         touched, names = set(keys), _names(self.relationship.mapper, self.related_sources)
+        # Only loaded objects can be stale, so no query is needed.
         for other in session.identity_map.values():
             if isinstance(other, self.relationship.mapper.class_):
                 loaded = inspect(other).dict

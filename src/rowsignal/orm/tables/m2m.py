@@ -102,6 +102,7 @@ async def _keys(
     await session.flush()
     owner = await association.owner_key(session, instance)
     keys = [await association.related_key(session, other) for other in related]
+    # Each once, in their order: a unique constraint would refuse the second.
     return owner, list(dict.fromkeys(keys))
 
 
@@ -109,6 +110,7 @@ async def _lock(
     session: AsyncSession, association: Association, instance: object, owner: Key
 ) -> None:
     query = select(*association.owner_sources).where(association.owned_row(owner))
+    # NO KEY UPDATE: rows that reference the owner can be inserted meanwhile.
     if (await session.execute(query.with_for_update(key_share=True))).first() is None:
         raise NotFoundError(f"The row of {instance!r} is not in the database any more.")
 
@@ -126,6 +128,7 @@ def _replacement(
     insertion = insert(association.table).values(association.rows(owner, new))
     if not gone:
         return insertion
+    # One statement, and so one round trip, for both.
     return insertion.add_cte(_deletion(association, owner, gone).cte("gone"))
 
 

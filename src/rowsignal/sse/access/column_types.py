@@ -208,6 +208,7 @@ def _uuid(_: sql.TypeEngine[Any]) -> Kind:
 
 def _moment(type_: sql.TypeEngine[Any]) -> Kind:
     if getattr(type_, "timezone", False):
+        # Python has no infinity and no years before 1: its ends stand for them.
         latest, earliest = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
     else:
         latest, earliest = datetime.max, datetime.min  # noqa: DTZ901 -- the column has no zone

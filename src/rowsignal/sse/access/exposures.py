@@ -112,6 +112,7 @@ class Exposure:
 
         def shape(row: Row, kept: Kept) -> dict[str, Any]:
             if MADE not in kept:
+                # Validated once for all readers; what each may see is cut from the result.
                 kept[MADE] = schema.model_validate(self._values(row), by_name=True)
             made: BaseModel = kept[MADE]
             dumped = made.model_dump(mode="json", by_alias=True, include=include)
@@ -162,6 +163,7 @@ def _write_float(value: Any) -> Any:
 
 def _write(value: Any) -> Any:
     if isinstance(value, Decimal):
+        # A JSON number that JavaScript reads as infinity would not survive JSON.parse.
         number = float(value)
         return number if math.isfinite(number) else str(value)
     if isinstance(value, dict):

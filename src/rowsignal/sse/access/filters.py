@@ -85,6 +85,7 @@ def parse_condition(text: str, table: Table, allowed: Iterable[str]) -> Conditio
     `allowed` names the columns that a filter may use: with a filter on a hidden column a reader
     could find out its values by guessing.
     """
+    # PostgreSQL has no text with NUL in it.
     if len(text) > MAX_LENGTH or "\0" in text:
         raise FilterError(f"A condition has at most {MAX_LENGTH} characters, none of them NUL.")
     name, name_end, rest = text.partition(".")

@@ -139,6 +139,7 @@ class RowFilter:
         if operation is None or self._is_unwanted(event, operation):
             return None
         has_old = event.old is not None and was_visible is True
+        # Readers with other filters and equal columns get the very same bytes.
         style = (operation, with_id, has_old, self._style)
         made = event.frames.get(style)
         if made is None:
@@ -170,6 +171,7 @@ class RowFilter:
         """Return the operation for a reader: a row that leaves the view is a delete."""
         if event.operation is Operation.TRUNCATE:
             return self._emptied()
+        # A partition that was emptied: any rows may have changed.
         if event.key is None:
             return Operation.UPDATE
         is_present = event.new is not None
@@ -192,6 +194,7 @@ class RowFilter:
     def _emptied(self) -> Operation | None:
         """Return truncate for readers that were shown rows; other readers learn nothing."""
         is_open = not self.conditions and not self.is_guarded
+        # A truncate would tell a reader with no rows in sight that there were some.
         had_rows = is_open or self._had_rows()
         self.seen.clear()
         return Operation.TRUNCATE if had_rows else None
@@ -223,6 +226,7 @@ class RowFilter:
             return event.row_key in self.seen.keys
         if event.operation is Operation.UPDATE and _is_same(event, self.filter_columns):
             return False
+        # A delete of a row that the reader never saw would reveal that there is one.
         if self.view.permission or self.is_guarded:
             raise UnknownHistoryError
         # For a reader that may see every row a superfluous delete reveals nothing.

@@ -9,7 +9,7 @@ from rowsignal.sse import frames
 Rows = Sequence[tuple[Hashable, bytes]]
 
 numbers = itertools.count()
-JOINED = 128 * 1024
+JOINED = 128 * 1024  # bytes; a write costs the same whatever its size
 
 
 class Reader:
@@ -144,6 +144,7 @@ class ConflatingReader(Reader):
         if self.is_closed:
             return
         for about, piece in rows or [(next(numbers), chunk)]:
+            # Popped, not overwritten: a dict keeps the place of a key that is set again.
             older = self._rows.pop(about, None)
             if older is not None:
                 self.conflated += 1

@@ -56,6 +56,7 @@ class Distribution:
 
     def hold(self, reader: Reader, group: SubscriberGroup) -> JoiningReader:
         """Hold back events published from now on for a reader that must catch up first."""
+        # Events from before must not be held for a reader that finds them in the log.
         self.flush()
         joining = self._joining[reader] = JoiningReader(reader, group)
         return joining
@@ -67,9 +68,11 @@ class Distribution:
     def attach(self, joining: JoiningReader) -> None:
         """Send the held events to a reader, and from then on all published events."""
         self.flush()
+        # It has left, or was closed, while it caught up.
         if self._joining.pop(joining.reader, None) is None:
             return
         group = joining.group
+        # Alone at first: the held events are new to this reader, and known to the group.
         group.readers = {joining.reader}
         self._show(group, joining.events)
         shared = self._groups.setdefault(group.key, group)
@@ -102,6 +105,7 @@ class Distribution:
     def _flush_or_wait(self) -> None:
         loop = asyncio.get_running_loop()
         due = self._flushed_at + self.context.limits.write_interval
+        # An idle stream is written to at once; a busy one in joined writes.
         if loop.time() >= due:
             self.flush()
         else:
@@ -132,6 +136,7 @@ class Distribution:
     def _write(self, group: SubscriberGroup, rows: Shown) -> None:
         if not rows:
             return
+        # One object, which all readers of the group share.
         joined = b"".join(chunk for _, chunk in rows)
         for reader in group.readers:
             reader.push(joined, rows)
@@ -161,6 +166,7 @@ class Distribution:
 
     def beat(self, position: str | None) -> None:
         """Send a heartbeat after all published events; `position` is the place after them."""
+        # The position lies after the events that still wait for the next write.
         self.flush()
         interval = self.context.limits.heartbeat
         plain, placed = frames.heartbeat(interval), frames.heartbeat(interval, position)

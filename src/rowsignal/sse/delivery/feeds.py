@@ -50,6 +50,7 @@ class TableFeed:
 
     async def open(self) -> None:
         """Start to follow changes; raise the error that prevents it."""
+        # The error of the first connection belongs to the request; later ones to all readers.
         started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._run(started), name=f"rowsignal sse {self.label}")
         try:
@@ -107,6 +108,7 @@ class TableFeed:
         The position is exact until the caller awaits something else. It lies after this call,
         unless the feed is behind: then it is the feed's position.
         """
+        # A feed that reads the log alone is behind: it would have to catch up first.
         if self.changes.is_level:
             await self.source.catch_up()
         while self._is_working or self.changes.has_unread:
@@ -154,6 +156,7 @@ class TableFeed:
     async def _take_parts(self, batch: SourceBatch) -> None:
         for part in batch.parts():
             await self._take(part)
+            # Once it is published: a reader that joins at this place misses none of it.
             self.position = part.position or self.position
             await asyncio.sleep(0)  # readers of other tables have their turn
 
@@ -174,12 +177,14 @@ class TableFeed:
             if isinstance(item, Event):
                 events.append(item)
             else:
+                # The reset stands at its place among the events.
                 self.distribution.publish(events)
                 events = []
                 self._tell(item, batch)
         self.distribution.publish(events)
 
     def _tell(self, reset: Reset, batch: SourceBatch) -> None:
+        # A row that cannot be shown leaves the stream exact; hints have no place to resume anyway.
         is_of_row = isinstance(reset, TableReset) and not reset.is_of_capture
         self.distribution.reset(reset.reason, continues=batch.is_unverified or is_of_row)
 

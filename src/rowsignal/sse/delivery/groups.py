@@ -86,6 +86,7 @@ class SubscriberGroup:
         except UnknownHistoryError:
             raise
         except Exception as error:  # noqa: BLE001 -- types and schemas raise what they like
+            # Other groups meet the same row: one log line is enough.
             is_known, event.is_refused = event.is_refused, True
             position = event.position if self.key.with_id else None
             return self._refuse(row_filter, event.key, None if is_known else error, position)
@@ -115,6 +116,7 @@ class SubscriberGroup:
         """Add the rows that a joining reader was shown so far."""
         for name, row_filter in other.row_filters.items():
             mine, theirs = self.row_filters[name].seen, row_filter.seen
+            # What one reader may have seen is unknown, so it is for the group.
             if theirs.keys is None:
                 mine.keys = None
             else:

@@ -151,6 +151,7 @@ async def _catch_up(
         chunk, after, joining = step.result
         if chunk:
             yield chunk
+    # The last position of the log; live changes follow it.
     yield start.beat(after)
     start.feed.distribution.attach(joining)
 
@@ -164,9 +165,11 @@ async def _step(
     """
     distribution = start.feed.distribution
     place = await start.feed.published_position()
+    # Nothing is awaited since the position was returned: what is published next is held.
     joining = distribution.hold(reader, group)
     try:
         batch = await _read(start, group, after, place)
+        # What is held would grow for as long as this reader catches up.
         if not batch.is_complete:
             distribution.let_go(joining)
         chunk = await _show(start, group, batch)
@@ -270,6 +273,7 @@ async def _read_rows(
     ends_at = asyncio.get_running_loop().time() + timeout
     async with AsyncExitStack() as stack:
         stack.enter_context(_late_is_gap(timeout))
+        # Not around the loop: while a frame is sent, the time is that of the reader.
         async with asyncio.timeout_at(ends_at):
             connection = await _open(start, stack, group, reading)
         for view in group.key.views:

@@ -44,8 +44,8 @@ NO_ROWS = (
     " it with a database."
 )
 PULSE_INTERVAL = 0.25
-CATCHING_UP = 4
-SNAPSHOTS = 4
+CATCHING_UP = 4  # reads of the log at a time
+SNAPSHOTS = 4  # at a time; each is a connection with an open transaction
 PRINCIPALS_KNOWN = 1000  # whose resets are remembered
 SNAPSHOTS_EACH = SNAPSHOTS - 1  # of one principal: others never wait for its readers alone
 
@@ -119,6 +119,7 @@ class Outlet:
         Servers wait for open responses before they tell the application of the shutdown.
         """
         self.fanout.close()
+        # Readers that still begin are in no group yet.
         for reader in tuple(self._open):
             reader.close(frames.bye("shutdown", self.limits.retry))
 
@@ -147,7 +148,7 @@ class Outlet:
             feed = await self.fanout.feed_of(view.name for view in request.views)
             self._keep_pulse()
             return self._response(request, feed)
-        except BaseException:
+        except BaseException:  # also of a client that leaves while its feed opens
             self.fanout.release(request.principal)
             raise
 

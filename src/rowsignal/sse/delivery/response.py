@@ -36,6 +36,7 @@ class EventStream(EventSourceResponse):
                 await self._serve(receive, send)
         finally:
             self.active = False
+            # Closes the connection of a snapshot that was being read.
             await self.opening.aclose()
             self.closed()
         if not self.reader.is_gone:
@@ -52,6 +53,7 @@ class EventStream(EventSourceResponse):
         assert waiting is not None  # noqa: S101 -- ASGI applications run in tasks
         sending = asyncio.create_task(self._send_all(send))
         self.reader.abort = sending.cancel
+        # receive() returns at the disconnect only: nothing else ends this wait.
         sending.add_done_callback(lambda _: waiting.cancel())
         try:
             message = await receive()
@@ -63,6 +65,7 @@ class EventStream(EventSourceResponse):
             if not sending.done():
                 sending.cancel()
                 raise
+            # Our own cancellation must not count as one by the server (Task.cancelling).
             waiting.uncancel()
         if not sending.cancelled():
             sending.result()
@@ -79,6 +82,7 @@ class EventStream(EventSourceResponse):
             return
         while True:
             arrival = reader.arrival()
+            # Awaiting costs a turn of the event loop; with bytes there already it is spared.
             if arrival is not None:
                 await arrival
             chunk = reader.take()

@@ -63,6 +63,7 @@ async def current_row(
     condition = partial(where_clause, view.conditions)
     keys = _named(exposure, [key])
     found = json_rows.all_rows(connection, shape, wanted, condition, keys)
+    # The generator holds a cursor: it must be closed before the connection is used again.
     async with aclosing(found) as pages:
         page = await anext(pages, None)
     return page[0].values if page else None

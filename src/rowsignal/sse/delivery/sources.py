@@ -7,7 +7,7 @@ from rowsignal.sse.access.exposures import Exposure
 from rowsignal.streams.change_source import ChangeSource
 from rowsignal.triggers.catalog import Capture
 
-FRESH = 5.0
+FRESH = 5.0  # seconds that a status page may lag behind
 
 
 class Sources:

@@ -16,6 +16,7 @@ class Turn:
 
     async def __aenter__(self) -> Self:
         try:
+            # A grant may come between a cancellation and its arrival here: the future must take it.
             await asyncio.shield(self.granted)
         except asyncio.CancelledError:
             self.release()
@@ -71,6 +72,7 @@ class FairTurns:
                 del self._waiting[principal]
 
     def _serve(self) -> None:
+        # A grant changes the dict that is gone through.
         for principal in tuple(self._waiting):
             if self._free and self._held[principal] < self._each:
                 waiting = self._waiting.pop(principal)

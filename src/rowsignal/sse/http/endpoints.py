@@ -59,6 +59,7 @@ class Endpoints:
             found = await self.poll.wait(asked, timeout, known)
         finally:
             self.outlet.fanout.release(grant.principal)
+            # A wait that was ended by its token tells so, not that nothing has changed.
             _time_left(grant)
         return _row_answer(found)
 

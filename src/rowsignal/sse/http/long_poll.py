@@ -126,6 +126,7 @@ class LongPoll:
         model = type(instance)
         left = max(deadline - asyncio.get_running_loop().time(), 0.0)
         async with AsyncSession(self._engine, expire_on_commit=False) as session:
+            # The wait compares with the values that the session holds.
             session.add(instance)
             attributes = [_attribute(model, column) for column in sorted(asked.watched)]
             identity = sa.inspect(instance).identity
@@ -153,6 +154,7 @@ class LongPoll:
                 raise _unreadable(error) from error
             if found is None:
                 raise _absent(exposure)
+            # It outlives this session, and is added to that of the wait.
             session.expunge(found)
         return found
 

@@ -42,6 +42,7 @@ async def stream_options(
     last_event_id: Annotated[str | None, Header(description="Resume: wins over `after`.")] = None,
 ) -> StreamOptions:
     """Collect the options of a stream."""
+    # A browser that reconnects repeats the address: the header is the newer of the two.
     position = last_event_id or after or None
     return StreamOptions(Beginning(snapshot=snapshot, after=position), conflate)
 

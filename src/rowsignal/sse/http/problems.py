@@ -69,6 +69,7 @@ def problem_of(error: RowSignalError) -> Problem:
     if isinstance(error, ReaderLimitError) and error.is_own:
         status = HTTPStatus.TOO_MANY_REQUESTS
     headers = {}
+    # RFC 9110, 15.5.2: such an answer names the way to authenticate.
     if status is HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     if status in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}:

@@ -183,6 +183,7 @@ def _key_value(text: str, column: Any) -> Any:
     except FilterError:
         return _plain(text, column)
     value = kind.parse(text)
+    # Keys are compared with those of changes, where the server has written them.
     if kind.name in {"integer", "boolean"}:
         return value
     if isinstance(value, Number):

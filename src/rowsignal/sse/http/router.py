@@ -110,6 +110,7 @@ def router_of(
     office = tickets or TicketOffice()
     router = APIRouter(route_class=ProblemRoute, lifespan=lifespan, tags=["changes"])
     endpoints = Endpoints(outlet)
+    # The routes for tickets come first: Starlette takes the first that matches.
     _add_reading(router, endpoints, _by_ticket(office), route_class=TicketRoute)
     _add_reading(router, endpoints, authorize)
     _add_tickets(router, office, authorize)

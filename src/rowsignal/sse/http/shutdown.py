@@ -51,6 +51,7 @@ def on_stop_signal(close: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         for number, before in handlers.items():
+            # Another handler may have been set in front since.
             if signal.getsignal(number) == chained[number].handle:
                 signal.signal(number, before)
 
@@ -72,6 +73,7 @@ class Chained:
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Start the shutdown, then call the other handler."""
         if not self._loop.is_closed():
+            # A signal interrupts any bytecode: the loop must not be entered here.
             self._loop.call_soon_threadsafe(self._stop)
         self.before(number, frame)
 

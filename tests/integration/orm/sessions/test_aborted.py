@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import (
     async_sessionmaker,
     create_async_engine,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
 
 from rowsignal import (
     AbortedTransactionError,
@@ -28,20 +28,11 @@ from rowsignal import (
     get_transaction,
     make_db_session,
 )
+from support.entries import Base, Entry
 from support.web_server import served
 
 DRIVERS = ("asyncpg", "psycopg_async")
 Failing = Callable[[AsyncSession], Awaitable[None]]
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Entry(Base):
-    __tablename__ = "entry"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
 
 
 @pytest.fixture(params=DRIVERS)

@@ -16,7 +16,6 @@ from sqlalchemy.ext.asyncio import (
     async_sessionmaker,
     create_async_engine,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from rowsignal import (
     AsyncDatabaseManager,
@@ -28,22 +27,13 @@ from rowsignal import (
     lock_tables,
     make_db_session,
 )
+from support.entries import Base, Entry
 from support.web_server import served
 
 KINDS = ("dependency", "middleware", "middleware that commits")
 CONTEXTS = ("context", "manager", "block", "block that commits")
 FAILURES = ("second block", "exception", "http exception")
 Contexts = Callable[[], AbstractAsyncContextManager[AsyncSession]]
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Entry(Base):
-    __tablename__ = "entry"
-
-    id: Mapped[int] = mapped_column(primary_key=True)
 
 
 @pytest.fixture
