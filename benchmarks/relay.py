@@ -351,6 +351,9 @@ async def run() -> dict[str, object]:
         await throughput(engine, sql, url, report)
         await _with_gateways(engine, server, sql, url, report)
         await takeover(sql, url, server.url, report, stack)
+    from benchmarks.relay_wal import measure  # noqa: PLC0415 -- it takes its tools from here
+
+    await measure(report)
     return report.as_dict()
 
 

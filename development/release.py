@@ -34,6 +34,7 @@ ENTRY_POINTS = {
     "fastapi": "rowsignal.orm",
     "metrics": "rowsignal.metrics",
     "nats": "rowsignal.relay",
+    "psycopg": "psycopg",
     "pytest": "rowsignal.pytest_plugin",
     "service": "rowsignal.service.app",
     "sse": "rowsignal.sse",

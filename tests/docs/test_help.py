@@ -20,6 +20,9 @@ def commands(command: Any, name: str = "rowsignal") -> Iterator[tuple[str, Any]]
     if inner is None:
         yield name, command
         return
+    own = options(command).difference(*map(options, inner.values()))
+    if command.invoke_without_command and own:  # the group does what no command of it does
+        yield name, command
     for key, child in inner.items():
         yield from commands(child, f"{name} {key}")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -18,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.relay import Relay, RelayTimings, stream_name
 from support.change_log import Shop
+from support.wal import WalShop
 
 PATIENCE = 60.0
 QUICK = RelayTimings(presence=0.1, takeover=0.5, acknowledgement=2.0)
@@ -129,6 +131,13 @@ class RelayProcess:
         """Send a signal."""
         self.process.send_signal(number)
 
+    def peak_memory(self) -> int:
+        """Return the most bytes that it has had in memory (proc(5), VmHWM)."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+        assert found is not None
+        return int(found[1]) * 1024
+
     async def kill(self) -> None:
         """Kill without a warning, also where it is stopped."""
         if self.process.returncode is None:
@@ -137,12 +146,15 @@ class RelayProcess:
 
 
 @asynccontextmanager
-async def relay_process(engine: AsyncEngine, nats: str) -> AsyncIterator[RelayProcess]:
+async def relay_process(
+    engine: AsyncEngine, nats: str, *options: str
+) -> AsyncIterator[RelayProcess]:
     """Run `rowsignal relay` for the length of a block."""
     url = engine.url.render_as_string(hide_password=False)
     command = Path(sys.executable).with_name("rowsignal")
+    given = ("relay", "--nats", nats, "--url", url, *options)
     process = await asyncio.create_subprocess_exec(
-        str(command), "relay", "--nats", nats, "--url", url, stderr=asyncio.subprocess.PIPE
+        str(command), *given, stderr=asyncio.subprocess.PIPE
     )
     relay = RelayProcess(process)
     try:
@@ -159,7 +171,7 @@ WRITERS = 4
 class Load:
     """Writers that count rows up, each its own rows: what is stored of a row is 1, 2, 3 ..."""
 
-    shop: Shop
+    shop: Shop | WalShop
     rounds: int
     written: int = 0
 

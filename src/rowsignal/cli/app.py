@@ -19,7 +19,7 @@ from rowsignal.cli.grant import grant, revoke
 from rowsignal.cli.migrations import init
 from rowsignal.cli.output import write
 from rowsignal.cli.prune import prune
-from rowsignal.cli.relay import relay
+from rowsignal.cli.relay import app as relay
 from rowsignal.cli.serve import serve
 from rowsignal.cli.terminal import printable
 from rowsignal.cli.triggers import install, status, uninstall
@@ -49,7 +49,6 @@ COMMANDS = (
     watch,
     work,
     serve,
-    relay,
     gateway,
     prune,
     demo,
@@ -63,6 +62,7 @@ migrations = typer.Typer(help="Migrations.", no_args_is_help=True)
 migrations.command("init")(init)
 app.add_typer(migrations, name="db")
 app.add_typer(consumers, name="consumers")
+app.add_typer(relay, name="relay")
 
 
 def _show_version(is_asked: bool) -> None:

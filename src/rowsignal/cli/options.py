@@ -20,16 +20,14 @@ Url = Annotated[
         help="The database: postgresql://user@host/name.",
     ),
 ]
-Nats = Annotated[
-    str,
-    typer.Option(
-        "--nats",
-        envvar="ROWSIGNAL_NATS_URL",
-        show_default=False,
-        metavar="URL",
-        help="NATS: nats://host:4222, several with commas between them.",
-    ),
-]
+NATS = typer.Option(
+    "--nats",
+    envvar="ROWSIGNAL_NATS_URL",
+    show_default=False,
+    metavar="URL",
+    help="NATS: nats://host:4222, several with commas between them.",
+)
+Nats = Annotated[str, NATS]
 Tables = Annotated[
     list[str] | None,
     typer.Argument(metavar="TABLE", show_default=False, help="Tables, as schema.name."),

@@ -35,6 +35,7 @@ CHECKS: tuple[Check, ...] = (
     log_checks.order,
     log_checks.log,
     log_checks.consumers,
+    log_checks.slots,
 )
 
 

@@ -66,6 +66,31 @@ async def consumers(context: CheckContext) -> AsyncIterator[Finding]:
         yield Finding(Severity.OK, "consumers", message)
 
 
+async def slots(context: CheckContext) -> AsyncIterator[Finding]:
+    """Check how far behind the replication slots of relays are."""
+    for row in await context.ask("wal_slots"):
+        subject = f"slot {row['name']}"
+        behind = f"The relay is {row['lag']} of WAL behind"
+        if row["wal_status"] == "lost":
+            message = "WAL that was not read in time is gone: readers are told of a reset."
+            fix = "Start `rowsignal relay --capture wal`; raise max_slot_wal_keep_size."
+            yield Finding(Severity.ERROR, subject, message, fix)
+        elif row["wal_status"] == "unreserved":
+            message = f"{behind}: the next checkpoint may remove some of it."
+            fix = "Start `rowsignal relay --capture wal` now; raise max_slot_wal_keep_size."
+            yield Finding(Severity.ERROR, subject, message, fix)
+        elif not row["is_active"]:
+            message = f"No relay reads it; it keeps {row['lag']} of WAL, and more with each write."
+            fix = "Start `rowsignal relay --capture wal`, or `rowsignal relay uninstall`."
+            yield Finding(Severity.WARNING, subject, message, fix)
+        elif row["wal_status"] == "extended":
+            message = f"{behind}, more than max_wal_size: the disk fills until it has caught up."
+            fix = "Look at the relay and at NATS; set max_slot_wal_keep_size."
+            yield Finding(Severity.WARNING, subject, message, fix)
+        else:
+            yield Finding(Severity.OK, subject, f"{behind}.")
+
+
 def _age(seconds: Any) -> str:
     if seconds is None:
         return "not there, so nothing is"

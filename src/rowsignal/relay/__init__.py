@@ -12,6 +12,13 @@ try:
     from rowsignal.relay.relay import Relay
     from rowsignal.relay.source import JetStreamSource
     from rowsignal.relay.timings import RelayTimings
+    from rowsignal.relay.wal.installation import (
+        WalCaptureStatus,
+        WalTableStatus,
+        install_wal_capture,
+        uninstall_wal_capture,
+        wal_capture_status,
+    )
 except ModuleNotFoundError as error:
     raise rowsignal.exceptions.missing_extra("rowsignal.relay", "nats", error) from error
 
@@ -25,9 +32,14 @@ __all__ = [
     "StreamHealth",
     "StreamSettings",
     "StreamWatch",
+    "WalCaptureStatus",
+    "WalTableStatus",
+    "install_wal_capture",
     "relayed_tables",
     "stream_health",
     "stream_name",
     "subject_of",
     "unrelayed_seconds",
+    "uninstall_wal_capture",
+    "wal_capture_status",
 ]

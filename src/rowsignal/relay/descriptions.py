@@ -14,7 +14,7 @@ from nats.js.api import KeyValueConfig
 from nats.js.errors import BucketNotFoundError, NotFoundError
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
-from sqlalchemy.exc import UnsupportedCompilationError
+from sqlalchemy.exc import CompileError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.identifiers import QualifiedName
@@ -102,7 +102,7 @@ def _name(type_: sa.types.TypeEngine[Any]) -> str:
     """Return the name of SQLAlchemy's type; nothing for a type that it does not know."""
     try:
         written = type_.compile(DIALECT)
-    except UnsupportedCompilationError:
+    except CompileError:
         return ""
     plain, *_ = re.split(r"\(| WITH", written, maxsplit=1)
     name = plain.strip().replace(" ", "_")

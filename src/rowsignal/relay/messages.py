@@ -14,11 +14,11 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
-from rowsignal.change_log.positions import incarnation_of
 from rowsignal.changes import Change, Operation, Reset
 from rowsignal.identifiers import QualifiedName
 from rowsignal.nats.subjects import subject_of
 from rowsignal.postgres.json_values import decode_mapping
+from rowsignal.relay.positions import incarnation_of
 from rowsignal.streams.loader import RowChange, TableReset
 
 POSITION = "Rowsignal-Position"
@@ -85,6 +85,8 @@ class MessageWriter:
             "row": _carried(it.row, columns),
             "old": _carried(it.old, columns),
         }
+        if absent := [] if it.row is None else [name for name in columns if name not in it.row]:
+            body["absent"] = absent  # large values that were not touched: the WAL lacks them
         headers = self._headers(position, position)
         headers[SCHEMA] = schema_version(columns)
         if change.transaction_id is not None:

@@ -3,7 +3,6 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from datetime import datetime
 from typing import NoReturn
 
 from rowsignal.relay.messages import Message
@@ -12,7 +11,7 @@ from rowsignal.relay.publisher import Acknowledgement, FencedError, Head, Publis
 LIMIT = 2000
 REPORT = 500  # acknowledgements between two reports, where there are as many at once
 
-Report = Callable[[int, datetime | None], None]
+Report = Callable[[int, Message], None]
 
 
 class Pipeline:
@@ -30,7 +29,10 @@ class Pipeline:
         report: Report,
         limit: int = LIMIT,
     ) -> None:
-        """Go on after the end of a stream; `report` is told how many messages are stored."""
+        """Go on after the end of a stream.
+
+        `report` is told how many messages are stored, and which was the last of them.
+        """
         self.sequence = self._stored = head.sequence
         self._publisher = publisher
         self._timeout = timeout
@@ -74,7 +76,7 @@ class Pipeline:
             self._settled.set()
             count += 1
             if not self._flying or count >= REPORT:
-                self._report(count, message.captured_at)
+                self._report(count, message)
                 count = 0
 
     async def _receipt(self, acknowledgement: Acknowledgement) -> Receipt:

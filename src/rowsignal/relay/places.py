@@ -11,29 +11,35 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Self
 
-from rowsignal.change_log.positions import Position, Snapshot
-from rowsignal.change_log.positions import decode as decode_position
+from rowsignal.change_log.positions import Snapshot
 from rowsignal.exceptions import PositionError
 
 PREFIX = "n"
 TEXT = re.compile(r"n([0-9a-z]{1,13})\.([1-9]\d{0,18}|0)(?:\.([A-Za-z0-9_-]{1,4000}))?", re.ASCII)
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-RUNNING = re.compile(r"\d{1,19}:\d{1,19}:(\d{1,19}(,\d{1,19})*)?", re.ASCII)
+SEEN = re.compile(
+    r"(\d{1,19}:\d{1,19}:(?:\d{1,19}(?:,\d{1,19})*)?)(?:@([0-9A-F]{1,16}))?", re.ASCII
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """After a message of a stream; with `seen`, the changes that this snapshot saw are known."""
+    """After a message of a stream; with `seen`, the changes that this snapshot saw are known.
+
+    `seen_lsn` is where the WAL ended once it was taken, where changes are captured from the WAL.
+    """
 
     incarnation: str
     sequence: int
     seen: Snapshot | None = None
+    seen_lsn: int | None = None
 
     def __str__(self) -> str:
         text = f"{PREFIX}{self.incarnation}.{self.sequence}"
         if self.seen is None:
             return text
-        raw = base64.urlsafe_b64encode(str(self.seen).encode())
+        lsn = "" if self.seen_lsn is None else f"@{self.seen_lsn:X}"
+        raw = base64.urlsafe_b64encode(f"{self.seen}{lsn}".encode())
         return f"{text}.{raw.rstrip(b'=').decode()}"
 
     @classmethod
@@ -45,7 +51,13 @@ class Place:
                 f"{text[:60]!r} is no position of a stream: pass one that it carried."
             )
         incarnation, sequence, seen = found.groups()
-        return cls(incarnation, int(sequence), None if seen is None else _snapshot(seen))
+        if seen is None:
+            return cls(incarnation, int(sequence))
+        return cls(incarnation, int(sequence), *_snapshot(seen))
+
+    def whole(self) -> Self:
+        """Return the place once everything that the snapshot saw is passed."""
+        return replace(self, seen=None, seen_lsn=None)
 
     def at(self, sequence: int) -> Self:
         """Return another place of the same reader."""
@@ -57,15 +69,17 @@ def is_place(text: str) -> bool:
     return TEXT.fullmatch(text) is not None
 
 
-def _snapshot(text: str) -> Snapshot:
+def _snapshot(text: str) -> tuple[Snapshot, int | None]:
     try:
         raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         plain = raw.decode("ascii")
     except (binascii.Error, ValueError):
         plain = ""
-    if RUNNING.fullmatch(plain) is None:
+    found = SEEN.fullmatch(plain)
+    if found is None:
         raise PositionError(f"{text[:60]!r} is no snapshot of a stream's position.")
-    return Snapshot.parse(plain)
+    lsn = found[2]
+    return Snapshot.parse(found[1]), None if lsn is None else int(lsn, 16)
 
 
 def incarnation_of(created: datetime) -> str:
@@ -81,9 +95,3 @@ def incarnation_of(created: datetime) -> str:
         number, digit = divmod(number, 36)
         digits = DIGITS[digit] + digits
     return digits
-
-
-def passes(position: str, seen: Snapshot) -> bool:
-    """Tell whether a position of the log lies after everything that a snapshot saw."""
-    found = decode_position(position)
-    return isinstance(found, Position) and found.seen.includes(seen)

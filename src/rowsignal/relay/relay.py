@@ -5,9 +5,8 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
-from datetime import datetime
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 from nats.aio.client import Client
 from sqlalchemy import text
@@ -15,39 +14,35 @@ from sqlalchemy.exc import NoSuchTableError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.changes import Reset
-from rowsignal.exceptions import NotWatchedError, PositionError
+from rowsignal.exceptions import missing_extra
 from rowsignal.hooks import Hooks, guarded
 from rowsignal.identifiers import QualifiedName
 from rowsignal.listener import Listener, reconnect_delays
 from rowsignal.nats.connection import OUTAGES, connected
 from rowsignal.postgres.errors import describe, is_outage
+from rowsignal.relay.captures import SECURED, CaptureFeed, LogCapture, RelayCapture
 from rowsignal.relay.descriptions import Descriptions, describe_tables
 from rowsignal.relay.jetstream import JetStreamPublisher, StreamSettings
-from rowsignal.relay.messages import TOO_LARGE, UNPLACED, Message, MessageWriter
+from rowsignal.relay.messages import POSITION, TOO_LARGE, UNPLACED, Message, MessageWriter
 from rowsignal.relay.pipeline import Pipeline
 from rowsignal.relay.presence import Presence, StandbyRequiredError
 from rowsignal.relay.publisher import FencedError, Head, Publisher
 from rowsignal.relay.tables import Carried, carried_tables, columns_of
 from rowsignal.relay.timings import RelayTimings
-from rowsignal.streams.feed import ChangeFeed
 from rowsignal.streams.loader import Loaded, RowChange, TableReset
 from rowsignal.streams.sources import SourceBatch
 
 logger = logging.getLogger("rowsignal.relay")
 
+CaptureName = Literal["log", "wal"]
 Describe = Callable[[Mapping[QualifiedName, tuple[str, ...]]], Awaitable[None]]
 
 LAG_KEPT = 2.0
 LONGEST_DELAY = 1.0  # between attempts: NATS and PostgreSQL are asked for one message each
-EMPTIED = (
-    "The end of the stream does not say how far the relay had come: its messages were discarded or"
-    " are of another program."
-)
 CIRCULAR = (
     "The relay's engine has a Listener whose hints are this relay's own messages: give the relay"
     " an engine of its own."
 )
-SECURED = "Row-level security decides who sees a row of {}, and cannot be asked outside PostgreSQL."
 
 
 class Relay:
@@ -58,6 +53,10 @@ class Relay:
     `nats` is a URL, several with commas between them, or a connected client. `tables` are models
     or names, or a mapping of them to the columns that are carried; without, all tables that have a
     log. The stream is made with the settings `stream` where there is none.
+
+    `capture="wal"` reads the changes of published tables from the WAL instead of the change log
+    (`install_wal_capture`); `replication_url` is an address of PostgreSQL itself, where `engine`
+    has that of a pooler.
 
     Any number of relays may run: one is at work, the others stand by. What a crash of any of them
     leaves undecided is decided by the stream, which takes a message only at its very place.
@@ -72,7 +71,13 @@ class Relay:
         stream: StreamSettings | None = None,
         timings: RelayTimings | None = None,
         hooks: Hooks | None = None,
+        capture: CaptureName = "log",
+        replication_url: str | None = None,
     ) -> None:
+        if capture not in get_args(CaptureName):
+            raise ValueError(f"capture is 'log' or 'wal', not {capture!r}.")
+        self._kind = capture
+        self._replication_url = replication_url
         self._engine = engine
         self._nats = nats
         self._tables = tables
@@ -85,17 +90,26 @@ class Relay:
         if Listener.of(self._engine).is_relayed:
             raise ValueError(CIRCULAR)
         async with AsyncExitStack() as stack:
-            tables, database = await carried_tables(self._engine, self._tables), await self._name()
+            capture, database = await self._captured(), await self._name()
             client = await stack.enter_async_context(connected(self._nats, "rowsignal relay"))
             presence = Presence(client, database, self._timings)
             stack.push_async_callback(presence.close)
             await presence.open()
             publisher = JetStreamPublisher(client, database, self._stream)
             stack.push_async_callback(publisher.close)
-            term = Term(self._engine, publisher, database, tables, self._timings, self._hooks)
+            term = Term(capture, publisher, database, self._timings, self._hooks)
             replicas = (self._stream or StreamSettings()).replicas
             term.describe = partial(self._describe, Descriptions(client, database), replicas)
             await self._keep_going(term, presence)
+
+    async def _captured(self) -> RelayCapture:
+        if self._kind == "log":
+            return LogCapture(self._engine, await carried_tables(self._engine, self._tables))
+        try:
+            from rowsignal.relay.wal.capture import WalCapture  # noqa: PLC0415 -- an optional extra
+        except ModuleNotFoundError as error:
+            raise missing_extra("Capture from the WAL", "psycopg", error) from error
+        return await WalCapture.of(self._engine, self._tables, self._replication_url)
 
     async def _describe(
         self,
@@ -143,97 +157,60 @@ class Term:
 
     def __init__(
         self,
-        engine: AsyncEngine,
+        capture: RelayCapture,
         publisher: Publisher,
         database: str,
-        tables: dict[QualifiedName, tuple[str, ...] | None],
         timings: RelayTimings,
         hooks: Hooks,
     ) -> None:
         self.database = database
-        self._engine = engine
+        self._capture = capture
         self._publisher = publisher
-        self._tables = tables
         self._timings = timings
         self._hooks = hooks
         self._writer = MessageWriter(database)
         self._reached = ""
         self._stored_at = 0.0
-        self._is_first = True
         self._lag = LagGauge()
         self._described: Mapping[QualifiedName, tuple[str, ...]] = {}
         self.describe: Describe | None = None
 
     async def run(self, presence: Presence) -> NoReturn:
         """Publish what comes after the stream's last message; raise what ends the term."""
-        head = await self._publisher.head()
         async with AsyncExitStack() as stack:
-            feed, is_lost = await self._open(stack, head)
+            feed, head, lost = await self._capture.open(stack, self._publisher.head)
             self._reached = head.position or feed.position or ""
             pipeline = Pipeline(
                 self._publisher,
                 head,
                 timeout=self._timings.acknowledgement,
-                report=self._report,
+                report=partial(self._report, feed),
             )
             stack.callback(pipeline.close)
-            if is_lost:
-                await self._begin(feed, pipeline, head)
-            await self._tell_faults(feed, pipeline)
+            if lost is not None:
+                await self._begin(feed, pipeline, head, lost)
+            for fault in feed.faults():
+                await self._send_reset(pipeline, fault)
             await self._follow_columns(feed)
             self._hooks.relay_active(database=self.database, active=True)
             logger.info("relaying %s after message %d", self.database, head.sequence)
             await run_together(
-                presence.announce(self._lag.now), pipeline.collect(), self._publish(feed, pipeline)
+                presence.announce(self._lag.now),
+                pipeline.collect(),
+                feed.attend(),
+                self._publish(feed, pipeline),
             )
 
-    async def _open(self, stack: AsyncExitStack, head: Head) -> tuple[ChangeFeed, bool]:
-        """Follow the log from where the stream ends; tell whether that is not known."""
-        position = head.position
-        try:
-            feed = ChangeFeed(self._engine, self._tables, after=position)
-            await stack.enter_async_context(feed)
-        except PositionError:
-            position = None
-            feed = ChangeFeed(self._engine, self._tables)
-            await stack.enter_async_context(feed)
-        if self._is_first:
-            self._check(feed)
-        self._is_first = False
-        return feed, position is None
-
-    async def _tell_faults(self, feed: ChangeFeed, pipeline: Pipeline) -> None:
-        """Reset the tables whose triggers went while this relay stood by or was cut off."""
-        for name, state in feed.states.items():
-            if state.fault is not None:
-                reset = TableReset(reason=state.fault, table=name, is_of_capture=True)
-                await self._send_reset(pipeline, reset)
-
-    def _check(self, feed: ChangeFeed) -> None:
-        """Refuse to begin where changes would be missing: that is for an operator to mend."""
-        feed.check()
-        for state in feed.states.values():
-            if state.capture.kind != "log":
-                raise NotWatchedError(
-                    f"{state.label} has no change log, which a relay reads:"
-                    f" `rowsignal install --log {state.label}`."
-                )
-            if state.shape is not None and state.shape.has_row_security:
-                raise NotWatchedError(
-                    f"{SECURED.format(state.label)} Let the relay connect as a role with BYPASSRLS,"
-                    " and gateways decide by grants."
-                )
-
-    async def _begin(self, feed: ChangeFeed, pipeline: Pipeline, head: Head) -> None:
+    async def _begin(self, feed: CaptureFeed, pipeline: Pipeline, head: Head, reason: str) -> None:
         """Say where an empty stream begins, or that what came before is not known."""
         self._reached = feed.position or ""
         if head.sequence:
-            await self._send_reset(pipeline, Reset(reason=EMPTIED))
+            await self._send_reset(pipeline, Reset(reason=reason))
         else:
             await pipeline.send(self._writer.checkpoint(self._reached, 0))
         self._stored_at = time.monotonic()
 
-    async def _publish(self, feed: ChangeFeed, pipeline: Pipeline) -> NoReturn:
+    async def _publish(self, feed: CaptureFeed, pipeline: Pipeline) -> NoReturn:
         while True:
             batch = await feed.next()
             columns = await self._follow_columns(feed)
@@ -241,32 +218,35 @@ class Term:
             loaded = await feed.load(batch, wanted)
             for it in loaded:
                 await self._send(feed, pipeline, it, columns)
-            await self._finish(batch, pipeline, is_empty=not loaded)
+            await self._finish(feed, batch, pipeline, is_empty=not loaded)
 
-    async def _follow_columns(self, feed: ChangeFeed) -> dict[QualifiedName, tuple[str, ...]]:
+    async def _follow_columns(self, feed: CaptureFeed) -> dict[QualifiedName, tuple[str, ...]]:
         """Return the columns that are carried now; where they have changed, tell gateways."""
         columns = {
-            name: columns_of(shape, self._tables[name]) for name, shape in feed.shapes.items()
+            name: columns_of(shape, self._capture.tables[name])
+            for name, shape in feed.shapes.items()
         }
         if columns != self._described and self.describe is not None:
             await self.describe(columns)
         self._described = columns
         return columns
 
-    async def _finish(self, batch: SourceBatch, pipeline: Pipeline, *, is_empty: bool) -> None:
+    async def _finish(
+        self, feed: CaptureFeed, batch: SourceBatch, pipeline: Pipeline, *, is_empty: bool
+    ) -> None:
         now = time.monotonic()
         if batch.position is None:
             return
         if not is_empty:
             self._stored_at = now
-        elif now - self._stored_at >= self._timings.checkpoint:
+        elif feed.wants_checkpoint or now - self._stored_at >= self._timings.checkpoint:
             self._stored_at = now
             await pipeline.send(self._writer.checkpoint(batch.position, pipeline.sequence))
         self._reached = batch.position
 
     async def _send(
         self,
-        feed: ChangeFeed,
+        feed: CaptureFeed,
         pipeline: Pipeline,
         it: Loaded | Reset,
         columns: dict[QualifiedName, tuple[str, ...]],
@@ -290,7 +270,7 @@ class Term:
         except (ValueError, RecursionError):
             return None
 
-    def _unfit(self, feed: ChangeFeed, it: RowChange) -> str | None:
+    def _unfit(self, feed: CaptureFeed, it: RowChange) -> str | None:
         """Return why a change cannot be carried, in a sentence."""
         if feed.shapes[it.table].has_row_security:
             return SECURED.format(".".join(it.table))
@@ -303,7 +283,9 @@ class Term:
         self._hooks.reset(table=table, reason=reset.reason)
         logger.warning("a reset is relayed: %s", reset.reason)
 
-    def _report(self, count: int, captured_at: datetime | None) -> None:
+    def _report(self, feed: CaptureFeed, count: int, last: Message) -> None:
+        feed.stored(last.headers[POSITION])
+        captured_at = last.captured_at
         lag = 0.0 if captured_at is None else max(time.time() - captured_at.timestamp(), 0.0)
         self._lag.note(lag)
         self._hooks.relayed(database=self.database, count=count, lag=lag)

@@ -18,8 +18,12 @@ from rowsignal.change_log.positions import decode as decode_position
 from rowsignal.changes import Reset
 from rowsignal.exceptions import UnsupportedError
 from rowsignal.identifiers import QualifiedName
+from rowsignal.postgres.json_rows import one_view
+from rowsignal.postgres.parameters import run_query
+from rowsignal.postgres.statements import query
 from rowsignal.relay.messages import Checkpoint, Item
-from rowsignal.relay.places import Place, is_place, passes
+from rowsignal.relay.places import Place, is_place
+from rowsignal.relay.positions import is_of_wal, passes
 from rowsignal.relay.stream_tail import AHEAD, REPLACED, Entry, StreamTail
 from rowsignal.streams.change_source import Feed, Names, RowsView, Wanted
 from rowsignal.streams.loader import Loaded, RowChange, TableReset
@@ -30,7 +34,10 @@ LIMIT = 10_000
 EMPTY_PACE = 1.0
 MOVE_TIMEOUT = 1.0
 OF_THE_LOG = "The position is of the change log itself: begin again with a snapshot."
-NOT_CARRIED = "The relay does not carry {} of {}: name it there, or offer less here."
+NOT_CARRIED = (
+    "The relay does not carry {} of {}: name it there, or offer less here. A large value that was"
+    " not touched is in the WAL only where the replica identity is full."
+)
 
 
 class JetStreamFeed:
@@ -184,7 +191,7 @@ class JetStreamSource:
         else:
             items, is_over = _unseen(start, entries)
             if is_over:
-                reached = replace(reached, seen=None)
+                reached = reached.whole()
         is_complete = reached.sequence == end.sequence
         if is_complete and reached.seen is not None:
             reached = await self._settled(reached, tables)
@@ -196,9 +203,17 @@ class JetStreamSource:
     @asynccontextmanager
     async def rows(self, *, is_logged: bool) -> AsyncIterator[RowsView]:  # noqa: ARG002 -- it is
         """Open a view of the current rows; it leaves out what it saw of the messages to come."""
-        log = self._primary()
+        engine, log = self._primary()
         await self._tail.catch_up()
-        place = self._tail.place
+        place, position = self._tail.place, self._tail.log_position
+        if is_of_wal(position):
+            async with one_view(engine) as connection:
+                (row,) = (await run_query(connection, query("wal_snapshot"))).mappings()
+                # The relay stores a checkpoint once it has come to this message.
+                await run_query(connection, query("wal_emit"))
+                seen = Snapshot.parse(row["seen"])
+                yield RowsView(connection, str(replace(place, seen=seen, seen_lsn=row["lsn"])))
+            return
         async with log.snapshot() as view:
             found = await view.connection.scalar(
                 text("SELECT pg_catalog.pg_current_snapshot()::pg_catalog.text")
@@ -215,21 +230,20 @@ class JetStreamSource:
         if self._log is not None:
             await self._log.aclose()
 
-    def _primary(self) -> ChangeLog:
+    def _primary(self) -> tuple[AsyncEngine, ChangeLog]:
         if self.engine is None:
             raise UnsupportedError("This source has no database to read current rows from.")
         if self._log is None:
             self._log = ChangeLog(self.engine)
-        return self._log
+        return self.engine, self._log
 
     async def _settled(self, reached: Place, tables: Sequence[QualifiedName]) -> Place:
         """Return a place without its snapshot once the relay has passed that; else wait a little.
 
         Where nothing more was logged before the snapshot, no message will say that it is passed.
         """
-        seen, position = reached.seen, self._tail.log_position
-        if seen is None or await self._is_passed(seen, position, tables):
-            return replace(reached, seen=None)
+        if await self._is_passed(reached, self._tail.log_position, tables):
+            return reached.whole()
         try:
             async with asyncio.timeout(MOVE_TIMEOUT):
                 await self._tail.moved()
@@ -238,14 +252,17 @@ class JetStreamSource:
         return reached
 
     async def _is_passed(
-        self, seen: Snapshot, position: str, tables: Sequence[QualifiedName]
+        self, place: Place, position: str, tables: Sequence[QualifiedName]
     ) -> bool:
-        if not position or passes(position, seen):
-            return bool(position)
+        seen = place.seen
+        if seen is None or (position and passes(position, seen, place.seen_lsn)):
+            return True
+        if not position or is_of_wal(position):
+            return False
         log = decode_position(position)
         end = Position(log.incarnation, seen).encode()
         try:
-            between = await self._primary().read(position, until=end, tables=tables, limit=1)
+            between = await self._primary()[1].read(position, until=end, tables=tables, limit=1)
         except ValueError:  # the relay is amid a window that ends after the snapshot
             return False
         return not isinstance(between, Reset) and not between.changes
@@ -262,7 +279,7 @@ def _unseen(start: Place, entries: Sequence[Entry]) -> tuple[list[Item], bool]:
     for entry in entries:
         item = entry.item
         is_known = seen is not None and _was_seen(item, seen)
-        if seen is not None and passes(entry.position, seen):
+        if seen is not None and passes(entry.position, seen, start.seen_lsn):
             seen = None  # from the next one on: the last of a window has the position of its end
         if is_known:
             continue

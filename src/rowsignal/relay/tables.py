@@ -12,11 +12,10 @@ from rowsignal.triggers import trigger_status
 from rowsignal.triggers.settings import targets_of
 
 Carried = Mapping[Any, Sequence[str] | None] | Iterable[Any] | None
+Columns = dict[QualifiedName, tuple[str, ...] | None]
 
 
-async def carried_tables(
-    engine: AsyncEngine, tables: Carried
-) -> dict[QualifiedName, tuple[str, ...] | None]:
+async def carried_tables(engine: AsyncEngine, tables: Carried) -> Columns:
     """Return the columns to carry by table, None for all; without tables, of all with a log.
 
     Raises `TriggerInstallError` where nothing has a log.
@@ -30,6 +29,11 @@ async def carried_tables(
                 " log=True) or `rowsignal install TABLE` makes one."
             )
         return dict.fromkeys(names)
+    return named_columns(tables)
+
+
+def named_columns(tables: Mapping[Any, Sequence[str] | None] | Iterable[Any]) -> Columns:
+    """Return the columns to carry by table, None for all, of tables that are named."""
     if isinstance(tables, str):
         tables = [tables]
     pairs: Iterable[tuple[Any, Sequence[str] | None]]

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from support.change_log import Shop, open_shop
 from support.nats_server import NatsServer, client_of, nats_server
 from support.relays import StreamReader
+from support.wal import WalShop, open_wal_shop
 
 
 @pytest.fixture
@@ -35,3 +36,9 @@ async def shop(engine: AsyncEngine) -> AsyncIterator[Shop]:
 @pytest.fixture
 def stream(client: Client, engine: AsyncEngine) -> StreamReader:
     return StreamReader(client, engine.url.database or "")
+
+
+@pytest.fixture
+async def wal_shop(engine: AsyncEngine) -> AsyncIterator[WalShop]:
+    async with open_wal_shop(engine) as shop:
+        yield shop

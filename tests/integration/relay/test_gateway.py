@@ -16,18 +16,26 @@ from support.event_streams import EventReader, execute, make_tables, reading
 from support.gateways import gateway
 from support.nats_server import NatsServer
 from support.relays import StreamReader, relaying
+from support.wal import published
 
 CONNECTIONS = "select count(*) from pg_stat_activity where datname = current_database()"
+BREAKS = {
+    "log": ("delete from rowsignal.incarnation", "another log"),
+    "wal": ("alter publication rowsignal drop table orders", "not published"),
+}
 INSERT = "insert into orders (id, status, total, customer, secret) values"
 
 
-@pytest.fixture
+@pytest.fixture(params=["log", "wal"])
 async def relayed(
-    engine: AsyncEngine, nats: NatsServer, stream: StreamReader
+    engine: AsyncEngine, nats: NatsServer, stream: StreamReader, request: pytest.FixtureRequest
 ) -> AsyncIterator[str]:
-    """Provide the name of a database whose orders and items are relayed."""
+    """Provide the name of a database whose orders and items are relayed, either way."""
     await make_tables(engine, row_values=True)
-    async with relaying(engine, nats.url):
+    async with AsyncExitStack() as stack:
+        if request.param == "wal":
+            await stack.enter_async_context(published(engine, "orders", "items"))
+        await stack.enter_async_context(relaying(engine, nats.url, capture=request.param))
         await stream.next()
         yield engine.url.database or ""
 
@@ -210,17 +218,18 @@ async def test_what_nats_has_discarded_is_a_reset(
 
 
 async def test_a_relayed_reset_reaches_readers_and_those_that_resume(
-    relayed: str, engine: AsyncEngine, nats: NatsServer, stream: StreamReader
+    relayed: str, engine: AsyncEngine, nats: NatsServer, request: pytest.FixtureRequest
 ) -> None:
+    break_capture, reason = BREAKS[request.node.callspec.params["relayed"]]
     async with gateway(nats.url, relayed) as site:
         async with reading(site.port, "/changes/orders") as reader:
             first = await _level(reader)
-            await execute(engine, "delete from rowsignal.incarnation")
+            await execute(engine, break_capture)
             await execute(engine, f"{INSERT} (1, 'open', 1, 1, 'x')")
             reset = await reader.until("reset")
         async with reading(site.port, f"/changes/orders?after={first}") as reader:
             again = await reader.until("reset")
-    assert "another log" in reset.data["reason"]
+    assert reason in reset.data["reason"]
     assert again.data["reason"] == reset.data["reason"]
 
 

@@ -12,6 +12,7 @@ from support.gateways import gateway
 from support.hoppers import FILL, ROWS, Hopper, count_up, hop, in_turns
 from support.nats_server import NatsServer
 from support.relays import StreamReader, relaying
+from support.wal import published
 
 # A handshake that fails while a server goes away: nats-py drops its writer without closing it.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -21,15 +22,20 @@ PATH = "/changes/orders"
 
 @pytest.fixture
 async def relayed(
-    engine: AsyncEngine, nats: NatsServer, stream: StreamReader
+    engine: AsyncEngine, nats: NatsServer, stream: StreamReader, request: pytest.FixtureRequest
 ) -> AsyncIterator[str]:
-    """Provide the name of a database whose orders are relayed."""
+    """Provide the name of a database whose orders are relayed, from the log unless asked."""
     await make_tables(engine, row_values=True)
-    async with relaying(engine, nats.url):
+    capture = getattr(request, "param", "log")
+    async with AsyncExitStack() as stack:
+        if capture == "wal":
+            await stack.enter_async_context(published(engine, "orders"))
+        await stack.enter_async_context(relaying(engine, nats.url, capture=capture))
         await stream.next()
         yield engine.url.database or ""
 
 
+@pytest.mark.parametrize("relayed", ["log", "wal"], indirect=True)
 async def test_readers_hop_between_gateways(
     relayed: str, engine: AsyncEngine, nats: NatsServer
 ) -> None:
@@ -40,6 +46,7 @@ async def test_readers_hop_between_gateways(
     assert all(it.hops > 5 for it in hoppers)
 
 
+@pytest.mark.parametrize("relayed", ["log", "wal"], indirect=True)
 async def test_readers_begin_with_the_rows_while_they_change(
     relayed: str, engine: AsyncEngine, nats: NatsServer
 ) -> None:

@@ -15,6 +15,7 @@ from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.hooks import Hooks
 from rowsignal.nats.connection import connected
 from rowsignal.relay import JetStreamPublisher, StreamSettings
+from rowsignal.relay.captures import LogCapture
 from rowsignal.relay.presence import Presence, StandbyRequiredError
 from rowsignal.relay.publisher import FencedError
 from rowsignal.relay.relay import Term
@@ -43,8 +44,8 @@ async def _never_standing_by(engine: AsyncEngine, url: str, label: str) -> NoRet
     own = create_async_engine(engine.url)  # and so a reader of the log of its own
     async with aclosing_engine(own), connected(url, label) as client:
         publisher = JetStreamPublisher(client, database)
-        tables = {("public", "item"): None}
-        term = Term(own, publisher, database, tables, QUICK, Hooks())
+        capture = LogCapture(own, {("public", "item"): None})
+        term = Term(capture, publisher, database, QUICK, Hooks())
         deaf = Presence(client, f"{database} {label}", QUICK)
         while True:
             try:

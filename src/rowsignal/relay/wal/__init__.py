@@ -1,0 +1,1 @@
+"""Capture from the WAL: a publication and a logical replication slot instead of triggers."""
