@@ -39,7 +39,7 @@ __all__ = [
     "stream_health",
     "stream_name",
     "subject_of",
-    "unrelayed_seconds",
     "uninstall_wal_capture",
+    "unrelayed_seconds",
     "wal_capture_status",
 ]

@@ -12,8 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.hooks import Hooks
-from rowsignal.relay import JetStreamPublisher
 from rowsignal.nats.connection import OUTAGES, connected
+from rowsignal.relay import JetStreamPublisher
 from rowsignal.relay.presence import Presence, StandbyRequiredError
 from rowsignal.relay.publisher import FencedError
 from rowsignal.relay.relay import Term
