@@ -119,7 +119,7 @@ class Relay:
     ) -> None:
         """Tell gateways what the tables are like."""
         try:
-            found = await describe_tables(self._engine, columns)
+            found = await describe_tables(self._engine, columns, capture=self._kind)
         except NoSuchTableError as error:  # dropped just now, which the catalogue will tell
             logger.warning("a table cannot be described: %s", describe(error))
             return

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from nats.aio.client import Client
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.pool import NullPool
 
 from rowsignal import Operation, watch
@@ -32,6 +33,7 @@ from support.relayed_waits import ROWS, Application, application, hinted_by
 from support.relays import StreamReader, relay_process, relaying
 from support.shop import Line, Order
 from support.waits import NOTIFIED_ONLY, begin_wait, until_listening, until_mode
+from support.wal import WalShop
 from support.web_server import serving
 
 # A handshake that fails while a server goes away: nats-py drops its writer without closing it.
@@ -327,6 +329,31 @@ async def test_a_log_is_followed_by_the_messages_of_its_tables(
             assert (change.operation, change.key) == (Operation.UPDATE, {"id": 5})
             await app.writer.execute("update lines set quantity = 9")
             assert (await anext(lines)).key == {"order_id": 1, "no": 1}
+    await own.dispose()
+
+
+class Base(DeclarativeBase):
+    """The base of the one table whose changes come from the WAL."""
+
+
+class Thing(Base):
+    __tablename__ = "item"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    v: Mapped[int]
+
+
+async def test_a_wait_relies_on_a_relay_that_reads_the_wal(
+    wal_shop: WalShop, nats: NatsServer
+) -> None:
+    await wal_shop.insert(1)
+    own = create_async_engine(wal_shop.engine.url)
+    async with relaying(wal_shop.engine, nats.url, capture="wal"), hinted_by(nats.url, own):
+        await until_listening(own, "listening")
+        Dispatcher.of(own, NOTIFIED_ONLY)
+        waiting = begin_wait(own, Thing, 1)
+        await until_mode(own, "armed", table="item")
+        await wal_shop.sql.execute("update item set v = 5")
+        assert (await waiting).v == 5
     await own.dispose()
 
 
