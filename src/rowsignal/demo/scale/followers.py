@@ -1,7 +1,7 @@
 """Readers that go from gateway to gateway at random, and keep what they received."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from random import Random
 from typing import Any, NamedTuple, NoReturn
@@ -73,10 +73,13 @@ class Follower:
         try:
             async with open_stream(HOST, port, self._tables, self._last_id) as stream:
                 while (events := await stream.next()) is not None:
-                    for event in events:
-                        self._take(event)
+                    self._take_all(events)
         except AWAY:
             await asyncio.sleep(PAUSE)
+
+    def _take_all(self, events: Iterable[Received]) -> None:
+        for event in events:
+            self._take(event)
 
     def _take(self, event: Received) -> None:
         if event.name == "reset":

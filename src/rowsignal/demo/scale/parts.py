@@ -88,13 +88,16 @@ class Part:
         self._reading = asyncio.create_task(self._read(self._process), name=f"demo {self.name}")
         try:
             async with asyncio.timeout(START_TIMEOUT):
-                while not await self._is_up():
-                    if self._process.returncode is not None:
-                        raise self._failed("has ended")
-                    await asyncio.sleep(PAUSE)
+                await self._until_up(self._process)
         except TimeoutError:
             raise self._failed(f"was not ready within {START_TIMEOUT:g} s") from None
         self.state = "up"
+
+    async def _until_up(self, process: asyncio.subprocess.Process) -> None:
+        while not await self._is_up():
+            if process.returncode is not None:
+                raise self._failed("has ended")
+            await asyncio.sleep(PAUSE)
 
     async def kill(self) -> None:
         """Kill without a warning."""
