@@ -11,6 +11,8 @@ import os
 import sys
 import time
 import tracemalloc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import asyncpg
 import sqlalchemy as sa
@@ -30,7 +32,7 @@ from rowsignal.triggers import install_triggers
 from rowsignal.waiting import wait_for_row_change
 
 FEW, SOME, MANY = 20_000, 200_000, 400_000
-WAITS = 100_000
+FEW_WAITS, SOME_WAITS, WAITS = 10_000, 30_000, 100_000
 TABLES = 1_000
 IDLE_SECONDS = 30
 
@@ -140,30 +142,45 @@ async def catch_up(server: EmbeddedPostgres, report: Report) -> None:
     await engine.dispose()
 
 
-async def many_waits(server: EmbeddedPostgres, report: Report) -> None:
+@asynccontextmanager
+async def waiting(server: EmbeddedPostgres, count: int) -> AsyncIterator[None]:
+    """Wait for so many rows of one table, from when all are read and the table is armed."""
     engine = create_async_engine(server.url)
-    gc.collect()
-    tracemalloc.start()
-    before, _ = tracemalloc.get_traced_memory()
-    began = time.perf_counter()
-    waits = [asyncio.create_task(wait_for_row_change(engine, Item, n + 1)) for n in range(WAITS)]
+    waits = [asyncio.create_task(wait_for_row_change(engine, Item, n + 1)) for n in range(count)]
     dispatcher = Dispatcher.of(engine)
     while not (  # noqa: ASYNC110 -- looks from outside, without a hook that would cost the waits
-        sum(wait.baseline is not None for rows in dispatcher.rows for wait in rows) == WAITS
+        sum(wait.baseline is not None for rows in dispatcher.rows for wait in rows) == count
         and all(table.watch.mode == "armed" for table in dispatcher.tables.values())
     ):
         await asyncio.sleep(0.1)
-    armed = time.perf_counter() - began
-    gc.collect()
-    after, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    report.figures[f"{WAITS} waits, seconds until armed (memory traced)"] = round(armed, 1)
-    report.ratio("waits_100000_kib", (after - before) / WAITS / 1024, at_most=6)
+    yield
     for task in waits:
         task.cancel()
     await asyncio.gather(*waits, return_exceptions=True)
     await dispatcher.listener.close()
     await engine.dispose()
+
+
+async def many_waits(server: EmbeddedPostgres, report: Report) -> None:
+    """Measure how long waits take to be armed, and then, which takes longer, their memory."""
+    seconds = {}
+    for count in (FEW_WAITS, SOME_WAITS, WAITS):
+        began = time.perf_counter()
+        async with waiting(server, count):
+            seconds[count] = time.perf_counter() - began
+    report.figures["waits, seconds until armed"] = {
+        str(count): round(taken, 1) for count, taken in seconds.items()
+    }
+    growth = (seconds[WAITS] / WAITS) / (seconds[FEW_WAITS] / FEW_WAITS)
+    report.ratio("arming_growth", growth, at_most=1.3)
+    gc.collect()
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    async with waiting(server, WAITS):
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    report.ratio("waits_100000_kib", (after - before) / WAITS / 1024, at_most=6)
 
 
 async def many_tables(server: EmbeddedPostgres, report: Report) -> None:

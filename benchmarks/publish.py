@@ -16,6 +16,7 @@ from benchmarks.report import is_met
 mpl.use("svg")
 
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 DOCS = Path(__file__).parent.parent / "docs"
 MEASUREMENTS = DOCS / "explanation" / "measurements"
@@ -97,9 +98,37 @@ def plot(report: dict[str, Any]) -> None:
     axes.set_ylabel("TPS relative to no trigger")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
+    save(shown, "write_cost.svg")
+
+
+def plot_growth(report: dict[str, Any]) -> None:
+    """Draw what a change costs in catching up with many, and how long many waits take to begin."""
+    shown, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
+    prefix = "us a change, "
+    for name, values in report["figures"].items():
+        if name.startswith(prefix):
+            points = sorted((int(count), cost) for count, cost in values.items())
+            left.plot(*zip(*points, strict=True), marker="o", label=name.removeprefix(prefix))
+    left.set_xlabel("changes caught up with")
+    left.set_ylabel("microseconds a change")
+    left.legend(frameon=False, fontsize=8)
+    armed = report["figures"]["waits, seconds until armed"]
+    points = sorted((int(count), seconds) for count, seconds in armed.items())
+    right.plot(*zip(*points, strict=True), marker="o", color=COLOURS[0])
+    right.set_xlabel("waits for rows of one table")
+    right.set_ylabel("seconds until all are armed")
+    for axes in (left, right):
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+    save(shown, "growth.svg")
+
+
+def save(shown: Figure, name: str) -> None:
+    """Store a drawing: the same measurements give the same file."""
     shown.tight_layout()
-    mpl.rcParams["svg.hashsalt"] = "rowsignal"  # the same measurements give the same file
-    shown.savefig(DOCS / "images" / "write_cost.svg", metadata={"Date": None})
+    mpl.rcParams["svg.hashsalt"] = "rowsignal"
+    shown.savefig(DOCS / "images" / name, metadata={"Date": None})
 
 
 def main() -> None:
@@ -109,7 +138,9 @@ def main() -> None:
     fill(page, "ratios", table(reports))
     fill(page, "figures", figures(reports))
     fill(DOCS.parent / "README.md", "measurements", highlights(reports))
-    plot(next(report for report in reports if report["name"] == "write_cost"))
+    by_name = {report["name"]: report for report in reports}
+    plot(by_name["write_cost"])
+    plot_growth(by_name["growth"])
 
 
 if __name__ == "__main__":
