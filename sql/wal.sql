@@ -92,7 +92,7 @@ where not exists (
 order by 1, 2
 
 -- :: wal_tables
--- What has to be known of tables ($1: schemas, $2: names) to read their changes from the WAL through a
+-- The facts about tables ($1: schemas, $2: names) that are needed to read their changes from the WAL through a
 -- publication ($3): the relations that hold their rows, whether each is published by itself, and whether
 -- the WAL tells which row was updated or deleted. `columns` are those that are published.
 with recursive asked as (
@@ -183,7 +183,7 @@ where t.oid::int8 < 16384 and t.typcategory = 'A' and t.typelem <> 0::oid
 select exists (select from pg_catalog.pg_class as c where c.oid::int8 = $1::int8)
 
 -- :: wal_snapshot
--- What the current snapshot sees, and a place in the WAL behind the commits that it sees.
+-- The current snapshot, and a place in the WAL behind the commits that it sees.
 select
     pg_catalog.pg_current_snapshot()::text as seen,
     (pg_catalog.pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::int8 as lsn

@@ -16,6 +16,8 @@ TEXT = {".py", ".sql", ".md", ".ts", ".tsx", ".js", ".html", ".toml", ".yml"}
 OLD = re.compile(r"sql/migrations/000[123]_|CHANGELOG\.md|tests/unit/test_words\.py")
 # A connection, a reader and a task have nouns of their own.
 PERSON = re.compile(r"\b(who|whom|whoever|nobody|somebody|anybody|everybody)\b", re.IGNORECASE)
+# Questions that a first line leaves to the reader: "What is kept" is "The kept rows".
+ASKS = re.compile(r"(What|Where|Whether|How|Why|Which)\b")
 NAMES = {
     "embedded/server.py": "`nobody`",  # an account of the system
 }
@@ -67,6 +69,11 @@ def test_docstrings_name_their_subject_by_a_noun() -> None:
         for line in text.replace(NAMES.get(file, "\0"), "").splitlines()
         if PERSON.search(line)
     ]
+    assert found == []
+
+
+def test_docstrings_begin_with_their_subject_or_a_verb() -> None:
+    found = [f"{file}, {place}: {text}" for file, place, text in docstrings() if ASKS.match(text)]
     assert found == []
 
 

@@ -27,7 +27,7 @@ _FROM_URL = bytes.maketrans(b"-_", b"+/")
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Which transactions had committed: those below `xmax` that are not in `running`."""
+    """The transactions that had committed: those below `xmax` that are not in `running`."""
 
     xmax: int
     running: tuple[int, ...] = ()

@@ -1,4 +1,4 @@
-"""How much of the change log is kept, and the pruning of the rest."""
+"""The retention of the change log, and the pruning of what is older."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

@@ -1,4 +1,4 @@
-"""What screens of demonstrations share: sentences, and a picture below them in a terminal."""
+"""Drawing in a terminal: sentences, and a live picture below them."""
 
 from typing import Self
 

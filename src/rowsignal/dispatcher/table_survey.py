@@ -24,7 +24,7 @@ Activity = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class TableLook:
-    """What a survey says of a table.
+    """The result of a survey for one table.
 
     `activity` changes when a row of the table was inserted, updated or deleted, some seconds after
     the commit. It is None where PostgreSQL does not count (`track_counts`, or a standby).

@@ -14,7 +14,7 @@ from rowsignal.triggers.catalog import TableFacts
 
 
 class Severity(StrEnum):
-    """How bad a finding is: an error keeps changes from arriving, or writes from working."""
+    """The severity of a finding: an error loses changes or fails writes."""
 
     OK = "ok"
     NOTE = "note"

@@ -11,7 +11,7 @@ RELAY = "rowsignal relay --nats URL"
 
 
 class Stream(Protocol):
-    """What is known of a stream; `rowsignal.relay.StreamHealth` is one."""
+    """The state of a stream; `rowsignal.relay.StreamHealth` is one."""
 
     @property
     def name(self) -> str:
@@ -19,31 +19,31 @@ class Stream(Protocol):
 
     @property
     def messages(self) -> int:
-        """How many messages it has."""
+        """Return the number of messages."""
 
     @property
     def bytes(self) -> int:
-        """How large they are."""
+        """Return their size in bytes."""
 
     @property
     def span(self) -> float | None:
-        """How many seconds ago the oldest message was stored."""
+        """Return the age of the oldest message in seconds."""
 
     @property
     def full_share(self) -> float | None:
-        """How much of its limit of bytes is used."""
+        """Return the used share of the stream's limit of bytes."""
 
     @property
     def storage_share(self) -> float | None:
-        """How much of the account's storage is used."""
+        """Return the used share of the account's storage."""
 
     @property
     def replicas(self) -> int:
-        """How many servers keep it."""
+        """Return the number of replicas."""
 
     @property
     def replicas_behind(self) -> int:
-        """How many of them are away or late."""
+        """Return the number of replicas that are offline or lag."""
 
     @property
     def refuses_when_full(self) -> bool:
@@ -51,7 +51,7 @@ class Stream(Protocol):
 
     @property
     def relay_lag(self) -> float | None:
-        """What the relay at work says of its lag; None where none was heard."""
+        """Return the lag that the active relay announces; None without an active relay."""
 
 
 def stream_findings(

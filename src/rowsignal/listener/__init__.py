@@ -1,4 +1,4 @@
-"""Where a process gets its hints from, and the machine that chooses how to watch."""
+"""The sources of a process's hints, and the state machine that chooses between them and polling."""
 
 from rowsignal.listener.connection import Lease
 from rowsignal.listener.listener import (

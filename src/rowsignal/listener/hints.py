@@ -1,4 +1,4 @@
-"""Where hints come from: what a listener needs of LISTEN, or of a relay's messages over NATS."""
+"""The interface of hint sources: LISTEN, or a relay's messages over NATS."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -48,7 +48,7 @@ class HintsUnavailableError(ConnectionError):
 
 
 class Lease(Protocol):
-    """What makes hints of a target arrive, until it is released."""
+    """A lease that makes hints of a target arrive until it is released."""
 
     async def release(self) -> None:
         """Let them come no longer."""

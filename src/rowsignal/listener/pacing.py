@@ -1,4 +1,4 @@
-"""How changes reach this process: by notification while a table is quiet, by polling while busy.
+"""Pacing: a table is watched by notifications while it is quiet, and polled while it is busy.
 
 Notifications cost the writers, reads cost this process. So a table is armed while it is quiet and
 polled while it is busy, as network drivers replace interrupts by polling. Waits for rows and the
@@ -26,7 +26,7 @@ RELAPSE = 1.0  # seconds after arming within which too many notifications count 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How often something is read, in seconds, and when it counts as busy.
+    """The intervals of reads, in seconds, and the limits of a busy table.
 
     `drain_interval` and `longest_drain_interval` bound the growing interval of reads while earlier
     writers are drained; `safety` is the interval of reads while armed, `recheck` that of the check

@@ -1,4 +1,4 @@
-"""How a listener times its work."""
+"""The intervals and timeouts of a listener."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ class TimingOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, init=False)
 class Timings(RenamedOptions):
-    """How a listener times its work, in seconds.
+    """The intervals and timeouts of a listener, in seconds.
 
     `canary` is how often an idle connection proves that notifications still come through,
     `query_timeout` how long a query may take before the connection counts as dead, `idle_timeout`

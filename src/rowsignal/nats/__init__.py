@@ -1,1 +1,1 @@
-"""What every part that uses NATS shares: its connection, the names of subjects, buckets."""
+"""NATS: the connection, the names of subjects, and key-value buckets."""

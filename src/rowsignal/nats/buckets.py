@@ -17,7 +17,7 @@ class NatsAwayError(ConnectionError):
 
 
 class Connection(Protocol):
-    """What knows the present connection, and how many copies a new bucket gets."""
+    """The owner of the connection, and the number of replicas of a new bucket."""
 
     def client(self) -> Client:
         """Return the client; raise `NatsAwayError` while it is not connected."""

@@ -41,7 +41,7 @@ class Account:
 
     @property
     def wanted(self) -> int:
-        """How many places this process needs, if all that wait get one."""
+        """The number of places of this process, requests that wait included."""
         return self.taken + self.waiting
 
     @property

@@ -1,4 +1,4 @@
-"""Where a relay reads changes: the change log, or the WAL."""
+"""The two captures that a relay can read: the change log and the WAL."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -34,7 +34,7 @@ class CaptureFeed(Protocol):
 
     @property
     def position(self) -> str | None:
-        """How far the feed has been read."""
+        """The position up to which the feed has been read."""
 
     @property
     def shapes(self) -> Mapping[QualifiedName, TableShape]:
@@ -61,7 +61,7 @@ class CaptureFeed(Protocol):
 
 
 class RelayCapture(Protocol):
-    """What captures the changes of some tables."""
+    """The capture of the changes of some tables."""
 
     @property
     def tables(self) -> Columns:

@@ -1,4 +1,4 @@
-"""What gateways must know of the tables: kept in NATS, so that they need not ask PostgreSQL.
+"""Descriptions of the tables in NATS, so that gateways need not ask PostgreSQL.
 
 Descriptions are in one key-value bucket, under the tokens of database, schema and table.
 """

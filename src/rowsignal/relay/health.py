@@ -1,4 +1,4 @@
-"""How the stream of a database is, and whether a relay is at work: as NATS tells, and the log."""
+"""The health of a database's stream and of its relay, from NATS and from the change log."""
 
 import asyncio
 import json
@@ -63,12 +63,12 @@ class StreamHealth:
 
     @property
     def full_share(self) -> float | None:
-        """How much of the stream's limit of bytes is used."""
+        """The used share of the stream's limit of bytes."""
         return None if not self.max_bytes else self.bytes / self.max_bytes
 
     @property
     def span(self) -> float | None:
-        """How many seconds lie between now and the oldest message."""
+        """The age of the oldest message in seconds."""
         if self.oldest_at is None:
             return None
         return max((datetime.now(UTC) - self.oldest_at).total_seconds(), 0.0)
@@ -95,7 +95,7 @@ class RelayEar:
 
     @property
     def lag(self) -> float | None:
-        """What the relay said of its lag; None where none was heard lately."""
+        """The lag that the active relay announces; None without an active relay."""
         now = asyncio.get_running_loop().time()
         if self._heard_at is None or now - self._heard_at > SILENCE:
             return None

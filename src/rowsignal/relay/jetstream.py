@@ -30,14 +30,14 @@ class RefusedError(ConnectionError):
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What JetStream says of a message that it has stored, now or before."""
+    """JetStream's acknowledgement of a message that it has stored, now or before."""
 
     seq: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamSettings:
-    """How the stream is made where there is none: one that exists stays as it is.
+    """The settings of a stream that does not exist yet: an existing stream stays as it is.
 
     `replicas` is 3 in a cluster that survives the loss of a node. Messages older than `max_age`
     seconds are discarded, and the oldest beyond `max_bytes`.
@@ -66,7 +66,7 @@ class JetStreamPublisher:
 
     @property
     def max_bytes(self) -> int:
-        """How large a message may be."""
+        """The largest size of a message in bytes."""
         return self._client.max_payload
 
     async def head(self) -> Head:

@@ -1,4 +1,4 @@
-"""What the stream's messages say: changes, resets and checkpoints, as JSON with headers.
+"""The messages of the stream: changes, resets and checkpoints, as JSON with headers.
 
 Numbers are written as PostgreSQL wrote them, no digit lost.
 """
@@ -50,7 +50,7 @@ class Message:
 
     @property
     def size(self) -> int:
-        """How many bytes it has at most: positions, and with them headers, are bounded."""
+        """The upper bound of the size in bytes: positions, and with them headers, are bounded."""
         return len(self.payload) + MAX_HEADER_BYTES
 
 

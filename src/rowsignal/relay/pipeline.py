@@ -45,7 +45,7 @@ class Pipeline:
 
     @property
     def max_bytes(self) -> int:
-        """How large a message may be."""
+        """The largest size of a message in bytes."""
         return self._publisher.max_bytes
 
     async def send(self, message: Message) -> None:

@@ -1,4 +1,4 @@
-"""Which relay of a database is at work: it says so, again and again, and the others stand by.
+"""Presence: the active relay of a database announces itself repeatedly, and the others stand by.
 
 This decides only which one tries. That no message is stored twice or out of order is decided by
 the stream, which takes each only at its very place.

@@ -1,4 +1,4 @@
-"""What a relay needs of the engine that carries its messages."""
+"""The interface of the message broker that a relay publishes to."""
 
 import asyncio
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Head:
 
 
 class Receipt(Protocol):
-    """What a stored message gets: its sequence, or that of an earlier one with the same id."""
+    """The acknowledgement of a message: its sequence, or that of an earlier one of its id."""
 
     @property
     def seq(self) -> int:
@@ -38,7 +38,7 @@ class Publisher(Protocol):
 
     @property
     def max_bytes(self) -> int:
-        """How large a message may be."""
+        """The largest size of a message in bytes."""
 
     async def head(self) -> Head:
         """Return the end of the stream, which is made where there is none."""

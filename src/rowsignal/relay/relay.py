@@ -292,7 +292,7 @@ class Term:
 
 
 class LagGauge:
-    """How late a relay is: what the last message was, as long as messages come."""
+    """The lag of a relay: that of its last message, while messages arrive."""
 
     def __init__(self) -> None:
         self._seconds = 0.0

@@ -150,7 +150,7 @@ class JetStreamSource:
 
     @property
     def position(self) -> str | None:
-        """How far the stream has been read; None while nothing reads it."""
+        """The position up to which the stream has been read; None while it is not read."""
         return str(self._tail.place) if self._tail.is_open else None
 
     @property

@@ -51,7 +51,7 @@ class Entry:
 
 
 class Follower(Protocol):
-    """What takes the messages of a stream. Its methods must not block."""
+    """Callback interface for the messages of a stream. Methods must not block."""
 
     @property
     def is_full(self) -> bool:
@@ -85,7 +85,7 @@ class StreamTail:
 
     @property
     def place(self) -> Place:
-        """How far the stream has been read."""
+        """The sequence up to which the stream has been read."""
         return Place(self._incarnation, self._sequence)
 
     @property

@@ -1,4 +1,4 @@
-"""Which tables a relay carries, and which of their columns."""
+"""The tables that a relay carries, and their carried columns."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

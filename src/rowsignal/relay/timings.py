@@ -1,4 +1,4 @@
-"""How patient a relay is."""
+"""The intervals and timeouts of a relay."""
 
 from dataclasses import dataclass
 

@@ -77,7 +77,7 @@ def create_dashboard(
 
 
 class MountedService:
-    """What one mounted dashboard holds: its streams, and what watches the database for it."""
+    """The state of one mounted dashboard: its streams, and its watch of the database."""
 
     def __init__(
         self,

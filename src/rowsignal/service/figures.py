@@ -1,4 +1,4 @@
-"""What every status says of the streams of a process, wherever their changes come from."""
+"""The figures of a process's streams for its status, whatever the source of changes."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""What the log knows of the past: of a row, of a transaction, of the last moments."""
+"""Questions about the past, answered from the log: a row, a transaction, the last moments."""
 
 import asyncio
 import json
@@ -58,7 +58,7 @@ Mark = tuple[float, str, int]
 
 @dataclass(frozen=True, slots=True)
 class Relations:
-    """Which relations of the log belong to which table; `parts` are partitions."""
+    """The table of each relation in the log; `parts` are partitions."""
 
     exposures: Mapping[int, Exposure]
     parts: frozenset[int]

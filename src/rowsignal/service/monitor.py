@@ -1,4 +1,4 @@
-"""What a page asks about one database: its state, its past, its readers, the doctor's findings."""
+"""The endpoints behind the page: status, history, readers and the doctor's findings."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from importlib.metadata import version
@@ -23,14 +23,14 @@ VERSION = version("rowsignal")
 
 
 class Status(Protocol):
-    """What says how a process is."""
+    """The interface of a status report."""
 
     async def report(self, version: str, grant: Grant) -> dict[str, Any]:
         """Return the status as a JSON object, with the tables that a grant names."""
 
 
 class Doctor(Protocol):
-    """What examines, and says what it finds."""
+    """The interface of a doctor: it examines, and reports its findings."""
 
     async def report(self, grant: Grant, *, again: bool) -> dict[str, Any]:
         """Return the findings, the worst first; with `again`, those of just now."""

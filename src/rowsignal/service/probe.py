@@ -77,7 +77,7 @@ class Probe:
 
     @property
     def problem(self) -> str | None:
-        """Why streams cannot be served now, or None; never waits."""
+        """The reason why streams cannot be served now, or None; never waits."""
         if self._error is not None:
             return self._error
         silence = time.monotonic() - self._answered_at

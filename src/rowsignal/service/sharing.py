@@ -1,4 +1,4 @@
-"""What processes of the service or of a gateway share, as their settings say."""
+"""The shared limits and tickets of service or gateway processes, by their settings."""
 
 from rowsignal.exceptions import missing_extra
 from rowsignal.service.settings import Settings

@@ -1,4 +1,4 @@
-"""What processes may share: the places of readers, the tickets, and the list of open streams."""
+"""State that processes can share: places of readers, tickets, and the list of open streams."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ class SharedTickets(Protocol):
 
 
 class SharedLimits(Protocol):
-    """What the processes share, between `async with` and its end.
+    """The shared state of the processes, open inside `async with`.
 
     `streams` returns the open streams of this process, for the list that others see.
     """

@@ -30,7 +30,7 @@ QUERY_TIMEOUT = 10.0
 
 @dataclass(frozen=True, slots=True)
 class TableState:
-    """How changes of a table are captured, and how its rows are read; None if they are not."""
+    """The capture of a table, and the shape of its rows; None if it has none."""
 
     capture: Capture
     shape: TableShape | None

@@ -1,4 +1,4 @@
-"""Where streams over HTTP get changes from: PostgreSQL itself, or what carries its changes."""
+"""The interface of change sources for streams over HTTP: PostgreSQL, or a relay's stream."""
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -85,7 +85,7 @@ class ChangeSource(Protocol):
 
     @property
     def position(self) -> str | None:
-        """How far the source has been read; None while no stream reads it."""
+        """The position up to which the source has been read; None while no stream reads it."""
 
     def feed(self, names: Names) -> Feed:
         """Return a feed of some tables, to be opened."""
@@ -118,7 +118,7 @@ class PostgresSource:
 
     @property
     def position(self) -> str | None:
-        """How far the log has been read; None while no stream reads it."""
+        """The position up to which the log has been read; None while no stream reads it."""
         tail = LogTail.of(self._engine)
         # The position of a tail that has stopped is of the past.
         return None if tail.mode == "stopped" else tail.position

@@ -105,7 +105,7 @@ class TableFacts:
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """How changes of a table are captured.
+    """The capture of a table, as its triggers say.
 
     `kind` is "hint", "log" or None; `is_complete` tells whether no trigger is missing or disabled
     on the table and all that belongs to it, `is_notifying` whether they notify, too. `channels` are

@@ -34,7 +34,7 @@ SET_LOCK_TIMEOUT = text("SELECT set_config('lock_timeout', :value, true)")
 
 @dataclass(frozen=True, slots=True)
 class TableAction:
-    """What was done to one table.
+    """The result of an installation for one table.
 
     `warning` is a sentence about a table that was installed, such as on row-level security.
     """

@@ -37,7 +37,7 @@ INFO = "rowsignal"  # in MetaData.info: Alembic would write Table.info into ever
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TriggerSettings:
-    """How the changes of a table are captured.
+    """The capture settings of a table.
 
     `log` writes them to the change log; without it they are sent as hints. Only changes of
     `columns` (None: all) are captured, changes of `exclude` are not. `row_values` logs whole rows,

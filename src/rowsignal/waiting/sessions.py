@@ -37,7 +37,7 @@ _outside_values: WeakKeyDictionary[SessionTransaction, dict[Identity, Mapping[st
 
 @dataclass(frozen=True, slots=True)
 class SessionView:
-    """How a session's open transaction sees tables: names, isolation level, own changes."""
+    """The view of a session's transaction: names of tables, isolation level, its own changes."""
 
     target: Target
     is_snapshot: bool = False

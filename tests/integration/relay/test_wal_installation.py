@@ -128,7 +128,7 @@ async def test_a_role_that_may_not_replicate_is_told_so(wal_shop: WalShop) -> No
     await wal_shop.sql.execute(f'create role "{name}" login')
     engine = create_async_engine(wal_shop.engine.url.set(username=name))
     try:
-        with pytest.raises(MissingRightError, match=f"ALTER ROLE {name} REPLICATION"):
+        with pytest.raises(MissingRightError, match=f'ALTER ROLE "{name}" REPLICATION'):
             await install_wal_capture(engine, ["public.item"])
     finally:
         await engine.dispose()

@@ -28,7 +28,7 @@ Rows = Mapping[RowId, Mapping[str, Any]]
 
 
 class Account(NamedTuple):
-    """What a reader had at one moment: the changes, the resets and the rows."""
+    """The changes, resets and rows of a reader at one moment."""
 
     seen: Sequence[Seen]
     resets: int

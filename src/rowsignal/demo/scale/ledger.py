@@ -1,4 +1,4 @@
-"""What was written, as the writer itself keeps it: in the transaction of each change.
+"""The writer's own record of each change, made in the transaction of the change.
 
 It depends on no trigger and no log, so what readers received can be compared with it.
 """

@@ -78,7 +78,7 @@ class Part:
 
     @property
     def note(self) -> str:
-        """What there is to say beside the state."""
+        """A remark beside the state."""
         return ""
 
     async def start(self) -> None:
@@ -146,7 +146,7 @@ class NatsPart(Part):
 
     @property
     def url(self) -> str:
-        """Where clients connect."""
+        """The address for clients."""
         return f"nats://{HOST}:{self.port}"
 
     async def _is_up(self) -> bool:
@@ -172,7 +172,7 @@ class RelayPart(Part):
 
     @property
     def note(self) -> str:
-        """Whether it is at work."""
+        """Tell whether the relay is active."""
         return ("at work" if self.is_active else "stands by") if self.state == "up" else ""
 
     async def end(self) -> None:
@@ -201,7 +201,7 @@ class GatewayPart(Part):
 
     @property
     def note(self) -> str:
-        """Where it is."""
+        """The address of the page."""
         return f"http://{HOST}:{self.port}/"
 
     def _environment(self) -> Mapping[str, str]:

@@ -43,7 +43,7 @@ SETTLE_TIMEOUT = 45.0
 
 @dataclass(frozen=True, slots=True)
 class ScaleView:
-    """What there is to show at one moment."""
+    """A snapshot of the system for the screen."""
 
     system: System
     followers: Sequence[Follower]
@@ -158,7 +158,7 @@ class ScaleStory:
 
 
 class Scene:
-    """What the acts of a story work on."""
+    """The system, readers and screen that the acts of the story use."""
 
     def __init__(self, stage: ScaleStage, system: System, followers: Sequence[Follower]) -> None:
         self.is_over = asyncio.Event()

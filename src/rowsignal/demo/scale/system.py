@@ -78,7 +78,7 @@ class System:
 
     @property
     def kills(self) -> dict[str, int]:
-        """How often parts were killed, by kind."""
+        """The number of kills of each kind of part."""
         return {kind: sum(it.kills for it in self.parts if it.kind == kind) for kind in KINDS}
 
     async def start(self) -> None:

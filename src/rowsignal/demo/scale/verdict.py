@@ -29,7 +29,7 @@ class Verdict:
 
     @property
     def faults(self) -> int:
-        """How many changes or rows are not as they should be."""
+        """The number of faulty changes and rows."""
         return self.lost + self.doubled + self.disordered + self.unknown + self.differing
 
     def add(self, other: "Verdict") -> None:
@@ -40,7 +40,7 @@ class Verdict:
 
 @dataclass(slots=True)
 class RowHistory:
-    """What was written of one row, and how far a reader has come in it."""
+    """The writes of one row, and a reader's place among them."""
 
     written: list[Change] = field(default_factory=list)
     reached: int = 0  # of `written`, counted from the first

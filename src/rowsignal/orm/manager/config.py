@@ -20,7 +20,7 @@ MESSAGES = {
 
 @dataclass(frozen=True)
 class _Recipe:
-    """What a manager is made from; equal ones make managers that do the same."""
+    """The settings of a manager; equal settings make equal managers."""
 
     url: str | URL
     location: str

@@ -81,7 +81,7 @@ class EngineBinding:
 
     @property
     def is_live(self) -> bool:
-        """Whether sessions may still be open on the engine, so that it must not be replaced.
+        """Tell whether sessions may still be open on the engine, so that it must not be replaced.
 
         Disposal replaces the engine's pool, which shows for engines of the application as well.
         """

@@ -1,4 +1,4 @@
-"""What the catalogue says of the tables that are read from the WAL, and of the slot."""
+"""The catalogue's facts about the tables that are read from the WAL, and about the slot."""
 
 import hashlib
 import json

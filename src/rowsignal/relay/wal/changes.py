@@ -65,7 +65,7 @@ class ChangeReader:
 
     @property
     def position(self) -> WalPosition:
-        """How far messages have been read."""
+        """The position up to which messages have been read."""
         return self._position(*self._at)
 
     @property

@@ -29,7 +29,7 @@ KNOWN = frozenset(option.keyword.decode() for option in pq.Conninfo.get_defaults
 
 
 class Keepalive(NamedTuple):
-    """What the server sends between changes: all that was committed before `end` has been sent."""
+    """A keepalive of the server: everything that was committed before `end` has been sent."""
 
     end: int
     wants_reply: bool

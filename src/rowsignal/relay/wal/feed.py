@@ -62,7 +62,7 @@ class WalFeed:
 
     @property
     def position(self) -> str:
-        """How far the WAL has been read."""
+        """The position up to which the WAL has been read."""
         return str(self._changes.position)
 
     def faults(self) -> Sequence[TableReset]:

@@ -1,4 +1,4 @@
-"""What the server must offer so that its WAL can be read."""
+"""The server's requirements for logical replication, checked before a relay starts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rowsignal.exceptions import MissingRightError, NotWatchedError, UnavailableError
+from rowsignal.identifiers import quote
 from rowsignal.relay.wal.catalog import ask, slot_name
 
 FAILOVER_SLOTS = 170000  # the version of PostgreSQL from which standbys keep copies of slots
@@ -28,8 +29,8 @@ def check_server(server: Mapping[str, Any]) -> None:
         )
     if not server["may_replicate"]:
         raise MissingRightError(
-            f"The role {server['role']} may not read the WAL: ALTER ROLE {server['role']}"
-            " REPLICATION."
+            f"The role {server['role']} may not read the WAL:"
+            f" ALTER ROLE {quote(server['role'])} REPLICATION."
         )
 
 

@@ -50,7 +50,7 @@ class Reader:
 
     @property
     def size(self) -> int:
-        """How many bytes wait to be written."""
+        """The number of bytes that wait to be written."""
         return self._size
 
     def push(self, chunk: bytes, rows: Rows | None = None) -> None:  # noqa: ARG002 -- for readers that conflate

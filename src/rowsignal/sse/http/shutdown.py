@@ -67,7 +67,7 @@ class Chained:
 
     @property
     def should_exit(self) -> bool:
-        """Whether uvicorn is shutting down, if it is the server."""
+        """Tell whether uvicorn, if it is the server, is shutting down."""
         return bool(getattr(self._server, "should_exit", False))
 
     def handle(self, number: int, frame: FrameType | None) -> None:
