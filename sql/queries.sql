@@ -72,13 +72,17 @@ lock table rowsignal.migration in share row exclusive mode
 
 -- :: table_activity
 -- For each relation (:relations): how many rows were written since statistics began, as PostgreSQL
--- counts them, and the file, which TRUNCATE changes. Nothing where it does not count.
-select r.oid,
-    pg_catalog.pg_stat_get_tuples_inserted(r.oid::oid) + pg_catalog.pg_stat_get_tuples_updated(r.oid::oid)
-    + pg_catalog.pg_stat_get_tuples_deleted(r.oid::oid)
-    + coalesce(pg_catalog.pg_relation_filenode(r.oid::oid)::bigint, 0) * 1000000000 as written
-from pg_catalog.unnest(cast(:relations as bigint[])) as r(oid)
-where pg_catalog.current_setting('track_counts')::boolean and not pg_catalog.pg_is_in_recovery();
+-- counts them, and the file, which TRUNCATE changes. Nothing where it does not count: with
+-- track_counts off, on a standby, and for foreign tables, which are written elsewhere.
+select c.oid::bigint,
+    pg_catalog.pg_stat_get_tuples_inserted(c.oid) + pg_catalog.pg_stat_get_tuples_updated(c.oid)
+    + pg_catalog.pg_stat_get_tuples_deleted(c.oid) as written,
+    coalesce(pg_catalog.pg_relation_filenode(c.oid)::bigint, 0) as file
+from pg_catalog.pg_class as c
+where c.oid = any (cast(cast(:relations as bigint[]) as oid[]))
+    and c.relkind in ('r', 'p')
+    and pg_catalog.current_setting('track_counts')::boolean
+    and not pg_catalog.pg_is_in_recovery();
 
 -- :: captures
 -- Tables asked for (:asked, JSON: tables as pairs of schema or null and name) in that order; then,

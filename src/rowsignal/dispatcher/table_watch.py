@@ -145,9 +145,9 @@ class TableWatch:
 
     async def targets(self) -> Sequence[Target] | None:
         """Return what makes hints arrive; None where they would not report every change."""
-        look = await self._survey.look_now(self.name)
-        self.capture, self._activity = look.capture, look.activity
-        capture = look.capture
+        surveyed = await self._survey.current(self.name)
+        self.capture, self._activity = surveyed.capture, surveyed.activity
+        capture = surveyed.capture
         self._relayed = None
         if self._listener.is_relayed:
             self._relayed = await self._find_relayed(capture)
@@ -174,10 +174,10 @@ class TableWatch:
 
     async def has_altered(self) -> bool:
         """Tell whether the triggers or the partitions of the table have changed."""
-        look = await self._survey.look(self.name)
-        self._has_written = look.activity is None or look.activity != self._activity
-        self._activity = look.activity
-        return look.capture != self.capture
+        surveyed = await self._survey.recent(self.name)
+        self._has_written = surveyed.activity is None or surveyed.activity != self._activity
+        self._activity = surveyed.activity
+        return surveyed.capture != self.capture
 
     @property
     def may_have_changed(self) -> bool:

@@ -2,7 +2,7 @@
 
 import asyncio
 import enum
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import date
 from typing import Any
 
@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from rowsignal.dispatcher import Dispatcher
-from rowsignal.dispatcher.table_survey import TableLook, TableSurvey
+from rowsignal.dispatcher.table_survey import SurveyedTable, TableSurvey
 from rowsignal.exceptions import NotFoundError, UnreadableRowError, WaitTimeoutError
 from rowsignal.hooks import Hooks
 from rowsignal.listener import Listener
@@ -236,17 +236,17 @@ async def test_watching_a_table_goes_on_after_an_unexpected_failure(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    look, failures = (
-        TableSurvey.look_now,
+    ask, failures = (
+        TableSurvey.current,
         iter([ZeroDivisionError("x"), ZeroDivisionError("x")]),
     )
 
-    async def fail_twice(self: TableSurvey, name: TableName) -> TableLook:
+    async def fail_twice(self: TableSurvey, name: TableName) -> SurveyedTable:
         if name == (None, "diaries") and (failure := next(failures, None)):
             raise failure
-        return await look(self, name)
+        return await ask(self, name)
 
-    monkeypatch.setattr(TableSurvey, "look_now", fail_twice)
+    monkeypatch.setattr(TableSurvey, "current", fail_twice)
     async with Listener(engine, hooks=(recorder := Recorder())):
         Dispatcher.of(engine, READ_OFTEN)
         wait = begin_wait(engine, Diary, 1, interval=0.05)
@@ -258,6 +258,34 @@ async def test_watching_a_table_goes_on_after_an_unexpected_failure(
     assert recorder.restarts == [("diaries", "ZeroDivisionError: x")] * 2
     told = [record for record in caplog.records if record.levelname == "ERROR"]
     assert len(told) == 1, "once, though it failed twice"
+
+
+async def test_a_survey_that_fails_for_all_tables_is_made_for_each(
+    engine: AsyncEngine, writer: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table that is dropped while the catalogue is read must not disarm the others."""
+    ask, failed = TableSurvey._take, asyncio.Semaphore(0)
+
+    async def fail_together(
+        self: TableSurvey, asked: Sequence[TableName]
+    ) -> Mapping[TableName, SurveyedTable]:
+        if len(asked) > 1:
+            failed.release()
+            raise ZeroDivisionError("x")
+        return await ask(self, asked)
+
+    monkeypatch.setattr(TableSurvey, "_take", fail_together)
+    async with Listener(engine, hooks=(recorder := Recorder())):
+        Dispatcher.of(engine, READ_OFTEN)
+        tasks = [begin_wait(engine, Diary, 1), begin_wait(engine, Cup, 1)]
+        watches = [await until_mode(engine, "armed", table=it) for it in ("diaries", "cups")]
+        async with asyncio.timeout(30):
+            for _ in range(6):
+                await failed.acquire()
+        assert [watch.mode for watch in watches] == ["armed", "armed"]
+        await writer.execute("update diaries set pages = 1; update cups set sips = 1")
+        await asyncio.gather(*tasks)
+    assert recorder.restarts == []
 
 
 async def test_a_hook_that_raises_harms_nothing(
