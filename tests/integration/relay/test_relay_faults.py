@@ -18,16 +18,32 @@ from rowsignal.relay import JetStreamPublisher, StreamSettings
 from rowsignal.relay.captures import LogCapture
 from rowsignal.relay.presence import Presence, StandbyRequiredError
 from rowsignal.relay.publisher import FencedError
-from rowsignal.relay.relay import Term
-from support.change_log import Shop, connect
+from rowsignal.relay.relay import CaptureName, Term
+from support.change_log import Shop, connect, open_shop
 from support.nats_server import NatsServer, client_of, nats_cluster
 from support.proxy import proxied
 from support.relays import QUICK, Load, Stored, StreamReader, relay_process, relaying
+from support.wal import WalShop, open_wal_shop
 
 # A handshake that fails while a server goes away: nats-py drops its writer without closing it.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
+AnyShop = Shop | WalShop
 ROUNDS = 100 if "ROWSIGNAL_STRESS" not in os.environ else 10_000  # of 100 changes each
+
+
+@pytest.fixture(params=["log", "wal"])
+def capture(request: pytest.FixtureRequest) -> CaptureName:
+    name: CaptureName = request.param
+    return name
+
+
+@pytest.fixture
+async def source(engine: AsyncEngine, capture: CaptureName) -> AsyncIterator[AnyShop]:
+    """Provide a table `item` whose changes are captured."""
+    opened = open_wal_shop(engine) if capture == "wal" else open_shop(engine)
+    async with opened as shop:
+        yield shop
 
 
 @asynccontextmanager
@@ -82,12 +98,12 @@ async def test_relays_that_do_not_hear_each_other_publish_each_change_once(
 
 
 async def test_another_relay_takes_over_from_one_that_is_killed(
-    shop: Shop, nats: NatsServer, stream: StreamReader
+    source: AnyShop, capture: CaptureName, nats: NatsServer, stream: StreamReader
 ) -> None:
-    load = Load(shop, ROUNDS)
-    async with relay_process(shop.engine, nats.url) as first:
+    load = Load(source, ROUNDS)
+    async with relay_process(source.engine, nats.url, "--capture", capture) as first:
         await first.until("relaying")
-        async with relay_process(shop.engine, nats.url) as second:
+        async with relay_process(source.engine, nats.url, "--capture", capture) as second:
             await load.prepare()
             await load.run(first.kill)
             await second.until("relaying")
@@ -95,12 +111,12 @@ async def test_another_relay_takes_over_from_one_that_is_killed(
 
 
 async def test_a_relay_that_was_stopped_comes_back_to_a_stream_that_went_on(
-    shop: Shop, nats: NatsServer, stream: StreamReader
+    source: AnyShop, capture: CaptureName, nats: NatsServer, stream: StreamReader
 ) -> None:
-    load = Load(shop, ROUNDS)
-    async with relay_process(shop.engine, nats.url) as first:
+    load = Load(source, ROUNDS)
+    async with relay_process(source.engine, nats.url, "--capture", capture) as first:
         await first.until("relaying")
-        async with relay_process(shop.engine, nats.url) as second:
+        async with relay_process(source.engine, nats.url, "--capture", capture) as second:
 
             async def stop_one() -> None:
                 first.signal(signal.SIGSTOP)
@@ -113,10 +129,10 @@ async def test_a_relay_that_was_stopped_comes_back_to_a_stream_that_went_on(
 
 
 async def test_nats_goes_away_and_comes_back(
-    shop: Shop, nats: NatsServer, stream: StreamReader
+    source: AnyShop, capture: CaptureName, nats: NatsServer, stream: StreamReader
 ) -> None:
-    load = Load(shop, ROUNDS)
-    async with relaying(shop.engine, nats.url):
+    load = Load(source, ROUNDS)
+    async with relaying(source.engine, nats.url, capture=capture):
         await stream.next()
         await load.prepare()
 
@@ -129,14 +145,14 @@ async def test_nats_goes_away_and_comes_back(
 
 
 async def test_messages_that_were_held_up_on_the_way_do_no_harm(
-    shop: Shop, nats: NatsServer, stream: StreamReader
+    source: AnyShop, capture: CaptureName, nats: NatsServer, stream: StreamReader
 ) -> None:
-    load = Load(shop, ROUNDS)
+    load = Load(source, ROUNDS)
     async with proxied(("127.0.0.1", nats.port)) as proxy, AsyncExitStack() as stack:
-        cut_off = relaying(shop.engine, f"nats://127.0.0.1:{proxy.port}")
+        cut_off = relaying(source.engine, f"nats://127.0.0.1:{proxy.port}", capture=capture)
         await stack.enter_async_context(cut_off)
         await stream.next()
-        await stack.enter_async_context(relaying(shop.engine, nats.url))
+        await stack.enter_async_context(relaying(source.engine, nats.url, capture=capture))
         await load.prepare()
 
         async def hold_up() -> None:

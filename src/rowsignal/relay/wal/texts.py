@@ -11,18 +11,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from rowsignal.postgres.json_rows import SETTINGS
 from rowsignal.postgres.json_values import MAX_DIGITS, decode_value, key_value
 
-TEXT_SETTINGS = {
-    "client_encoding": "UTF8",
-    "TimeZone": "UTC",
-    "DateStyle": "ISO, YMD",
-    "IntervalStyle": "postgres",
-    "bytea_output": "hex",
-    "extra_float_digits": "1",
-    "lc_monetary": "C",
-    "search_path": "pg_catalog, pg_temp",
-}
+TEXT_SETTINGS = SETTINGS | {"client_encoding": "UTF8"}
 
 BOOLEAN = 16
 INTEGERS = frozenset({20, 21, 23})
