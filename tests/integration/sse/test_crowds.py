@@ -15,6 +15,7 @@ from rowsignal.sse import Limits, Outlet
 from rowsignal.sse.access.exposures import exposures_of
 from rowsignal.sse.access.grants import grant_everything
 from rowsignal.sse.delivery.buffers import ConflatingReader, Reader
+from rowsignal.sse.delivery.distribution import MAX_WAITING
 from rowsignal.sse.delivery.outlet import SNAPSHOTS_EACH
 from rowsignal.sse.frames import heartbeat, reset
 from rowsignal.sse.http import long_poll
@@ -238,6 +239,33 @@ async def test_positions_behind_the_horizon_are_a_reset(site, engine):
         await prune(engine, Retention(max_age=0, max_bytes=0))
     async with reading(site.port, f"/v1/changes/orders?after={place}") as stream:
         assert "pruned" in (await stream.until("reset")).data["reason"]
+
+
+@pytest.mark.parametrize("outlet", [{"max_buffer_bytes": 4 * ROOMY}], indirect=True)
+async def test_other_tasks_run_between_the_parts_of_a_large_transaction(engine, outlet, site):
+    """A batch of the log has up to 1,000 changes: at once they would hold up every reader."""
+    turns = 0
+    flushes: list[tuple[int, int]] = []
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async with reading(site.port, "/v1/changes/orders") as reader:
+        await reader.until("heartbeat")
+        outlet.fanout.flushed = lambda events: flushes.append((turns, len(events)))
+        counting = asyncio.create_task(count_turns())
+        values = "select g, 'open', 1, 7, '' from generate_series(1, 3000) g"
+        await execute(engine, f"insert into orders {values}")
+        keys = [(await reader.until("insert")).key for _ in range(3000)]
+        counting.cancel()
+    assert keys == list(range(1, 3001))
+    assert sum(count for _, count in flushes) == 3000
+    assert max(count for _, count in flushes) < 2 * MAX_WAITING
+    moments = [moment for moment, _ in flushes]
+    assert len(set(moments)) == len(moments), "two parts without a turn between them"
 
 
 def test_a_buffer_is_bounded_and_what_it_held_is_not_sent_in_part():
