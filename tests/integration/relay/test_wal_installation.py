@@ -48,6 +48,20 @@ async def test_what_is_installed_is_shown(wal_shop: WalShop) -> None:
         assert slot["failover"] is True
 
 
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_any_name_of_a_table_is_published_as_written(wal_shop: WalShop, driver: str) -> None:
+    name = 'a%s "b" {x} :y'
+    await wal_shop.sql.execute('create table "a%s ""b"" {x} :y" (id integer primary key)')
+    table = sa.Table(name, sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True))
+    engine = create_async_engine(wal_shop.engine.url.set(drivername=f"postgresql+{driver}"))
+    installed = await install_wal_capture(engine, [table])
+    await uninstall_wal_capture(engine, [table])
+    left = await wal_capture_status(engine)
+    await engine.dispose()
+    assert [it.table for it in installed.tables] == [name, "item"]
+    assert [it.table for it in left.tables] == ["item"]
+
+
 async def test_installing_again_changes_nothing(wal_shop: WalShop) -> None:
     before = await wal_shop.slot()
     await install_wal_capture(wal_shop.engine, ["public.item"])

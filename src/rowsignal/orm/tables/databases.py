@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from sqlalchemy import URL, NullPool, make_url
+from sqlalchemy import URL, NullPool, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
@@ -96,7 +96,8 @@ async def drop_database(
 
 async def _administer(server_url: str | URL, statement: str) -> None:
     async with _connect(server_url) as connection:
-        await connection.exec_driver_sql(statement)
+        # Not sent as it is: psycopg would take `%s` in a name for a parameter.
+        await connection.execute(text(statement.replace(":", r"\:")))
 
 
 @asynccontextmanager

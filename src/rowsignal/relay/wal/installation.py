@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from rowsignal.exceptions import NotFoundError, NotWatchedError
 from rowsignal.identifiers import QualifiedName, qualify
+from rowsignal.postgres.binds import execute
 from rowsignal.postgres.errors import sqlstate
 from rowsignal.relay.wal.catalog import (
     PUBLICATION,
@@ -141,7 +142,7 @@ async def _publish(connection: AsyncConnection, tables: Sequence[WalTable], vers
 
 
 async def _run(connection: AsyncConnection, statement: str) -> None:
-    await connection.exec_driver_sql(statement)
+    await connection.run_sync(execute, statement)
 
 
 def _named(table: WalTable) -> str:

@@ -22,12 +22,15 @@ async def databases(server: EmbeddedPostgres) -> set[str]:
         await connection.close()
 
 
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 @pytest.mark.parametrize(
-    "name", ["lab-new", "LabMixed", 'quote"d', "with space", "a:b%c", "select", "größe"]
+    "name",
+    ["lab-new", "LabMixed", 'quote"d', "with space", "a:b%c", "a%sb%%", r"a\:b", "select", "größe"],
 )
 async def test_any_legal_name_is_created_and_dropped_as_written(
-    server: EmbeddedPostgres, server_url: str, name: str
+    server: EmbeddedPostgres, server_url: str, name: str, driver: str
 ) -> None:
+    server_url = server_url.replace("asyncpg", driver)
     await create_database(db_name=name, server_url=server_url)
     assert name in await databases(server)
     await drop_database(name, server_url=server_url)
