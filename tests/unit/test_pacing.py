@@ -8,7 +8,7 @@ import pytest
 
 from rowsignal.hooks import Hooks
 from rowsignal.listener.hints import Target
-from rowsignal.listener.pacing import Mode, Pace, Pacer, Rate
+from rowsignal.listener.pacing import CheckResult, Mode, Pace, Pacer, Rate
 
 
 class Hold:
@@ -32,23 +32,25 @@ class Subject:
 
     label = "things"
     is_streaming = False
-    may_have_changed = True
 
     def __init__(self, *, interval: float = 0.01) -> None:
         self.interval = interval
         self.reads = asyncio.Semaphore(0)
+        self.checks = asyncio.Semaphore(0)
         self.modes: list[Mode] = []
         self.entered = asyncio.Condition()
         self.failures: list[Exception] = []
         self.has_changed = False
+        self.result: CheckResult = "written"
 
     async def targets(self) -> Sequence[Target] | None:
         if self.failures:
             raise self.failures.pop()
         return [1]
 
-    async def has_altered(self) -> bool:
-        return False
+    async def check(self) -> CheckResult:
+        self.checks.release()
+        return self.result
 
     async def writers(self) -> frozenset[str]:
         return frozenset()
@@ -110,6 +112,26 @@ async def test_a_read_may_be_requested_in_every_mode() -> None:
             pacer.request_read()
             await subject.reads.acquire()
             assert pacer.mode == mode
+
+
+async def test_what_is_unchanged_is_checked_and_read_on_request_alone() -> None:
+    subject = Subject(interval=3600)
+    subject.result = "unchanged"
+    pacer = Pacer(Armory(is_listening=True), subject, Pace(safety=0.001))
+    async with running(pacer):
+        await until_mode(pacer, "armed")
+        while not subject.reads.locked():
+            await subject.reads.acquire()
+        for _ in range(5):
+            await subject.checks.acquire()
+        assert subject.reads.locked()
+        pacer.request_read()
+        await subject.reads.acquire()
+        subject.result = "written"
+        await subject.reads.acquire()
+        subject.result = "altered"
+        while subject.modes.count("settling") < 2:
+            await asyncio.sleep(0)
 
 
 async def test_too_many_notifications_make_it_busy_until_nothing_changes() -> None:

@@ -23,7 +23,7 @@ from rowsignal.hooks import Mode
 from rowsignal.identifiers import QualifiedName
 from rowsignal.listener import Listener
 from rowsignal.listener.hints import RelayedLog, Target
-from rowsignal.listener.pacing import Pace, Pacer
+from rowsignal.listener.pacing import CheckResult, Pace, Pacer
 from rowsignal.payload import LOG_BUCKET, LOG_CHANNEL, Hint
 
 logger = logging.getLogger("rowsignal.log_tail")
@@ -228,14 +228,9 @@ class LogTail:
         carried = [await self._listener.relayed(name) for name in tables]
         return [RelayedLog(tables)] if all(carried) else None
 
-    async def has_altered(self) -> bool:
-        """Return False: the log has one bucket."""
-        return False
-
-    @property
-    def may_have_changed(self) -> bool:
-        """Return True: a read of the log costs no more than the question."""
-        return True
+    async def check(self) -> CheckResult:
+        """Return "written": a read of the log costs no more than the question."""
+        return "written"
 
     async def writers(self) -> frozenset[str]:
         """Return the open transactions that have written to the log; a relay reports them all."""

@@ -10,7 +10,7 @@ from rowsignal.dispatcher.table_survey import Activity, TableSurvey
 from rowsignal.hooks import Mode
 from rowsignal.listener import Listener
 from rowsignal.listener.hints import RelayedTable, Target, relayed_token
-from rowsignal.listener.pacing import Pace, Pacer
+from rowsignal.listener.pacing import CheckResult, Pace, Pacer
 from rowsignal.payload import LOG_BUCKET, Hint
 from rowsignal.postgres.statements import query
 from rowsignal.triggers.catalog import Capture
@@ -56,7 +56,6 @@ class TableWatch:
         self._relayed: RelayedTable | None = None
         self._survey = survey
         self._activity: Activity | None = None
-        self._has_written = True
         self.read_at = float("-inf")
         self._listener = listener
         self._subscribers = subscribers
@@ -172,17 +171,14 @@ class TableWatch:
         is_whole = capture.kind == "log" and capture.is_complete
         return is_whole and self._subscribers.is_content_with(capture.columns)
 
-    async def has_altered(self) -> bool:
-        """Tell whether the triggers or the partitions of the table have changed."""
+    async def check(self) -> CheckResult:
+        """Tell whether triggers or partitions have changed, or rows may have been written."""
         surveyed = await self._survey.recent(self.name)
-        self._has_written = surveyed.activity is None or surveyed.activity != self._activity
-        self._activity = surveyed.activity
-        return surveyed.capture != self.capture
-
-    @property
-    def may_have_changed(self) -> bool:
-        """Tell whether rows may have been written since the last read, as of `has_altered`."""
-        return self._has_written or time.monotonic() - self.read_at > LONGEST_UNREAD
+        if surveyed.capture != self.capture:
+            return "altered"
+        before, self._activity = self._activity, surveyed.activity
+        is_counted = before is not None and time.monotonic() - self.read_at < LONGEST_UNREAD
+        return "unchanged" if is_counted and before == surveyed.activity else "written"
 
     async def writers(self) -> frozenset[str]:
         """Return the transactions that hold a writer's lock on the table or a partition of it.

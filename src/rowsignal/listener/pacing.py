@@ -12,13 +12,15 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from rowsignal.hooks import Hooks, Mode
 from rowsignal.listener.hints import Lease, Target
 from rowsignal.postgres.errors import describe, is_hopeless
 
 logger = logging.getLogger("rowsignal.arming")
+
+CheckResult = Literal["altered", "written", "unchanged"]
 
 LONGEST_ERROR_PAUSE = 1.0
 RELAPSE = 1.0  # seconds after arming within which too many notifications count as a relapse
@@ -86,7 +88,7 @@ class Arming(Protocol):
 
 
 class Paced(Protocol):
-    """The subject of a `Pacer`. Only `read`, `targets`, `has_altered` and `writers` may wait."""
+    """The subject of a `Pacer`. Only `read`, `targets`, `check` and `writers` may wait."""
 
     @property
     def label(self) -> str:
@@ -103,12 +105,11 @@ class Paced(Protocol):
     async def targets(self) -> Sequence[Target] | None:
         """Return what to arm; None if hints would not report every change."""
 
-    async def has_altered(self) -> bool:
-        """Tell whether `targets` would return another result than last time."""
+    async def check(self) -> CheckResult:
+        """Compare the armed subject with the last check: altered, written to or unchanged.
 
-    @property
-    def may_have_changed(self) -> bool:
-        """Tell whether a read while armed could find anything, as of the last `has_altered`."""
+        It has been altered if `targets` would return another result than last time.
+        """
 
     async def writers(self) -> frozenset[str]:
         """Return the open transactions whose triggers may have run before the arming."""
@@ -233,11 +234,13 @@ class Pacer:
         safe_until = time.monotonic() + self._pace.safety * _spread()
         while not await self._woken_within(safe_until - time.monotonic()):
             if time.monotonic() >= safe_until:
-                if await self._subject.has_altered():
+                result = await self._subject.check()
+                if result == "altered":
                     return
                 safe_until = time.monotonic() + self._pace.safety * _spread()
-            if self._must_read or self._subject.may_have_changed:
-                await self._read()
+                if result == "unchanged" and not self._must_read:
+                    continue
+            await self._read()
 
     def _lengthen_cooldown(self, *, since: float) -> None:
         is_relapse = time.monotonic() - since < RELAPSE + self._pace.cooldown
