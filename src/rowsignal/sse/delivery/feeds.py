@@ -171,7 +171,7 @@ class TableFeed:
             self._context.hooks.task_restarted(task="sse feed", reason=type(error).__name__)
             self.distribution.reset(FAILED)
             return
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # loading a part and publishing it are two turns
         events: list[Event] = []
         for item in items:
             if isinstance(item, Event):
