@@ -18,6 +18,8 @@ import pytest
 from nats.aio.client import Client
 from nats.js.errors import Error as JetStreamError
 
+from rowsignal.nats.connection import close
+
 PATIENCE = 60.0
 OLDEST = (2, 10)
 
@@ -175,4 +177,4 @@ async def client_of(url: str) -> AsyncIterator[Client]:
     try:
         yield client
     finally:
-        await client.close()
+        await close(client)

@@ -120,7 +120,7 @@ async def connected(nats: str | Client, name: str) -> AsyncIterator[Client]:
         )
         yield client
     finally:
-        await client.close()
+        await close(client)
 
 
 async def _failed(error: Exception) -> None:

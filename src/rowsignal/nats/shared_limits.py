@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import secrets
 import socket
@@ -15,7 +16,7 @@ from nats.aio.client import Client
 from nats.js.errors import NotFoundError
 
 from rowsignal.nats.buckets import TIMEOUT, Bucket, NatsAwayError
-from rowsignal.nats.connection import OUTAGES, close, connected
+from rowsignal.nats.connection import OUTAGES, connected
 from rowsignal.nats.shared_readers import JetStreamReaderCounts
 from rowsignal.nats.shared_tickets import JetStreamTickets
 from rowsignal.nats.subjects import stream_name, token, tokens
@@ -25,6 +26,9 @@ LEASE = 15.0
 BEATS = 4  # in the length of a lease
 FRESH = 0.5  # seconds that a list of living processes is taken for true
 AWAY_PAUSE = 0.5
+STEP_TIMEOUT = 10.0
+
+logger = logging.getLogger("rowsignal.limits")
 
 
 class JetStreamLimits:
@@ -52,6 +56,7 @@ class JetStreamLimits:
         self._processes = Bucket(self, BUCKET, ttl=lease)
         self._alive: frozenset[str] = frozenset()
         self._asked_at = 0.0
+        self._beat_due = 0.0
         self.readers = JetStreamReaderCounts(self, scope, self._process, self._living)
         self.tickets = JetStreamTickets(self, scope)
         self._task: asyncio.Task[NoReturn] | None = None
@@ -103,35 +108,49 @@ class JetStreamLimits:
         return [said for it in found if it is not None and (said := _said(it.value)) is not None]
 
     async def _run(self, is_ready: asyncio.Event) -> NoReturn:
-        async with connected(self._nats, "rowsignal limits") as client:
-            self._client = client
-            try:
-                await self._keep(is_ready)
-            finally:
-                await self._leave()
-                self._client = None
-                if self._nats is not client:
-                    await close(client)
-
-    async def _keep(self, is_ready: asyncio.Event) -> NoReturn:
-        """Say that this process is alive, and write what has changed."""
-        interval, due = AWAY_PAUSE, 0.0
         while True:
             try:
-                if time.monotonic() >= due:
-                    interval = await self._processes.ttl() / BEATS
-                    await self._beat()
-                    due = time.monotonic() + interval
-                await self.readers.settle()
+                async with connected(self._nats, "rowsignal limits") as client:
+                    await self._use(client, is_ready)
+            except Exception as error:  # noqa: BLE001 -- told: no task ends unseen
+                self._tell(error)
+                await asyncio.sleep(AWAY_PAUSE)
+
+    async def _use(self, client: Client, is_ready: asyncio.Event) -> NoReturn:
+        self._client = client
+        try:
+            await self._keep(is_ready)
+        finally:
+            await self._leave()
+            self._client = None
+
+    async def _keep(self, is_ready: asyncio.Event) -> NoReturn:
+        """Announce this process repeatedly, and write what has changed."""
+        while True:
+            try:
+                async with asyncio.timeout(STEP_TIMEOUT):  # not all of nats-py's waits have one
+                    await self._step()
                 is_ready.set()
-            except OUTAGES as error:
-                self.readers.note_outage(error)
-                due = 0.0
+            except Exception as error:  # noqa: BLE001 -- as above
+                self._tell(error)
                 await asyncio.sleep(AWAY_PAUSE)
                 continue
             with suppress(TimeoutError):
-                async with asyncio.timeout(max(due - time.monotonic(), 0)):
+                async with asyncio.timeout(max(self._beat_due - time.monotonic(), 0)):
                     await self.readers.dirty.wait()
+
+    async def _step(self) -> None:
+        if time.monotonic() >= self._beat_due:
+            interval = await self._processes.ttl() / BEATS
+            await self._beat()
+            self._beat_due = time.monotonic() + interval
+        await self.readers.settle()
+
+    def _tell(self, error: Exception) -> None:
+        if not isinstance(error, OUTAGES):
+            logger.error("shared limits have failed, and are taken up again", exc_info=error)
+        self.readers.note_outage(error)
+        self._beat_due = 0.0
 
     async def _beat(self) -> None:
         """Renew the lease; where it has ended, others have taken this process's places for free."""

@@ -165,8 +165,10 @@ async def test_without_a_relay_it_polls_until_there_is_one(
             await app.pay(2)
             assert (await waiting).total == 1
         await until_listening(app.engine, "polling")
-    said = [it for it in caplog.messages if "Hints over NATS are unavailable" in it]
-    assert len(said) == 2, said  # at first, and at the relay's end
+        said = [it for it in caplog.messages if "Hints over NATS are unavailable" in it]
+        # At first, and once after each time that a relay was heard: on a busy machine it may be
+        # silent for too long.
+        assert len(said) == 1 + listener.state.epoch, said
 
 
 async def test_nats_is_killed_and_started_again(

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -13,6 +13,8 @@ import pytest
 from nats.aio.client import Client
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from rowsignal.nats import shared_limits
+from rowsignal.nats.shared_readers import JetStreamReaderCounts
 from rowsignal.relay import JetStreamLimits
 from rowsignal.service.app import create_app
 from rowsignal.service.settings import Settings
@@ -288,6 +290,43 @@ async def test_without_nats_at_the_start_the_limits_are_those_of_the_process(
                 while await other.readers.acquire("ann", 2):
                     other.readers.release("ann")
                     await asyncio.sleep(0.02)
+
+
+async def _fail() -> None:
+    raise ZeroDivisionError("x")
+
+
+async def _hang() -> None:
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("go_wrong", [_fail, _hang])
+async def test_sharing_goes_on_after_what_nobody_has_foreseen(
+    nats: NatsServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    go_wrong: Callable[[], Awaitable[None]],
+) -> None:
+    settle, faults = JetStreamReaderCounts.settle, iter([go_wrong])
+
+    async def go_wrong_once(self: JetStreamReaderCounts) -> None:
+        if fault := next(faults, None):
+            await fault()
+        await settle(self)
+
+    monkeypatch.setattr(JetStreamReaderCounts, "settle", go_wrong_once)
+    monkeypatch.setattr(shared_limits, "STEP_TIMEOUT", 0.2)
+    async with (
+        JetStreamLimits(nats.url, "shop", lease=LEASE) as one,
+        JetStreamLimits(nats.url, "shop", lease=LEASE) as other,
+    ):
+        assert await one.readers.acquire("ann", 1)
+        async with asyncio.timeout(PATIENCE):
+            while await other.readers.acquire("ann", 1):
+                other.readers.release("ann")
+                await asyncio.sleep(0.02)
+    assert "in this process alone" in caplog.text
+    assert ("have failed" in caplog.text) == (go_wrong is _fail)
 
 
 async def test_what_others_write_into_the_buckets_does_no_harm(
