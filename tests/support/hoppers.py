@@ -3,7 +3,7 @@
 import asyncio
 import os
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -17,6 +17,7 @@ ROWS = 100
 HOP_AFTER = 400 if ROUNDS <= 100 else 2000  # events, on average
 FILL = f"insert into orders select n, 'open', 0, 1, '' from generate_series(1, {ROWS}) n"
 PATH = "/v1/changes/orders"
+UNTOLD = 10**9  # rounds, before anybody knows how many there will be
 AWAY = (OSError, asyncio.IncompleteReadError, TimeoutError)
 
 Arrive = Callable[[], int]
@@ -113,14 +114,12 @@ def in_turns(ports: Sequence[int]) -> Arrive:
     return lambda: chance.choice(ports)
 
 
-async def count_up(engine: AsyncEngine, third: asyncio.Event, rounds: int = ROUNDS) -> None:
-    """Add 1 to every row, again and again; tell when a third of it is done."""
+async def count_up(engine: AsyncEngine, rounds: int = ROUNDS) -> None:
+    """Add 1 to every row, again and again."""
     connection = await connect(engine)
     try:
-        for done in range(rounds):
+        for _ in range(rounds):
             await connection.execute("update orders set total = total + 1")
-            if done == rounds // 3:
-                third.set()
     finally:
         connection.terminate()
 
@@ -128,22 +127,30 @@ async def count_up(engine: AsyncEngine, third: asyncio.Event, rounds: int = ROUN
 async def hop(
     engine: AsyncEngine,
     hoppers: Sequence[Hopper],
-    during: Callable[[], Awaitable[None]] | None = None,
+    during: Callable[[], Coroutine[None, None, None]] | None = None,
     *,
     rounds: int = ROUNDS,
 ) -> None:
     """Let readers follow while rows are counted up, and something else happens; check them."""
-    third = asyncio.Event()
+    for hopper in hoppers:
+        hopper.rounds = UNTOLD
     async with asyncio.TaskGroup() as group:
         for hopper in hoppers:
             group.create_task(hopper.run())
         for hopper in hoppers:
             await hopper.is_level.wait()
         await execute(engine, FILL)
-        writing = group.create_task(count_up(engine, third, rounds))
-        if during is not None:
-            await third.wait()
-            await during()
-        await writing
+        written = rounds // 3
+        await count_up(engine, written)
+        beside = group.create_task(during()) if during else None
+        await count_up(engine, rounds - written - 1)
+        written = rounds - 1
+        while beside and not beside.done():  # it may need news: go on, slowly, until it is over
+            await count_up(engine, 1)
+            written += 1
+            await asyncio.wait([beside], timeout=0.05)
+        for hopper in hoppers:
+            hopper.rounds = written + 1
+        await count_up(engine, 1)
     for hopper in hoppers:
         hopper.check()

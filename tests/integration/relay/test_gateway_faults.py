@@ -55,7 +55,7 @@ async def test_readers_begin_with_the_rows_while_they_change(
         gateway(nats.url, relayed, engine=engine) as one,
         gateway(nats.url, relayed, engine=engine) as other,
     ):
-        writing = asyncio.create_task(count_up(engine, asyncio.Event()))
+        writing = asyncio.create_task(count_up(engine))
         arrive = in_turns([one.port, other.port])
         hoppers = [Hopper(arrive, PATH, begins_with_rows=True) for _ in range(3)]
         async with asyncio.TaskGroup() as group:

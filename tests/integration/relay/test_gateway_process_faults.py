@@ -95,7 +95,7 @@ async def test_browsers_are_cut_at_random_without_stickiness(
             _redirect(proxy, chance.choice(gateways).port, chance.randint(400, LONGEST_VISIT))
             return proxy.port
 
-        hoppers = [Hopper(through, stays=True, rounds=CUT_ROUNDS) for _ in range(3)]
+        hoppers = [Hopper(through, stays=True) for _ in range(3)]
         await hop(engine, hoppers, rounds=CUT_ROUNDS)
         assert all(it.hops > 5 for it in hoppers)
 
