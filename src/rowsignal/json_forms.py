@@ -24,7 +24,10 @@ def json_form(value: Any) -> Any:
     >>> json_form({"price": Decimal("9.90"), "id": 2**53, "after": timedelta(hours=36)})
     {'price': '9.90', 'id': '9007199254740992', 'after': 'P1DT12H'}
     """
-    return value if type(value) in AS_THEY_ARE else form_of(value)
+    kind = type(value)
+    if kind in AS_THEY_ARE or (kind is int and abs(value) <= JSON_SAFE_INTEGER):
+        return value
+    return form_of(value)
 
 
 @singledispatch

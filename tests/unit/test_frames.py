@@ -41,7 +41,7 @@ def test_an_event_that_was_cut_off_does_not_count():
 
 def test_what_json_has_no_word_for_is_text():
     ((_, text),) = FrameParser().feed(frame("insert", {"a": float("nan"), "b": [float("inf")]}))
-    assert json.loads(text) == {"a": "nan", "b": ["inf"]}
+    assert json.loads(text) == {"a": "NaN", "b": ["Infinity"]}
 
 
 def test_a_reset_makes_a_reader_forget_its_place():

@@ -158,6 +158,11 @@ class Listener:
             raise
         return self
 
+    def register(self) -> None:
+        """Serve the waits of the running event loop; connect with the first one, until `close`."""
+        _registry.put(self)
+        self._is_kept_open = True
+
     async def __aexit__(self, *exception: object) -> None:
         """Stop listening; remaining waits poll from now on."""
         await self.close()
@@ -226,9 +231,8 @@ class Listener:
     def _retire(self) -> None:
         self._retirement = None
         if not self._receivers and not self._is_kept_open:
-            _registry.drop(
-                self
-            )  # now, so that the next wait creates a listener instead of using this one
+            # Now, so that the next wait creates a listener instead of using this one.
+            _registry.drop(self)
             loop = asyncio.get_running_loop()
             self._closing = loop.create_task(self.close(), name="rowsignal listener closing")
 

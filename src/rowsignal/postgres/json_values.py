@@ -76,6 +76,8 @@ def key_value(text: str | None) -> Any:
     """Decode a key column's value in the form of changes: integers, else text."""
     if text is None:
         return None
+    if text.isdecimal() and len(text) <= MAX_DIGITS:  # nearly every key
+        return int(text)
     if text[:1] in {"{", "["} or text == "null":
         return text
     return _decode_key(text)

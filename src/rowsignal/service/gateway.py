@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from rowsignal.exceptions import RowSignalError, UnsupportedError
 from rowsignal.identifiers import QualifiedName
+from rowsignal.listener import Listener
 from rowsignal.metrics import PrometheusHooks
 from rowsignal.postgres.urls import asyncpg_url
 from rowsignal.relay import JetStreamSource, StreamWatch
@@ -69,6 +70,7 @@ class Gateway:
         async with contextlib.AsyncExitStack() as stack:
             if self.engine is not None:
                 stack.push_async_callback(end_in_time, self.engine.dispose)
+                self._await_rows(self.engine, stack)
             stack.push_async_callback(end_in_time, self.source.aclose)
             stack.push_async_callback(end_in_time, self.outlet.aclose)
             await self._offer(await described_tables(self._nats, self._database))
@@ -78,6 +80,15 @@ class Gateway:
                 await stack.enter_async_context(running_task(name, work, self.hooks))
             log.info("ready", tables=sorted(self.exposures))
             yield
+
+    def _await_rows(self, engine: AsyncEngine, stack: contextlib.AsyncExitStack) -> None:
+        """Let waits take the relay's messages for hints: no connection of this gateway LISTENs."""
+        # Under another name of the database a listener would hear of no relay.
+        is_relayed = engine.url.database == self._database
+        url = self._nats if is_relayed else None
+        listener = Listener(engine, listen_url=url, hooks=self.hooks)
+        listener.register()
+        stack.push_async_callback(end_in_time, listener.close)
 
     async def _follow_tables(self) -> NoReturn:
         """Offer tables that are relayed later, and columns that are new."""

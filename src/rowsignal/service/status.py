@@ -68,6 +68,8 @@ class StatusReport:
             "since": self._state[1].isoformat(),
             "reconnects": max(state.epoch - 1, 0),
             "notifications": state.notifications,
+            "origin": state.origin,
+            "unrelayed": len(state.unrelayed),
             "queue_usage": facts.get("queue_usage"),
             "lag": self._probe.lag.seconds,
         }

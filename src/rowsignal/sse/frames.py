@@ -1,40 +1,28 @@
 """Frames: the bytes of server-sent events (HTML standard, 9.2)."""
 
 import json
-import math
 import random
-import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic_core import PydanticSerializationError, to_json
+
+from rowsignal.json_forms import json_form
+
 JITTER = random.SystemRandom()
-SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def compact(data: object) -> str:
-    """Return `data` as one line of JSON that can be encoded.
+def compact(data: object) -> bytes:
+    """Return `data` as one line of JSON.
 
     NaN and infinities, which JSON does not have, become strings; half a surrogate pair, which
     UTF-8 does not have, is escaped.
     """
     try:
-        text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    except ValueError:
-        data = _finite(data)
-        text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
-    # isascii is known without a search, and true of most rows.
-    if not text.isascii() and SURROGATE.search(text):
-        return json.dumps(data, separators=(",", ":"))
-    return text
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {name: _finite(item) for name, item in data.items()}
-    if isinstance(data, list):
-        return [_finite(item) for item in data]
-    return str(data) if isinstance(data, float) and not math.isfinite(data) else data
+        return to_json(data, inf_nan_mode="strings")
+    except PydanticSerializationError:  # a surrogate, or more levels than this encoder takes
+        return json.dumps(json_form(data), separators=(",", ":")).encode()
 
 
 def frame(event: str, data: object, position: str | None = None) -> bytes:
@@ -45,7 +33,7 @@ def frame(event: str, data: object, position: str | None = None) -> bytes:
     data: {"reason":"shutdown"}
     """
     place = "" if position is None else f"id: {position}\n"
-    return f"{place}event: {event}\ndata: {compact(data)}\n\n".encode()
+    return b"%bevent: %b\ndata: %b\n\n" % (place.encode(), event.encode(), compact(data))
 
 
 def retry(delay: float) -> bytes:

@@ -91,23 +91,29 @@ class RowLoader:
         decide which rows may be seen. `is_unverified` marks notifications, which any role can send:
         the loader reads the tables to confirm them.
         """
-        told = [self._bare(it) for it in changes if it.table in self.shapes]
+        told: list[RowChange] = []
+        names: list[str] = []  # keys as text, since keys are dicts
         unread: dict[QualifiedName, dict[str, Key]] = {}
-        for it in told:
-            if it.change.key is not None and self._must_read(it, wanted, prefers_log=prefers_log):
-                # By text, since keys are dicts; a row that changed ten times in a batch is read
-                # once.
-                unread.setdefault(it.table, {})[repr(it.change.key)] = it.change.key
+        for it in changes:
+            table, key = it.table, it.change.key
+            if table not in self.shapes:
+                continue
+            told.append(self._bare(it))
+            names.append(repr(key))
+            if key is not None and self._must_read(it, wanted, prefers_log=prefers_log):
+                # A row that changed ten times in a batch is read once.
+                unread.setdefault(table, {})[names[-1]] = key
         found = {
             name: await self._read(self.shapes[name], keys, wanted.get(name, frozenset()))
             for name, keys in unread.items()
         }
         loaded: list[Loaded] = []
-        for it in told:
+        for it, name in zip(told, names, strict=True):
+            table = it.table
             if it.change.key is None:
                 loaded.append(await self._without_key(it, is_unverified=is_unverified))
-            elif it.table in found and repr(it.change.key) in unread[it.table]:
-                loaded += _with_row(it, self.shapes[it.table], found[it.table], is_unverified)
+            elif table in found and name in unread[table]:
+                loaded += _with_row(it, name, self.shapes[table], found[table], is_unverified)
             else:
                 loaded.append(it)
         return loaded
@@ -212,9 +218,9 @@ def is_told(it: RowChange, wanted: Iterable[str]) -> bool:
 
 
 def _with_row(
-    it: RowChange, shape: TableShape, found: RowSnapshot, is_unverified: bool
+    it: RowChange, name: str, shape: TableShape, found: RowSnapshot, is_unverified: bool
 ) -> Iterator[Loaded]:
-    change, name = it.change, repr(it.change.key)
+    change = it.change
     # Telling it would let any role make up changes of rows that cannot exist.
     if name in found.refused and is_unverified:
         logger.debug("a notification for %s has a key that no row can have", shape.full_name)

@@ -17,7 +17,7 @@ from rowsignal.streams.loader import RowChange
 from rowsignal.triggers.catalog import Capture
 
 START_TIMEOUT = 2.0
-PART = 100  # changes of a batch: some milliseconds of work, and one query for their rows
+PART = 250  # changes of a batch: some milliseconds of work, and one query for their rows
 LOST = "Changes may be missing from here: {}."
 FOUND = (
     "Changes may be missing up to here, since notifications did not arrive for a while;"

@@ -69,6 +69,29 @@ async def test_a_gateway_with_a_database_begins_with_the_rows(
     assert row.key == 1
 
 
+async def test_a_gateway_waits_for_rows_without_listening(
+    relayed: str, engine: AsyncEngine, nats: NatsServer
+) -> None:
+    url = engine.url.render_as_string(hide_password=False)
+    await execute(engine, "insert into orders values (2, 'open', 2, 1, 'x')")
+    listening = sa.text("select count(*) from pg_stat_activity where query ilike 'listen %'")
+    async with (
+        gateway_process("--nats", nats.url, "--url", url, "--table", "orders") as gateway,
+        httpx.AsyncClient(base_url=gateway.address, timeout=PATIENCE) as client,
+        asyncio.timeout(PATIENCE),
+    ):
+        waiting = asyncio.create_task(client.get("/v1/wait/orders/2?timeout=50"))
+        total = 2
+        while not waiting.done():
+            total += 1
+            await execute(engine, f"update orders set total = {total} where id = 2")
+            await asyncio.wait([waiting], timeout=0.5)
+        answer = (await waiting).json()
+        async with engine.connect() as connection:
+            assert await connection.scalar(listening) == 0
+    assert int(answer["row"]["total"]) in range(3, total + 1)
+
+
 async def test_tables_are_described_to_gateways(
     relayed: str, engine: AsyncEngine, nats: NatsServer, client: Client, stream: StreamReader
 ) -> None:

@@ -213,8 +213,9 @@ function vital(name, content, note) {
   text(id(`note-${name}`), note);
 }
 
-function listenerNote({ since: start, reconnects, queue_usage: queue }, now) {
+function listenerNote({ since: start, reconnects, queue_usage: queue, unrelayed }, now) {
   if (queue > 0.1) return `queue ${Math.round(queue * 100)} % full`;
+  if (unrelayed) return `${several(unrelayed, "table")} not relayed, polled`;
   const lost = reconnects ? `, ${several(reconnects, "reconnect")}` : "";
   return start ? `for ${since(Date.parse(start), now)}${lost}` : lost.slice(2);
 }

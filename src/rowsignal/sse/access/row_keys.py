@@ -27,7 +27,7 @@ def key_writer(
     """
     names = tuple(columns)
     if shown.issuperset(names):
-        return lambda key: json_form(dict(key))
+        return lambda key: {name: json_form(value) for name, value in key.items()}
 
     def write(key: Mapping[str, Any]) -> dict[str, Any]:
         visible = {name: json_form(key[name]) for name in names if name in shown}

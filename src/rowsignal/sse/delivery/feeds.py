@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rowsignal.changes import Reset
 from rowsignal.exceptions import NotWatchedError
@@ -17,6 +17,7 @@ from rowsignal.streams.sources import SourceBatch
 
 logger = logging.getLogger("rowsignal.sse")
 
+AT_ONCE = 100  # events published before other tasks of the event loop have their turn
 IDLE_TIMEOUT = 30.0  # seconds that a feed stays open without readers
 NOT_FOLLOWED = "Changes are not followed just now; come back in a moment."
 FAILED = "Some changes could not be told."
@@ -156,9 +157,7 @@ class TableFeed:
     async def _take_parts(self, batch: SourceBatch) -> None:
         for part in batch.parts():
             await self._take(part)
-            # Once it is published: a reader that joins at this place misses none of it.
             self.position = part.position or self.position
-            await asyncio.sleep(0)  # readers of other tables have their turn
 
     async def _take(self, batch: SourceBatch) -> None:
         """Publish a batch; a change that cannot be published becomes a reset for its readers."""
@@ -171,7 +170,11 @@ class TableFeed:
             self._context.hooks.task_restarted(task="sse feed", reason=type(error).__name__)
             self.distribution.reset(FAILED)
             return
-        await asyncio.sleep(0)  # loading a part and publishing it are two turns
+        for start in range(0, len(items), AT_ONCE):
+            await asyncio.sleep(0)  # readers of other tables have their turn
+            self._publish(items[start : start + AT_ONCE], batch)
+
+    def _publish(self, items: Sequence[Event | Reset], batch: SourceBatch) -> None:
         events: list[Event] = []
         for item in items:
             if isinstance(item, Event):
@@ -182,6 +185,9 @@ class TableFeed:
                 events = []
                 self._tell(item, batch)
         self.distribution.publish(events)
+        # Once they are published: a heartbeat must not lead a reader back before them.
+        places = (item.position for item in reversed(items) if item.position)
+        self.position = next(places, self.position)
 
     def _tell(self, reset: Reset, batch: SourceBatch) -> None:
         # A row that cannot be shown leaves the stream exact; hints have no place to resume anyway.

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -17,7 +17,7 @@ from rowsignal.sse.access.exposures import Row
 from rowsignal.sse.access.views import Event, UnknownHistoryError
 from rowsignal.sse.delivery.buffers import Reader
 from rowsignal.sse.delivery.distribution import UNKNOWN
-from rowsignal.sse.delivery.feeds import TableFeed
+from rowsignal.sse.delivery.feeds import AT_ONCE, TableFeed
 from rowsignal.sse.delivery.groups import JoiningReader, SubscriberGroup
 from rowsignal.sse.delivery.rows import all_rows
 from rowsignal.sse.delivery.turns import FairTurns, Turn
@@ -219,12 +219,17 @@ async def _show(start: StartContext, group: SubscriberGroup, batch: SourceBatch)
             items = await start.feed.events(part, wanted)
             _refuse_gaps(items)
             events = [item for item in items if isinstance(item, Event)]
-            try:
-                pieces += (piece for _, piece in group.show(events))
-            except UnknownHistoryError:
-                raise GapError(UNKNOWN) from None
-            await asyncio.sleep(0)  # readers that have caught up have their turn
+            for first in range(0, len(events), AT_ONCE):
+                await asyncio.sleep(0)  # readers that have caught up have their turn
+                pieces += _frames(group, events[first : first + AT_ONCE])
     return b"".join(pieces)
+
+
+def _frames(group: SubscriberGroup, events: Sequence[Event]) -> list[bytes]:
+    try:
+        return [piece for _, piece in group.show(events)]
+    except UnknownHistoryError:
+        raise GapError(UNKNOWN) from None
 
 
 @dataclass(slots=True)

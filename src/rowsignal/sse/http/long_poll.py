@@ -179,7 +179,7 @@ def _document(asked: RowRequest, row: Row) -> RowDocument:
         "key": exposure.key_writer(shown)(exposure.key_of(row)),
         "row": _shaped(exposure, view, row),
     }
-    digest = hashlib.sha256(compact(body).encode()).hexdigest()[:32]
+    digest = hashlib.sha256(compact(body)).hexdigest()[:32]
     compared = repr([row.get(name) for name in sorted(asked.compared)])
     return RowDocument(body, f'"{digest}"', compared)
 
