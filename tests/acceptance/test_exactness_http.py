@@ -8,7 +8,6 @@ so is PostgreSQL. What was committed is known from a trigger of the test's own.
 import asyncio
 import os
 import random
-import socket
 from collections import Counter, defaultdict
 from contextlib import suppress
 
@@ -18,6 +17,7 @@ from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from rowsignal.embedded import EmbeddedPostgres
+from rowsignal.embedded.ports import free_port
 from rowsignal.listener import Listener
 from rowsignal.sse import Limits, Outlet
 from rowsignal.sse.access.exposures import exposures_of
@@ -266,8 +266,3 @@ async def finish(dsn: str) -> None:
     connection = await asyncpg.connect(dsn)
     await connection.execute("insert into orders values ($1, 'end', 1, 7, '')", SENTINEL)
     await connection.close()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])

@@ -11,9 +11,9 @@ from playwright.async_api import Page, Request, expect
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from acceptance.live_service import free_port
 from acceptance.npm_tools import once, only_one, run, sources
 from acceptance.programs import serving
+from rowsignal.embedded.ports import free_port
 
 pytest_plugins = ["acceptance.browser", "acceptance.npm_workspace"]
 pytestmark = [

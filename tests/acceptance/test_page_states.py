@@ -13,9 +13,10 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from acceptance.dashboard_pages import SECRET, app_of, is_live, run
-from acceptance.live_service import free_port, running
+from acceptance.live_service import running
 from rowsignal.demo.shop_tables import Item
 from rowsignal.embedded import EmbeddedPostgres
+from rowsignal.embedded.ports import free_port
 from rowsignal.service import create_dashboard, grant_everything
 from rowsignal.triggers import install_triggers, uninstall_triggers
 from support.proxy import Proxy, proxied

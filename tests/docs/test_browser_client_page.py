@@ -16,8 +16,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from acceptance.live_service import free_port
 from acceptance.programs import serving
+from rowsignal.embedded.ports import free_port
 from support import web_server
 from support.doc_pages import ROOT, blocks
 

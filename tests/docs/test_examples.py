@@ -1,6 +1,5 @@
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -10,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from rowsignal.embedded.ports import free_port
 from support.command_line import connect
 from support.doc_pages import ROOT
 
@@ -50,8 +50,7 @@ def test_an_example_does_what_it_says(name: str, database_url: str) -> None:
 @asynccontextmanager
 async def served(example: Path, database_url: str) -> AsyncIterator[httpx.AsyncClient]:
     """Run an example that serves on the port it is given, until the block ends."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         str(example),

@@ -4,7 +4,6 @@ import asyncio
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Page, expect
 
+from rowsignal.embedded.ports import free_port
 from support.doc_pages import ROOT, Block, blocks
 
 pytest_plugins = ["acceptance.browser"]
@@ -31,8 +31,7 @@ class Reader:
     """A user who follows the page in an empty folder."""
 
     def __init__(self, folder: Path, url: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = str(free.getsockname()[1])
+        self.port = str(free_port())
         self.folder = folder
         self.environment = {
             **os.environ,

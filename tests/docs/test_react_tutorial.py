@@ -12,9 +12,9 @@ from playwright.async_api import Page, expect
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from acceptance.live_service import free_port
 from acceptance.npm_tools import run
 from acceptance.programs import serving
+from rowsignal.embedded.ports import free_port
 from support.doc_pages import ROOT, Block, blocks
 
 pytest_plugins = ["acceptance.browser", "acceptance.npm_workspace"]

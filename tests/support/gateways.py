@@ -13,10 +13,10 @@ import httpx
 from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from rowsignal.embedded.ports import free_port
 from rowsignal.relay import JetStreamSource
 from rowsignal.sse import Limits, create_sse_router
 from support.event_streams import Item, Order
-from support.nats_server import free_ports
 from support.web_server import Site, serving
 
 PATIENCE = 60.0
@@ -76,7 +76,7 @@ class GatewayProcess:
 @asynccontextmanager
 async def gateway_process(*arguments: str, port: int = 0) -> AsyncIterator[GatewayProcess]:
     """Run `rowsignal gateway` for the length of a block."""
-    number = port or free_ports(1)[0]
+    number = port or free_port()
     process = await asyncio.create_subprocess_exec(
         COMMAND, "gateway", "--port", str(number), *arguments, stderr=-1, stdout=-1
     )

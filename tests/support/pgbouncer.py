@@ -3,7 +3,6 @@
 import asyncio
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator
@@ -16,6 +15,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from rowsignal.embedded import EmbeddedPostgres
+from rowsignal.embedded.ports import free_port
 from rowsignal.postgres.connections import suit_pooler
 
 POOL_SIZE = 20
@@ -48,13 +48,6 @@ def program() -> str:
         message = "PgBouncer is not installed"
         pytest.fail(message) if required("pgbouncer") else pytest.skip(message)
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @asynccontextmanager

@@ -2,7 +2,6 @@ import asyncio
 import os
 import re
 import signal
-import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -12,6 +11,7 @@ from urllib.parse import quote
 
 from rowsignal.embedded import data_folder
 from rowsignal.embedded.cluster import Cluster
+from rowsignal.embedded.ports import free_port
 from rowsignal.embedded.programs import (
     Account,
     Programs,
@@ -211,7 +211,7 @@ class EmbeddedPostgres:
         if not data_folder.prepare(data_dir, programs):
             cluster.initialise(INITDB_OPTIONS + ([] if keeps_data else ["--no-sync"]))
         self._run_dir = run_dir
-        self._port = _free_port() if self._wanted_port == 0 else self._wanted_port
+        self._port = free_port() if self._wanted_port == 0 else self._wanted_port
         cluster.launch(self._all_settings())
         self._cluster = cluster
 
@@ -258,10 +258,3 @@ def _temp_dir(account: Account | None) -> Path:
     usual = Path(tempfile.gettempdir())
     is_good = len(str(usual)) <= MAX_TEMP_DIR and can_enter(usual, account)
     return usual if is_good else Path("/tmp")  # noqa: S108 - only its name is predictable
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

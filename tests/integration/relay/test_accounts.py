@@ -12,11 +12,12 @@ from nats.js import api
 from nats.js.errors import NotFoundError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from rowsignal.embedded.ports import free_port
 from rowsignal.relay import stream_health, stream_name
 from support.event_streams import EventReader, execute, make_tables, reading
 from support.gateways import gateway_process
 from support.hoppers import PATH
-from support.nats_server import NatsServer, client_of, free_ports
+from support.nats_server import NatsServer, client_of
 from support.relays import StreamReader, relaying
 
 PAGE = Path(__file__).parents[3] / "docs" / "explanation" / "scale.md"
@@ -51,7 +52,7 @@ async def test_the_permissions_of_the_page_are_enough_and_no_more(
     text = configuration("accounts.conf")
     for name, secret in SECRETS.items():
         text = text.replace(name, secret)
-    database, (port,) = engine.url.database or "", free_ports(1)
+    database, port = engine.url.database or "", free_port()
     relay, gateway, other = (
         f"nats://{user}@127.0.0.1:{port}"
         for user in ("relay:relay-secret", "gateway:gateway-secret", "billing:other-secret")
@@ -99,7 +100,7 @@ async def test_a_region_reads_a_mirror_with_the_sequences_of_its_origin(
 ) -> None:
     await make_tables(engine, row_values=True)
     database = engine.url.database or ""
-    hub_port, leaf_port, link = free_ports(3)
+    hub_port, leaf_port, link = (free_port() for _ in range(3))
     hub_more = f'leafnodes {{ listen: "127.0.0.1:{link}" }}\n'
     leaf_more = f'leafnodes {{ remotes: [ {{ url: "nats://127.0.0.1:{link}" }} ] }}\n'
     async with AsyncExitStack() as stack:

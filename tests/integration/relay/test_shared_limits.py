@@ -13,6 +13,7 @@ import pytest
 from nats.aio.client import Client
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from rowsignal.embedded.ports import free_port
 from rowsignal.nats import shared_limits
 from rowsignal.nats.shared_readers import JetStreamReaderCounts
 from rowsignal.relay import JetStreamLimits
@@ -21,7 +22,7 @@ from rowsignal.service.settings import Settings
 from rowsignal.sse import Limits
 from support.event_streams import EventReader, make_tables, reading
 from support.gateways import gateway
-from support.nats_server import NatsServer, free_ports
+from support.nats_server import NatsServer
 from support.relays import StreamReader, relaying
 from support.tokens import SECRET, bearer
 from support.web_server import Site, serving
@@ -187,7 +188,7 @@ async def gateway_process(
     nats: str, database: str
 ) -> AsyncIterator[tuple[int, asyncio.subprocess.Process]]:
     """Run `rowsignal gateway` with two streams for a principal; give its port and itself."""
-    (port,) = free_ports(1)
+    port = free_port()
     command = Path(sys.executable).with_name("rowsignal")
     process = await asyncio.create_subprocess_exec(
         *(str(command), "gateway", "--nats", nats, "--database", database, "--port", str(port)),

@@ -19,8 +19,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from acceptance.live_service import free_port
 from rowsignal.embedded import EmbeddedPostgres
+from rowsignal.embedded.ports import free_port
 from support.doc_pages import ROOT
 from support.tokens import SECRET, bearer
 

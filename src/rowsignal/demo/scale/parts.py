@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 from collections import deque
@@ -13,6 +12,7 @@ from tempfile import mkdtemp
 from typing import Literal
 
 from rowsignal.demo.scale.sse import is_ready
+from rowsignal.embedded.ports import free_port
 from rowsignal.embedded.watchdog import Watchdog
 from rowsignal.exceptions import RowSignalError
 
@@ -226,17 +226,6 @@ async def process_group() -> AsyncIterator[ProcessGroup]:
         yield group
     finally:
         group.close()
-
-
-def free_port(wanted: int | None = None) -> int:
-    """Return a port that was free just now: the wanted one, if it is."""
-    for port in (wanted or 0, 0):
-        try:
-            with socket.create_server((HOST, port)) as bound:
-                return int(bound.getsockname()[1])
-        except OSError:
-            continue
-    raise OSError("No port is free on this machine.")
 
 
 def _own_environment() -> dict[str, str]:

@@ -17,9 +17,9 @@ from rowsignal.demo.scale.parts import (
     ProcessGroup,
     RelayPart,
     State,
-    free_port,
 )
 from rowsignal.embedded import EmbeddedPostgres
+from rowsignal.embedded.ports import free_port
 
 Kind = Literal["relay", "gateway", "nats", "postgres"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
