@@ -5,10 +5,16 @@ import os
 import re
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import asyncpg
+
 from rowsignal.embedded import EmbeddedPostgres
+
+FLUSH = 1000  # microseconds: what a disk takes that is not as fast as this one
 
 
 @dataclass(frozen=True)
@@ -17,6 +23,24 @@ class Turn:
 
     tps: float
     cpu: float  # seconds, user and system
+
+
+@contextmanager
+def durable_server() -> Iterator[EmbeddedPostgres]:
+    """Run a server that flushes each commit to disk, as one in production does."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)  # root's servers run as another user, who has to get there
+        with EmbeddedPostgres(data_dir=Path(folder) / "data") as server:
+            yield server
+
+
+async def slow_flushes(server: EmbeddedPostgres, microseconds: int) -> None:
+    """Let whoever flushes commits wait before, as long as a slower disk takes."""
+    connection = await asyncpg.connect(server.dsn)
+    await connection.execute("alter system set commit_siblings = 0")
+    await connection.execute(f"alter system set commit_delay = {microseconds}")
+    await connection.execute("select pg_reload_conf()")
+    await connection.close()
 
 
 async def turn(server: EmbeddedPostgres, script: str, clients: int, seconds: int) -> Turn:

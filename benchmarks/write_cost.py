@@ -13,12 +13,10 @@ millisecond (`commit_delay`). All tables are alike but for their triggers, and t
 """
 
 import asyncio
-import tempfile
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median, quantiles
 
 import asyncpg
@@ -26,7 +24,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from benchmarks.pgbench import turn
+from benchmarks.pgbench import FLUSH, durable_server, slow_flushes, turn
 from benchmarks.report import Report
 from rowsignal.dispatcher import Dispatcher
 from rowsignal.embedded import EmbeddedPostgres
@@ -36,7 +34,6 @@ from rowsignal.triggers import install_triggers
 from rowsignal.waiting import wait_for_row_change
 
 CLIENTS = (1, 8, 32)
-FLUSH = 1000  # microseconds: what a disk takes that is not this fast
 ROUNDS = 5
 SECONDS = 1
 CPU_CLIENTS = 4
@@ -243,15 +240,6 @@ def show(report: Report, label: str, plain: float, ratios: dict[str, float]) -> 
     }
 
 
-async def slow_flushes(server: EmbeddedPostgres, microseconds: int) -> None:
-    """Let whoever flushes commits wait before, as long as a slower disk takes."""
-    connection = await asyncpg.connect(server.dsn)
-    await connection.execute("alter system set commit_siblings = 0")
-    await connection.execute(f"alter system set commit_delay = {microseconds}")
-    await connection.execute("select pg_reload_conf()")
-    await connection.close()
-
-
 async def bulk(connection: asyncpg.Connection, name: str, kind: str) -> float:
     """Return the seconds of one statement of 100,000 rows."""
     if kind == "update":
@@ -293,15 +281,6 @@ def judge(report: Report, tps: dict[int, dict[str, float]], clients: int) -> Non
     report.ratio(f"least_log_tps_{clients}", rate["least"])
     report.ratio(f"logged_tps_{clients}", rate["log"], at_least=0.62)
     report.ratio(f"logged_read_tps_{clients}", rate["log_read"], at_least=0.65)
-
-
-@contextmanager
-def durable_server() -> Iterator[EmbeddedPostgres]:
-    """Run a server that flushes each commit to disk, as one in production does."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)  # root's servers run as another user, who has to get there
-        with EmbeddedPostgres(data_dir=Path(folder) / "data") as server:
-            yield server
 
 
 async def run() -> dict[str, object]:
