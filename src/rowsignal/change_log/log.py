@@ -32,14 +32,13 @@ from rowsignal.change_log.reader import (
     PositionLost,
     Window,
     WindowRead,
-    driver_of,
     explained,
     log_transaction,
 )
 from rowsignal.change_log.records import RELATION, Record
 from rowsignal.changes import Reset
 from rowsignal.identifiers import QualifiedName
-from rowsignal.postgres.connections import beside
+from rowsignal.postgres.connections import beside, driver_of
 from rowsignal.postgres.statements import query
 
 PAGE = 1000

@@ -15,13 +15,12 @@ from rowsignal.change_log.reader import (
     PositionLost,
     Window,
     WindowRead,
-    driver_of,
     explained,
 )
 from rowsignal.change_log.records import ID, RELATION, WIDTH
 from rowsignal.exceptions import StandbyError
 from rowsignal.identifiers import QualifiedName
-from rowsignal.postgres.connections import is_direct, throw_away
+from rowsignal.postgres.connections import driver_of, is_direct, throw_away
 from rowsignal.postgres.statements import query
 
 

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 from uuid import UUID
 
 import asyncpg
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.change_log.positions import AnyPosition, Position, Snapshot
 from rowsignal.change_log.records import RELATION, Record
@@ -20,6 +20,7 @@ from rowsignal.exceptions import (
     StandbyError,
 )
 from rowsignal.identifiers import QualifiedName
+from rowsignal.postgres.connections import driver_of
 from rowsignal.postgres.statements import query
 
 Result = TypeVar("Result")
@@ -249,15 +250,6 @@ async def _begin(driver: asyncpg.Connection) -> None:
         await driver.execute(query("log_begin"), timeout=ANSWER)
     except TimeoutError as error:
         raise TimeoutError(f"PostgreSQL did not answer within {ANSWER:g} s.") from error
-
-
-async def driver_of(connection: AsyncConnection) -> asyncpg.Connection:
-    """Return asyncpg's own connection: rows cost half as much without SQLAlchemy's layer."""
-    driver: Any = (await connection.get_raw_connection()).driver_connection
-    if driver.is_closed():  # the server restarted while the connection was in the pool
-        await connection.invalidate()
-        driver = (await connection.get_raw_connection()).driver_connection
-    return driver
 
 
 def explained(error: Exception) -> Exception:

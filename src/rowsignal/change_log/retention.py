@@ -9,8 +9,8 @@ from datetime import timedelta
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from rowsignal.change_log.reader import driver_of, explained
-from rowsignal.postgres.connections import beside
+from rowsignal.change_log.reader import explained
+from rowsignal.postgres.connections import beside, driver_of
 from rowsignal.postgres.statements import query
 
 

@@ -10,12 +10,12 @@ import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.change_log.log import ChangeLog
-from rowsignal.change_log.reader import driver_of, explained
+from rowsignal.change_log.reader import explained
 from rowsignal.changes import Change
 from rowsignal.exceptions import NotFoundError
 from rowsignal.handlers.letters import change_from_json
 from rowsignal.handlers.places import Place, place_of
-from rowsignal.postgres.connections import beside
+from rowsignal.postgres.connections import beside, driver_of
 from rowsignal.postgres.statements import query
 
 

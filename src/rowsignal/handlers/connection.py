@@ -8,9 +8,8 @@ from typing import Any
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from rowsignal.change_log.reader import driver_of
 from rowsignal.handlers.leases import LeaseLostError, Partition
-from rowsignal.postgres.connections import is_direct, throw_away
+from rowsignal.postgres.connections import driver_of, is_direct, throw_away
 from rowsignal.postgres.statements import query
 
 # A worker that is stopped inside a transaction, and whose connection the next holder cannot end

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import asyncpg
 
-from rowsignal.change_log.reader import driver_of, explained
+from rowsignal.change_log.reader import explained
 from rowsignal.change_log.tail import LogTail
 from rowsignal.exceptions import ConsumerError, SchemaVersionError
 from rowsignal.handlers.administration import ConsumerLag, consumer_lag
@@ -20,6 +20,7 @@ from rowsignal.handlers.leases import Leases, LeaseTable, Partition
 from rowsignal.handlers.places import place_of
 from rowsignal.handlers.runner import HandlerContext, Runner
 from rowsignal.listener import OUTAGES
+from rowsignal.postgres.connections import driver_of
 from rowsignal.postgres.errors import message, sqlstate
 from rowsignal.postgres.statements import query
 

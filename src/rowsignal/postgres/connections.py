@@ -274,6 +274,15 @@ async def throw_away(connection: AsyncConnection) -> None:
         logger.debug("a connection could not be closed: %s", describe(error))
 
 
+async def driver_of(connection: AsyncConnection) -> asyncpg.Connection:
+    """Return asyncpg's own connection: rows cost half as much without SQLAlchemy's layer."""
+    driver: Any = (await connection.get_raw_connection()).driver_connection
+    if driver.is_closed():  # the server restarted while the connection was in the pool
+        await connection.invalidate()
+        driver = (await connection.get_raw_connection()).driver_connection
+    return driver
+
+
 async def is_direct(connection: AsyncConnection) -> bool:
     """Tell whether the connection leads to a server process directly, not through a pooler."""
     raw = await connection.get_raw_connection()

@@ -17,7 +17,6 @@ from sqlalchemy import (
     ColumnElement,
     FromClause,
     Integer,
-    Select,
     TableValuedAlias,
     and_,
     bindparam,
@@ -31,17 +30,19 @@ from sqlalchemy import (
     table,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, OID, TEXT, array
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.types import UserDefinedType
 
 from rowsignal.identifiers import QualifiedName
-from rowsignal.postgres.connections import beside
+from rowsignal.postgres.connections import beside, driver_of
 from rowsignal.postgres.json_values import Values, decode_rows, key_value
 from rowsignal.postgres.parameters import run_query
 from rowsignal.postgres.statements import query
 
 Condition = Callable[[FromClause], ColumnElement[bool]]
 
+DIALECT = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
 PAGE = 500
 NUMBER = "n"  # of a key among those asked for; key columns are called k0, k1, ...
 FIRST_USER_OID = "16384"
@@ -209,15 +210,15 @@ async def rows_by_key(
     keys: Sequence[Mapping[str, Any]],
     columns: Sequence[str],
 ) -> list[Row | None]:
-    """Return the rows with these keys, in their order, in one query; None for a missing row."""
-    statement = _by_key(shape, tuple(columns))
-    result = await connection.execute(statement, {"keys": keys_as_json(shape, keys)})
-    numbers, texts = [], []
-    for number, values in result:
-        numbers.append(number)
-        texts.append(values)
+    """Return the rows with these keys, in their order, in one query; None for a missing row.
+
+    The connection is asyncpg's, whose own errors are raised.
+    """
+    driver = await driver_of(connection)
+    found = await driver.fetch(_by_key(shape, tuple(columns)), keys_as_json(shape, keys))
     rows: list[Row | None] = [None] * len(keys)
-    for number, row in zip(numbers, _rows(shape, columns, texts), strict=True):
+    made = _rows(shape, columns, [texts for _, texts in found])
+    for (number, _), row in zip(found, made, strict=True):
         rows[number] = row
     return rows
 
@@ -299,12 +300,14 @@ class _Named(UserDefinedType[Any]):
 
 
 @lru_cache(maxsize=500)
-def _by_key(shape: TableShape, columns: tuple[str, ...]) -> Select[Any]:
+def _by_key(shape: TableShape, columns: tuple[str, ...]) -> str:
+    """Return the statement; its only parameter is the keys."""
     source = shape.source()
     given = given_keys(shape, bindparam("keys", type_=TEXT))
-    return select(given.c[NUMBER], _texts(shape, columns, source)).select_from(
+    statement = select(given.c[NUMBER], _texts(shape, columns, source)).select_from(
         source.join(given, has_given_key(shape, source, given))
     )
+    return str(statement.compile(dialect=DIALECT))
 
 
 def _texts(shape: TableShape, columns: Iterable[str], source: FromClause) -> ColumnElement[Any]:

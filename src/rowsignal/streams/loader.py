@@ -92,15 +92,16 @@ class RowLoader:
         the loader reads the tables to confirm them.
         """
         told: list[RowChange] = []
-        names: list[str] = []  # keys as text, since keys are dicts
+        names: list[str] = []  # of the keys to read, as text, since keys are dicts
         unread: dict[QualifiedName, dict[str, Key]] = {}
         for it in changes:
             table, key = it.table, it.change.key
             if table not in self.shapes:
                 continue
             told.append(self._bare(it))
-            names.append(repr(key))
+            names.append("")
             if key is not None and self._must_read(it, wanted, prefers_log=prefers_log):
+                names[-1] = repr(key)
                 # A row that changed ten times in a batch is read once.
                 unread.setdefault(table, {})[names[-1]] = key
         found = {
@@ -109,11 +110,11 @@ class RowLoader:
         }
         loaded: list[Loaded] = []
         for it, name in zip(told, names, strict=True):
-            table = it.table
-            if it.change.key is None:
+            table, key = it.table, it.change.key
+            if key is None:
                 loaded.append(await self._without_key(it, is_unverified=is_unverified))
-            elif table in found and name in unread[table]:
-                loaded += _with_row(it, name, self.shapes[table], found[table], is_unverified)
+            elif table in found and (text := name or repr(key)) in unread[table]:
+                loaded += _with_row(it, text, self.shapes[table], found[table], is_unverified)
             else:
                 loaded.append(it)
         return loaded

@@ -55,7 +55,7 @@ class Exposure:
     @cached_property
     def key(self) -> tuple[str, ...]:
         """The names of the primary-key columns, in key order."""
-        return tuple(column.name for column in self.table.primary_key)
+        return tuple(str(column.name) for column in self.table.primary_key)
 
     @cached_property
     def columns(self) -> frozenset[str]:
@@ -199,7 +199,8 @@ def _exposure(source: Source, offered: Offered, dialect: sa.Dialect | None) -> E
     if not table.primary_key:
         raise ValueError(f"{table} has no primary key, so its rows cannot be told apart.")
     if mapper is None:
-        names = {column.name: column.name for column in table.columns}
+        # SQLAlchemy's names are a kind of str that takes long to encode.
+        names = {str(column.name): str(column.name) for column in table.columns}
         return Exposure(table, *_fields(table, names, offered))
     types = RowTypes.of(mapper, table, dialect)
     return Exposure(table, *_fields(table, attribute_names(mapper, table), offered), types)

@@ -125,7 +125,6 @@ class RowFilter:
         columns = exposure.columns
         self.shown = columns if view.columns is None else columns & view.columns
         self.needed = exposure.needed(self.shown)
-        # SQLAlchemy's names are a kind of str that takes long to encode.
         self.names = dict(zip(("schema", "table"), map(str, exposure.full_name), strict=True))
         self.key = exposure.key_writer(self.shown)
         self._style = (exposure.name, self.shown)

@@ -171,7 +171,8 @@ class TableFeed:
             self.distribution.reset(FAILED)
             return
         for start in range(0, len(items), AT_ONCE):
-            await asyncio.sleep(0)  # readers of other tables have their turn
+            if len(items) > AT_ONCE:
+                await asyncio.sleep(0)  # readers of other tables have their turn
             self._publish(items[start : start + AT_ONCE], batch)
 
     def _publish(self, items: Sequence[Event | Reset], batch: SourceBatch) -> None:

@@ -6,20 +6,17 @@ from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rowsignal.exceptions import NotWatchedError
 from rowsignal.postgres import json_rows
-from rowsignal.postgres.json_rows import KeyColumn, TableShape, pin_settings
+from rowsignal.postgres.json_rows import DIALECT, KeyColumn, TableShape, pin_settings
 from rowsignal.sse.access.column_types import plain_type
 from rowsignal.sse.access.exposures import Exposure, Row
 from rowsignal.sse.access.filters import where_clause
 from rowsignal.sse.access.views import RowKey, TableView
 
 __all__ = ["all_rows", "current_row", "having_keys", "pin_settings", "shape_of"]
-
-DIALECT = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
 
 
 async def shape_of(connection: AsyncConnection, exposure: Exposure) -> TableShape:
