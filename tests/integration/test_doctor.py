@@ -53,6 +53,7 @@ async def test_a_database_in_order_is_called_so(orders: AsyncEngine) -> None:
     }
 
 
+@pytest.mark.usefixtures("no_schema")
 async def test_a_database_without_triggers_is_told_how_to_get_some(orders: AsyncEngine) -> None:
     (finding,) = await about(orders, "schema")
 

@@ -11,10 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from support.change_log import connect
 from support.event_streams import EventReader, execute, reading
 
-STRESS = os.environ.get("ROWSIGNAL_STRESS", "100")  # a number, or "minutes"
+STRESS = os.environ.get("ROWSIGNAL_STRESS", "60")  # a number, or "minutes"
 ROUNDS = int(STRESS) if STRESS.isdigit() else 10_000  # of 100 changes each
 ROWS = 100
-HOP_AFTER = 400 if ROUNDS <= 100 else 2000  # events, on average
+HOP_AFTER = 250 if ROUNDS <= 100 else 2000  # events, on average
 FILL = f"insert into orders select n, 'open', 0, 1, '' from generate_series(1, {ROWS}) n"
 PATH = "/v1/changes/orders"
 UNTOLD = 10**9  # rounds, before anybody knows how many there will be

@@ -289,6 +289,7 @@ async def test_a_position_of_another_log_is_a_reset_that_goes_on(shop: Shop) -> 
     assert ids(await shop.read(answer.position)) == [1]
 
 
+@pytest.mark.usefixtures("no_schema")
 async def test_a_database_without_a_log_says_so(engine: AsyncEngine) -> None:
     async with ChangeLog(engine) as log:
         with pytest.raises(SchemaVersionError, match="no change log"):

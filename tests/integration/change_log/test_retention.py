@@ -235,6 +235,7 @@ async def test_the_first_plan_of_a_batch_uses_the_index(shop: Shop) -> None:
     assert {"enable_seqscan=off", "plan_cache_mode=force_custom_plan"} < set(settings)
 
 
+@pytest.mark.usefixtures("no_schema")
 async def test_what_is_no_retention_or_no_log_is_said(engine: AsyncEngine) -> None:
     with pytest.raises(ValueError, match="keeps less than nothing"):
         Retention(max_age=-1.0)

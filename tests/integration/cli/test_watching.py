@@ -119,6 +119,7 @@ def test_the_live_table_counts_what_it_shows() -> None:
         assert expected in written
 
 
+@pytest.mark.usefixtures("no_schema")
 def test_bench_measures_both_ways_and_leaves_no_trace(command_line: CommandLine) -> None:
     ended = command_line.on_database(
         "bench", "--rounds", "10", "--polled-rounds", "2", "--interval", "0.1", "--json"

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from rowsignal.relay import StreamSettings
 from support.event_streams import execute, make_tables, reading
 from support.gateways import GatewayProcess, gateway_process
-from support.hoppers import PATH, ROUNDS, Hopper, hop, in_turns
+from support.hoppers import PATH, Hopper, hop, in_turns
 from support.nats_server import NatsServer, client_of, nats_cluster
 from support.proxy import Proxy, proxied
 from support.relays import StreamReader, relay_process, relaying
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 SILENCE = 1.0  # seconds after which a reader goes elsewhere
 LARGE = 20_000
-CUT_ROUNDS, LONGEST_VISIT = ROUNDS // 2, 150_000  # bytes
+CUT_ROUNDS, LONGEST_VISIT = 50, 150_000  # bytes
 
 
 @pytest.fixture

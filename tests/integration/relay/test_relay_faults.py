@@ -29,7 +29,7 @@ from support.wal import WalShop, open_wal_shop
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 AnyShop = Shop | WalShop
-ROUNDS = 100 if "ROWSIGNAL_STRESS" not in os.environ else 10_000  # of 100 changes each
+ROUNDS = 60 if "ROWSIGNAL_STRESS" not in os.environ else 10_000  # of 100 changes each
 
 
 @pytest.fixture(params=["log", "wal"])

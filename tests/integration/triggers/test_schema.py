@@ -16,6 +16,7 @@ async def apply(engine: AsyncEngine) -> list[str]:
         return await connection.run_sync(schema.apply)
 
 
+@pytest.mark.usefixtures("no_schema")
 async def test_applying_twice_does_nothing_the_second_time(engine: AsyncEngine) -> None:
     assert await schema.schema_status(engine) == schema.SchemaStatus(0, schema.CURRENT)
     assert await apply(engine) == ["hints", "change_log", "retention", "security"]
@@ -23,6 +24,7 @@ async def test_applying_twice_does_nothing_the_second_time(engine: AsyncEngine) 
     assert (await schema.schema_status(engine)).is_current
 
 
+@pytest.mark.usefixtures("no_schema")
 async def test_twelve_at_once_apply_once(engine: AsyncEngine) -> None:
     engines = [create_async_engine(engine.url) for _ in range(12)]
     applied = await asyncio.gather(*map(apply, engines))
