@@ -142,6 +142,14 @@ async def nats_cluster(folder: Path) -> AsyncIterator[NatsCluster]:
         yield cluster
 
 
+async def kill_leader(cluster: NatsCluster, client: Client, stream: str) -> None:
+    """Kill the node that leads a stream of three copies."""
+    info = await client.jetstream().stream_info(stream)
+    assert info.cluster is not None
+    (leader,) = [it for it in cluster.servers if it.name == info.cluster.leader]
+    await leader.kill()
+
+
 async def _until_led(client: Client) -> None:
     js = client.jetstream(timeout=1)
     async with asyncio.timeout(PATIENCE):

@@ -22,13 +22,13 @@ from rowsignal.dispatcher import Dispatcher
 from rowsignal.doctor import Severity, diagnose
 from rowsignal.hooks import Hooks
 from rowsignal.listener import Listener
-from rowsignal.relay import Relay, subject_of
+from rowsignal.relay import Relay, StreamSettings, stream_name, subject_of
 from rowsignal.relay.descriptions import Descriptions
 from rowsignal.service.app import create_app
 from rowsignal.service.settings import Settings
 from rowsignal.triggers import install_triggers
 from support.event_streams import reading
-from support.nats_server import NatsServer
+from support.nats_server import NatsServer, client_of, kill_leader, nats_cluster
 from support.relayed_waits import ROWS, Application, application, hinted_by
 from support.relays import StreamReader, relay_process, relaying
 from support.shop import Line, Order
@@ -144,6 +144,29 @@ async def test_a_relay_that_is_killed_is_replaced_and_no_wait_is_lost(
             await second.until("relaying")
             await app.pay(2)
             assert {order.total for order in await asyncio.gather(*waits)} == {1}
+
+
+@pytest.mark.timeout(180)
+async def test_a_node_of_three_dies_and_no_wait_is_lost(
+    app: Application, engine: AsyncEngine, tmp_path: Path
+) -> None:
+    async with (
+        nats_cluster(tmp_path) as cluster,
+        client_of(cluster.url) as client,
+        relaying(engine, cluster.url, stream=StreamSettings(replicas=3)),
+        hinted_by(cluster.url, app.engine),
+    ):
+        Dispatcher.of(app.engine, NOTIFIED_ONLY)
+        await until_listening(app.engine, "listening")
+        waits = [begin_wait(app.engine, Order, id_) for id_ in (1, 2)]
+        await until_mode(app.engine, "armed")
+        await kill_leader(cluster, client, stream_name(engine.url.database or ""))
+        await app.pay(1)
+        async with asyncio.timeout(PATIENCE):
+            assert (await waits[0]).total == 1
+            await until_mode(app.engine, "armed")
+            await app.pay(2)
+            assert (await waits[1]).total == 1
 
 
 async def test_without_a_relay_it_polls_until_there_is_one(

@@ -16,13 +16,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from rowsignal.embedded.ports import free_port
 from rowsignal.nats import shared_limits
 from rowsignal.nats.shared_readers import JetStreamReaderCounts
-from rowsignal.relay import JetStreamLimits
+from rowsignal.relay import JetStreamLimits, StreamSettings
 from rowsignal.service.app import create_app
 from rowsignal.service.settings import Settings
 from rowsignal.sse import Limits
 from support.event_streams import EventReader, make_tables, reading
 from support.gateways import gateway
-from support.nats_server import NatsServer
+from support.nats_server import NatsServer, client_of, kill_leader, nats_cluster
 from support.relays import StreamReader, relaying
 from support.tokens import SECRET, bearer
 from support.web_server import Site, serving
@@ -87,6 +87,17 @@ async def issue(site: Site) -> str:
     answer = await site.client.post("/tickets")
     assert answer.status_code == 201, answer.text
     return str(answer.json()["ticket"])
+
+
+async def used_ticket(issuer: Site, reader: Site) -> str:
+    """Return the path with the first ticket that one gateway issues and the other takes."""
+    async with asyncio.timeout(PATIENCE):
+        while True:  # until another node leads, tickets are refused
+            answer = await issuer.client.post("/tickets")
+            path = f"{PATH}?ticket={answer.json().get('ticket')}"
+            if answer.status_code == 201 and await status_of(reader.port, path) == 200:
+                return path
+            await asyncio.sleep(0.1)
 
 
 async def test_a_ticket_is_good_once_over_two_gateways(relayed: str, nats: NatsServer) -> None:
@@ -252,6 +263,31 @@ async def test_a_gateway_that_was_stopped_for_longer_than_its_lease_counts_again
         await until_status(one.port, 200)
         process.send_signal(signal.SIGCONT)
         await until_status(one.port, 429)
+
+
+@pytest.mark.timeout(180)
+async def test_limits_and_tickets_outlive_a_node_of_three(
+    engine: AsyncEngine, tmp_path: Path
+) -> None:
+    await make_tables(engine, row_values=True)
+    database = engine.url.database or ""
+    async with (
+        nats_cluster(tmp_path) as cluster,
+        client_of(cluster.url) as client,
+        relaying(engine, cluster.url, stream=StreamSettings(replicas=3)),
+    ):
+        await StreamReader(client, database).next()
+        async with (
+            sharing(cluster.url, database, each=3) as (one, other),
+            opened(one.port, other.port) as readers,
+        ):
+            await issue(one)  # makes the bucket
+            await kill_leader(cluster, client, "KV_rowsignal-tickets")
+            path = await used_ticket(one, other)
+            assert [await status_of(it.port, path) for it in (one, other)] == [401, 401]
+            async with opened(one.port):
+                await until_status(other.port, 429)
+            assert not any(it.is_over for it in readers)
 
 
 async def test_while_nats_is_away_each_process_counts_alone_and_tickets_are_refused(
