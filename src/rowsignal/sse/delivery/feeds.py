@@ -158,6 +158,7 @@ class TableFeed:
         for part in batch.parts():
             await self._take(part)
             self.position = part.position or self.position
+            await asyncio.sleep(0)  # readers of other tables have their turn
 
     async def _take(self, batch: SourceBatch) -> None:
         """Publish a batch; a change that cannot be published becomes a reset for its readers."""
@@ -171,8 +172,8 @@ class TableFeed:
             self.distribution.reset(FAILED)
             return
         for start in range(0, len(items), AT_ONCE):
-            if len(items) > AT_ONCE:
-                await asyncio.sleep(0)  # readers of other tables have their turn
+            if start:
+                await asyncio.sleep(0)
             self._publish(items[start : start + AT_ONCE], batch)
 
     def _publish(self, items: Sequence[Event | Reset], batch: SourceBatch) -> None:
