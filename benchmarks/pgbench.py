@@ -43,18 +43,29 @@ async def slow_flushes(server: EmbeddedPostgres, microseconds: int) -> None:
     await connection.close()
 
 
+async def rate(server: EmbeddedPostgres, script: str, clients: int, seconds: int) -> float:
+    """Let `clients` run a script over and over for some seconds; return transactions a second."""
+    return number(r"tps = ([\d.]+)", await pgbench(server, script, clients, seconds))
+
+
 async def turn(server: EmbeddedPostgres, script: str, clients: int, seconds: int) -> Turn:
-    """Let `clients` run a script over and over for some seconds.
+    """Let `clients` run a script over and over for some seconds, and nobody else connect.
 
     The processor time is that of the backends, which the postmaster has collected when they have
     ended: unlike the rate it does not depend on what else the machine is doing. A backend that
     has not ended when pgbench does would count for the next turn, so the turn lasts until then.
     """
-    others = children(server)
+    others, before = children(server), collected(server)
+    text = await pgbench(server, script, clients, seconds)
+    await asyncio.to_thread(wait_until_collected, server, others)
+    return Turn(number(r"tps = ([\d.]+)", text), (collected(server) - before) / number(DONE, text))
+
+
+async def pgbench(server: EmbeddedPostgres, script: str, clients: int, seconds: int) -> str:
+    """Run pgbench; return its report."""
     with tempfile.NamedTemporaryFile("w", suffix=".sql") as file:
         file.write(script)
         file.flush()
-        before = collected(server)
         process = await asyncio.create_subprocess_exec(
             str(server.bin_dir / "pgbench"),
             *("-n", "-M", "prepared", "-c", str(clients), "-j", str(min(clients, 2))),
@@ -65,9 +76,7 @@ async def turn(server: EmbeddedPostgres, script: str, clients: int, seconds: int
         output, errors = await process.communicate()
     if process.returncode != 0:
         raise RuntimeError(errors.decode())
-    await asyncio.to_thread(wait_until_collected, server, others)
-    text = output.decode()
-    return Turn(number(r"tps = ([\d.]+)", text), (collected(server) - before) / number(DONE, text))
+    return output.decode()
 
 
 DONE = r"number of transactions actually processed: (\d+)"

@@ -24,7 +24,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from benchmarks.pgbench import FLUSH, durable_server, slow_flushes, turn
+from benchmarks.pgbench import FLUSH, durable_server, rate, slow_flushes, turn
 from benchmarks.report import Report
 from rowsignal.dispatcher import Dispatcher
 from rowsignal.embedded import EmbeddedPostgres
@@ -178,7 +178,7 @@ async def rates(
         for name, seen in found.items():
             async with company(name, engine):
                 statement = script.format(table=name, rows=ROWS)
-                seen.append((await turn(server, statement, clients, SECONDS)).tps)
+                seen.append(await rate(server, statement, clients, SECONDS))
     plain = found["plain"]
     ratios = {
         name: median(rate / peer for rate, peer in zip(seen, plain, strict=True))
