@@ -14,6 +14,7 @@ from rowsignal.listener import Listener
 from rowsignal.sse import Limits, Outlet
 from rowsignal.sse.access.exposures import exposures_of
 from rowsignal.sse.access.grants import grant_everything
+from rowsignal.sse.delivery import distribution, joining
 from rowsignal.sse.delivery.buffers import ConflatingReader, Reader
 from rowsignal.sse.delivery.distribution import MAX_WAITING
 from rowsignal.sse.delivery.outlet import SNAPSHOTS_EACH
@@ -266,6 +267,32 @@ async def test_other_tasks_run_between_the_parts_of_a_large_transaction(engine, 
     assert max(count for _, count in flushes) < 2 * MAX_WAITING
     moments = [moment for moment, _ in flushes]
     assert len(set(moments)) == len(moments), "two parts without a turn between them"
+
+
+async def test_a_reader_for_which_too_much_is_held_reads_on_in_the_log(
+    engine, site, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(distribution, "MAX_HELD", 0)
+    show, late_rows = joining._show, [4, 5]
+    async with reading(site.port, "/v1/changes/orders") as live:
+
+        async def show_while_more_comes(*arguments):
+            chunk = await show(*arguments)
+            if late_rows:
+                number = late_rows.pop(0)
+                await fill(engine, number, number)
+                await live.until(lambda event: event.key == number)
+            return chunk
+
+        place = (await live.until(lambda event: event.id != "")).id
+        await fill(engine, 1, 3)
+        monkeypatch.setattr(joining, "_show", show_while_more_comes)
+        async with reading(site.port, f"/v1/changes/orders?after={place}") as reader:
+            keys = [(await reader.until("insert")).key for _ in range(5)]
+            await fill(engine, 6, 6)
+            keys.append((await reader.until("insert")).key)
+    assert keys == [1, 2, 3, 4, 5, 6]
+    assert late_rows == []
 
 
 def test_a_buffer_is_bounded_and_what_it_held_is_not_sent_in_part():

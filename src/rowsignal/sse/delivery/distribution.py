@@ -22,7 +22,6 @@ UNKNOWN = (
     "It is not known which rows this reader has seen. Log the filter's columns to make such a"
     " stream resumable."
 )
-TOO_MUCH = "Too much changed while this reader was catching up."
 MAX_HELD = 20_000
 MAX_WAITING = 100  # more events would take the event loop for too long at once
 
@@ -65,12 +64,17 @@ class Distribution:
         """Drop the held events: the reader is too far behind to join yet."""
         self._joining.pop(joining.reader, None)
 
-    def attach(self, joining: JoiningReader) -> None:
-        """Send the held events to a reader, and from then on all published events."""
+    def attach(self, joining: JoiningReader) -> bool:
+        """Send the held events to a reader, and from then on all published events.
+
+        Return whether that is settled: with too many events to hold, the reader must read on first.
+        """
         self.flush()
+        if joining.has_lapsed:
+            return False
         # It has left, or was closed, while it caught up.
         if self._joining.pop(joining.reader, None) is None:
-            return
+            return True
         group = joining.group
         # Alone at first: the held events are new to this reader, and known to the group.
         group.readers = {joining.reader}
@@ -79,6 +83,7 @@ class Distribution:
         if shared is not group:
             shared.remember(group)
             shared.readers.add(joining.reader)
+        return True
 
     def detach(self, reader: Reader, key: GroupKey) -> None:
         """Remove a reader, and its group with the last reader."""
@@ -121,9 +126,16 @@ class Distribution:
             self._flushed_at = asyncio.get_running_loop().time()
             for group in list(self._groups.values()):
                 self._show(group, events)
-            for joining in self._joining.values():
-                _keep(joining, events)
+            for joining in tuple(self._joining.values()):
+                self._keep(joining, events)
             self.context.flushed(events)
+
+    def _keep(self, joining: JoiningReader, events: Sequence[Event]) -> None:
+        joining.events.extend(events)
+        if len(joining.events) > MAX_HELD:
+            joining.events.clear()
+            joining.has_lapsed = True
+            self.let_go(joining)
 
     def _show(self, group: SubscriberGroup, events: Sequence[Event]) -> None:
         try:
@@ -195,10 +207,3 @@ class Distribution:
         for _, readers in self._everybody():
             for reader in readers:
                 reader.close(last)
-
-
-def _keep(joining: JoiningReader, events: Sequence[Event]) -> None:
-    joining.events.extend(events)
-    if len(joining.events) > MAX_HELD:
-        joining.events.clear()
-        joining.reader.close(frames.reset(TOO_MUCH))

@@ -125,8 +125,12 @@ class SubscriberGroup:
 
 @dataclass(slots=True, eq=False)
 class JoiningReader:
-    """A reader that still reads the log; live changes are held back until it has caught up."""
+    """A reader that still reads the log; live changes are held back until it has caught up.
+
+    `has_lapsed`: there were too many to hold, so it has to read them from the log.
+    """
 
     reader: Reader
     group: SubscriberGroup
     events: list[Event] = field(default_factory=list)
+    has_lapsed: bool = False

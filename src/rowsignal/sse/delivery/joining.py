@@ -143,17 +143,18 @@ async def _join(start: StartContext, reader: Reader, group: SubscriberGroup) -> 
 async def _catch_up(
     start: StartContext, reader: Reader, group: SubscriberGroup, after: str
 ) -> AsyncGenerator[bytes, None]:
-    joining = None
-    while joining is None:
+    is_attached = False
+    while not is_attached:
         step = Waiting(start, _step(start, reader, group, after))
         async for beat in step.beats():
             yield beat
         chunk, after, joining = step.result
         if chunk:
             yield chunk
-    # The last position of the log; live changes follow it.
-    yield start.beat(after)
-    start.feed.distribution.attach(joining)
+        if joining is not None:
+            # The last position of the log; live changes follow it.
+            yield start.beat(after)
+            is_attached = start.feed.distribution.attach(joining)
 
 
 async def _step(
