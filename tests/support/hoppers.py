@@ -71,6 +71,8 @@ class Hopper:
     async def _read(self, port: int, most: int) -> None:
         headers = {"Last-Event-ID": self.last_id} if self.last_id else None
         rows = "?snapshot=true" if self.begins_with_rows and not self.last_id else ""
+        if rows:  # it left before the rows were complete, and begins anew
+            self.totals.clear()
         patience = self.silence or 30.0
         async with reading(
             port, f"{self.path}{rows}", headers=headers, patience=patience

@@ -1,5 +1,6 @@
 """Streams from NATS: the same surface as from PostgreSQL."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
@@ -26,6 +27,7 @@ BREAKS = {
     "log": ("delete from rowsignal.incarnation", "another log"),
     "wal": ("alter publication rowsignal drop table orders", "not published"),
 }
+PATIENCE = 30.0
 INSERT = "insert into orders (id, status, total, customer, secret) values"
 
 
@@ -144,7 +146,9 @@ async def test_streams_need_no_connection_to_postgresql(
             site = await stack.enter_async_context(gateway(nats.url, relayed))
             reader = await stack.enter_async_context(reading(site.port, "/changes/orders"))
             await _level(reader)
-        assert await connections() == before
+        async with asyncio.timeout(PATIENCE):
+            while await connections() > before:  # the relay looks at the catalogue now and then
+                await asyncio.sleep(0.1)
 
 
 async def test_without_a_database_rows_are_refused_with_the_way_out(
