@@ -105,7 +105,8 @@ class Hopper:
         """Fail where a count of a row is missing, doubled or out of order."""
         assert len(self.totals) == ROWS
         for counted in self.totals.values():
-            assert counted == list(range(counted[0], self.rounds + 1))
+            wanted = list(range(counted[0], self.rounds + 1))
+            assert counted == wanted, (self.hops, counted)
         if not self.begins_with_rows:
             assert all(counted[0] == 0 for counted in self.totals.values())
 
