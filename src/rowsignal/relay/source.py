@@ -242,6 +242,9 @@ class JetStreamSource:
 
         Where nothing more was logged before the snapshot, no message will say that it is passed.
         """
+        # The tail may be ahead of this reader, which has yet to leave out what lies between.
+        if self._tail.place.sequence != reached.sequence:
+            return reached
         if await self._is_passed(reached, self._tail.log_position, tables):
             return reached.whole()
         try:
