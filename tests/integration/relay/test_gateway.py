@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from rowsignal.exceptions import PositionError
 from rowsignal.relay import JetStreamSource
 from rowsignal.relay.places import Place
+from rowsignal.relay.stream_tail import StreamTail
 from rowsignal.sse import Grant, TableGrant, create_sse_router
 from support.event_streams import EventReader, execute, make_tables, reading
 from support.gateways import gateway
@@ -181,6 +182,39 @@ async def test_a_snapshot_goes_over_into_the_stream(
     assert Place.parse(end.id).seen is not None
     assert Place.parse(update.id).seen is None
     assert answer.status_code == 204
+
+
+async def test_a_relay_that_passes_a_snapshot_while_its_reader_reads_on_tells_nothing_twice(
+    engine: AsyncEngine, nats: NatsServer, stream: StreamReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make_tables(engine, row_values=True)
+    async with relaying(engine, nats.url):
+        await stream.next()
+    await execute(engine, f"{INSERT} (1, 'open', 1, 1, 'x'), (2, 'open', 1, 1, 'x')")
+    read = StreamTail.read
+    async with AsyncExitStack() as stack:
+        relays = [relaying(engine, nats.url)]
+
+        async def read_while_the_relay_goes_on(tail: StreamTail, after: int, until: int) -> object:
+            found = await read(tail, after, until)
+            if relays:
+                await stack.enter_async_context(relays.pop())
+                while tail.place.sequence < until + 2:
+                    await tail.moved()
+            return found
+
+        monkeypatch.setattr(StreamTail, "read", read_while_the_relay_goes_on)
+        site = await stack.enter_async_context(
+            gateway(nats.url, engine.url.database or "", engine=engine)
+        )
+        reader = await stack.enter_async_context(
+            reading(site.port, "/changes/orders?snapshot=true")
+        )
+        await reader.until("snapshot-end")
+        await execute(engine, f"{INSERT} (3, 'open', 1, 1, 'x')")
+        event = await reader.until("insert")
+        assert relays == []
+    assert event.key == 3
 
 
 async def test_positions_of_others_are_told_apart(
