@@ -18,9 +18,11 @@ def database_template(scratch_databases: ScratchDatabases) -> str:
 
 async def install_schema(url: str) -> None:
     engine = create_async_engine(url, poolclass=NullPool)
-    async with engine.begin() as connection:
-        await connection.run_sync(schema.apply)
-    await engine.dispose()
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(schema.apply)
+    finally:
+        await engine.dispose()
 
 
 @pytest.fixture

@@ -147,8 +147,7 @@ class Listener:
 
         If PostgreSQL answers and only notifications do not arrive, the listener starts by polling.
         """
-        _registry.put(self)
-        self._is_kept_open = True
+        self.register()
         first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._start(first)
         try:

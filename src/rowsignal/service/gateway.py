@@ -70,7 +70,7 @@ class Gateway:
         async with contextlib.AsyncExitStack() as stack:
             if self.engine is not None:
                 stack.push_async_callback(end_in_time, self.engine.dispose)
-                self._await_rows(self.engine, stack)
+                self._register_listener(self.engine, stack)
             stack.push_async_callback(end_in_time, self.source.aclose)
             stack.push_async_callback(end_in_time, self.outlet.aclose)
             await self._offer(await described_tables(self._nats, self._database))
@@ -81,9 +81,9 @@ class Gateway:
             log.info("ready", tables=sorted(self.exposures))
             yield
 
-    def _await_rows(self, engine: AsyncEngine, stack: contextlib.AsyncExitStack) -> None:
-        """Let waits take the relay's messages for hints: no connection of this gateway LISTENs."""
-        # Under another name of the database a listener would hear of no relay.
+    def _register_listener(self, engine: AsyncEngine, stack: contextlib.AsyncExitStack) -> None:
+        """Register the listener of long polls, whose hints are the messages of the relay."""
+        # A database that goes by another name here is not the relay's: its listener uses LISTEN.
         is_relayed = engine.url.database == self._database
         url = self._nats if is_relayed else None
         listener = Listener(engine, listen_url=url, hooks=self.hooks)

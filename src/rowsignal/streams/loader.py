@@ -91,30 +91,23 @@ class RowLoader:
         decide which rows may be seen. `is_unverified` marks notifications, which any role can send:
         the loader reads the tables to confirm them.
         """
-        told: list[RowChange] = []
-        names: list[str] = []  # of the keys to read, as text, since keys are dicts
+        told = [self._bare(it) for it in changes if it.table in self.shapes]
         unread: dict[QualifiedName, dict[str, Key]] = {}
-        for it in changes:
-            table, key = it.table, it.change.key
-            if table not in self.shapes:
-                continue
-            told.append(self._bare(it))
-            names.append("")
-            if key is not None and self._must_read(it, wanted, prefers_log=prefers_log):
-                names[-1] = repr(key)
-                # A row that changed ten times in a batch is read once.
-                unread.setdefault(table, {})[names[-1]] = key
+        for it in told:
+            if it.change.key is not None and self._must_read(it, wanted, prefers_log=prefers_log):
+                # By text, since keys are dicts: a row that changed ten times is read once.
+                unread.setdefault(it.table, {})[repr(it.change.key)] = it.change.key
         found = {
             name: await self._read(self.shapes[name], keys, wanted.get(name, frozenset()))
             for name, keys in unread.items()
         }
         loaded: list[Loaded] = []
-        for it, name in zip(told, names, strict=True):
-            table, key = it.table, it.change.key
-            if key is None:
+        for it in told:
+            table = it.table
+            if it.change.key is None:
                 loaded.append(await self._without_key(it, is_unverified=is_unverified))
-            elif table in found and (text := name or repr(key)) in unread[table]:
-                loaded += _with_row(it, text, self.shapes[table], found[table], is_unverified)
+            elif table in found and (name := repr(it.change.key)) in unread[table]:
+                loaded += _with_row(it, name, self.shapes[table], found[table], is_unverified)
             else:
                 loaded.append(it)
         return loaded

@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nats.aio.client import Client
@@ -34,7 +35,7 @@ from support.relays import StreamReader, relay_process, relaying
 from support.shop import Line, Order
 from support.waits import NOTIFIED_ONLY, begin_wait, until_listening, until_mode
 from support.wal import WalShop
-from support.web_server import serving
+from support.web_server import Site, serving
 
 # A handshake that fails while a server goes away: nats-py drops its writer without closing it.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -70,6 +71,12 @@ class Reads(Hooks):
 
     def notified(self, *, accepted: bool) -> None:
         self.refused += not accepted
+
+
+async def _listener_of(site: Site) -> dict[str, Any]:
+    """Return what the status says of the listener."""
+    found: dict[str, Any] = (await site.client.get("/v1/status")).json()["listener"]
+    return found
 
 
 async def test_a_message_of_the_relay_ends_a_wait_and_nothing_listens(
@@ -419,8 +426,10 @@ async def test_the_service_streams_by_the_messages_of_a_relay(
     ):
         await reader.until("heartbeat")
         async with asyncio.timeout(PATIENCE):
-            while (await site.client.get("/v1/status")).json()["listener"]["state"] != "listening":
+            while (await _listener_of(site))["state"] != "listening":
                 await asyncio.sleep(0.05)
+        assert (await _listener_of(site))["origin"] == "nats"
+        assert (await _listener_of(site))["unrelayed"] == 0
         await app.pay(9)
         assert (await reader.until("update")).key == 9
 

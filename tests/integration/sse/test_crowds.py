@@ -16,7 +16,7 @@ from rowsignal.sse.access.exposures import exposures_of
 from rowsignal.sse.access.grants import grant_everything
 from rowsignal.sse.delivery import distribution, joining
 from rowsignal.sse.delivery.buffers import ConflatingReader, Reader
-from rowsignal.sse.delivery.distribution import MAX_WAITING
+from rowsignal.sse.delivery.distribution import AT_ONCE
 from rowsignal.sse.delivery.outlet import SNAPSHOTS_EACH
 from rowsignal.sse.frames import heartbeat, reset
 from rowsignal.sse.http import long_poll
@@ -264,7 +264,7 @@ async def test_other_tasks_run_between_the_parts_of_a_large_transaction(engine, 
         counting.cancel()
     assert keys == list(range(1, 3001))
     assert sum(count for _, count in flushes) == 3000
-    assert max(count for _, count in flushes) < 2 * MAX_WAITING
+    assert max(count for _, count in flushes) < 2 * AT_ONCE
     moments = [moment for moment, _ in flushes]
     assert len(set(moments)) == len(moments), "two parts without a turn between them"
 

@@ -23,7 +23,7 @@ UNKNOWN = (
     " stream resumable."
 )
 MAX_HELD = 20_000
-MAX_WAITING = 100  # more events would take the event loop for too long at once
+AT_ONCE = 100  # events published in one turn of the event loop: some milliseconds of work
 
 
 class Distribution:
@@ -102,7 +102,7 @@ class Distribution:
             counts.changes.setdefault(name, Counter())[str(event.operation)] += 1
             counts.last_change[name] = time.time()
         self._waiting.extend(events)
-        if len(self._waiting) >= MAX_WAITING:
+        if len(self._waiting) >= AT_ONCE:
             self.flush()
         elif self._timer is None and events:
             self._flush_or_wait()

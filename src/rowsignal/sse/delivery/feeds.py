@@ -10,14 +10,13 @@ from rowsignal.identifiers import QualifiedName
 from rowsignal.sse.access.exposures import Exposure
 from rowsignal.sse.access.views import Event
 from rowsignal.sse.delivery.context import DeliveryContext
-from rowsignal.sse.delivery.distribution import Distribution
+from rowsignal.sse.delivery.distribution import AT_ONCE, Distribution
 from rowsignal.streams.change_source import ChangeSource, Feed
 from rowsignal.streams.loader import Loaded, RowChange, TableReset
 from rowsignal.streams.sources import SourceBatch
 
 logger = logging.getLogger("rowsignal.sse")
 
-AT_ONCE = 100  # events published before other tasks of the event loop have their turn
 IDLE_TIMEOUT = 30.0  # seconds that a feed stays open without readers
 NOT_FOLLOWED = "Changes are not followed just now; come back in a moment."
 FAILED = "Some changes could not be told."

@@ -16,8 +16,8 @@ from rowsignal.sse import frames
 from rowsignal.sse.access.exposures import Row
 from rowsignal.sse.access.views import Event, UnknownHistoryError
 from rowsignal.sse.delivery.buffers import Reader
-from rowsignal.sse.delivery.distribution import UNKNOWN
-from rowsignal.sse.delivery.feeds import AT_ONCE, TableFeed
+from rowsignal.sse.delivery.distribution import AT_ONCE, UNKNOWN
+from rowsignal.sse.delivery.feeds import TableFeed
 from rowsignal.sse.delivery.groups import JoiningReader, SubscriberGroup
 from rowsignal.sse.delivery.rows import all_rows
 from rowsignal.sse.delivery.turns import FairTurns, Turn
