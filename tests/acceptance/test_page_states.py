@@ -1,15 +1,13 @@
 """Every state of the page, in Chromium against a real service in that state."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
 import jwt
 import pytest
 from fastapi import FastAPI
 from playwright.async_api import BrowserContext, Page, expect
-from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from acceptance.dashboard_pages import SECRET, app_of, is_live, run
@@ -19,7 +17,7 @@ from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.embedded.ports import free_port
 from rowsignal.service import create_dashboard, grant_everything
 from rowsignal.triggers import install_triggers, uninstall_triggers
-from support.proxy import Proxy, proxied
+from support.proxy import through_proxy
 
 pytest_plugins = ["acceptance.browser", "acceptance.shops", "acceptance.page_looks"]
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
@@ -37,16 +35,6 @@ def token(**claims: object) -> str:
 
 def headline(page: Page, text: str) -> object:
     return expect(page.locator("#headline")).to_have_text(text, timeout=LATE)
-
-
-@asynccontextmanager
-async def through_proxy(url: str) -> AsyncIterator[tuple[Proxy, str]]:
-    """Lead to the test's server over TCP, through a proxy that can stall."""
-    address = make_url(url)
-    socket = f"{address.query['host']}/.s.PGSQL.{address.query.get('port', 5432)}"
-    async with proxied(socket) as proxy:
-        far = address.set(host="127.0.0.1", port=proxy.port, query={})
-        yield proxy, far.render_as_string(hide_password=False)
 
 
 async def test_idle_since_the_beginning(

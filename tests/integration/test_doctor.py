@@ -13,6 +13,7 @@ from rowsignal.payload import LOCK_CLASS
 from rowsignal.triggers import install_triggers
 from support.command_line import CommandLine, connect
 from support.pgbouncer import pgbouncer
+from support.proxy import through_proxy
 
 TABLES = "create table orders (id int primary key, status text);"
 
@@ -196,6 +197,18 @@ async def test_a_transaction_pooler_is_recognised(
     assert (without.severity, with_address.severity) == (Severity.ERROR, Severity.OK)
     assert "pooler" in without.message
     assert "--listen-url" in (without.fix or "")
+
+
+async def test_an_address_that_does_not_answer_is_told_in_words(
+    orders: AsyncEngine, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rowsignal.doctor.diagnosis.ANSWER", 0.3)
+    async with through_proxy(database_url) as (proxy, silent):
+        proxy.stall()
+        listening = (await diagnose(orders, listen_url=silent))[-1]
+
+    assert listening.severity is Severity.ERROR
+    assert listening.message.endswith("polls: there was no answer in time.")
 
 
 @pytest.fixture(scope="module")

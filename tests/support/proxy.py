@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+from sqlalchemy.engine import make_url
+
 
 class Proxy:
     """Forwards connections from a loopback port to a TCP address or a Unix socket."""
@@ -116,3 +118,13 @@ async def proxied(target: tuple[str, int] | str) -> AsyncIterator[Proxy]:
         yield proxy
     finally:
         await proxy.close()
+
+
+@asynccontextmanager
+async def through_proxy(url: str) -> AsyncIterator[tuple[Proxy, str]]:
+    """Lead to the test's server over TCP, through a proxy that can stall."""
+    address = make_url(url)
+    socket = f"{address.query['host']}/.s.PGSQL.{address.query.get('port', 5432)}"
+    async with proxied(socket) as proxy:
+        far = address.set(host="127.0.0.1", port=proxy.port, query={})
+        yield proxy, far.render_as_string(hide_password=False)

@@ -35,6 +35,10 @@ def test_texts_of_drivers_become_a_sentence(text: str):
             "Notifications do not arrive: CannotConnectNowError: the system is starting up.",
             "Notifications do not arrive: the system is starting up.",
         ),
+        (
+            "Notifications do not arrive: ConnectionDoesNotExistError.",
+            "Notifications do not arrive: PostgreSQL cannot be reached.",
+        ),
     ],
 )
 def test_what_people_can_use_is_kept(text: str, shown: str):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from sqlalchemy.exc import DBAPIError
 
 from rowsignal.exceptions import MissingExtraError, RowSignalError, missing_extra
-from rowsignal.postgres.errors import sqlstate
+from rowsignal.postgres.errors import message, sqlstate
 
 FAILED, NOT_UNDERSTOOD = 1, 2
 
@@ -36,8 +36,10 @@ def explain(error: BaseException) -> tuple[str, int]:
         return sentence, FAILED
     if isinstance(error, DBAPIError):
         return f"PostgreSQL says: {reason_of(error)}.", FAILED
-    if isinstance(error, RowSignalError | OSError):
+    if isinstance(error, RowSignalError):
         return str(error), FAILED
+    if isinstance(error, OSError):
+        return f"{reason_of(error)}.", FAILED
     if isinstance(error, ImportError):
         return f"{error}; pip install 'rowsignal[all]' brings every optional part.", FAILED
     if isinstance(error, ValueError | TypeError):
@@ -47,11 +49,8 @@ def explain(error: BaseException) -> tuple[str, int]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the message of the server or the network, without the statement."""
-    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    inner = cause.__cause__ or cause
-    text = str(getattr(inner, "message", None) or inner).strip() or type(inner).__name__
-    return text.splitlines()[0].rstrip(".")
+    """Return the message of the server or the network, to be put into a sentence."""
+    return message(error).rstrip(".")
 
 
 @contextmanager

@@ -115,9 +115,9 @@ async def _listening(engine: AsyncEngine, listen_url: str | None) -> Finding:
             await wire.close()
     except OUTAGES as error:
         fix = "Give --listen-url (Listener(listen_url=...)) an address of PostgreSQL itself."
-        reason = str(error).strip() or type(error).__name__
-        message = f"Notifications do not arrive, so every wait polls: {reason}."
-        return Finding(Severity.ERROR, "listening", message, fix)
+        reason = message(error).rstrip(".")
+        found = f"Notifications do not arrive, so every wait polls: {reason}."
+        return Finding(Severity.ERROR, "listening", found, fix)
     finally:
         await side.close()
         await listening.dispose()
@@ -136,11 +136,11 @@ async def _relayed(engine: AsyncEngine, url: str) -> Finding:
         finally:
             await connection.close()
     except OUTAGES as error:
-        reason = str(error).strip() or type(error).__name__
+        reason = message(error).rstrip(".")
     finally:
         await side.close()
     if reason is None:
         return Finding(Severity.OK, "listening", "A relay is at work: its messages arrive.")
-    message = f"Hints over NATS do not arrive, so every wait polls: {reason}."
+    found = f"Hints over NATS do not arrive, so every wait polls: {reason}."
     fix = "Start `rowsignal relay`, or check the address of NATS and the name of the database."
-    return Finding(Severity.ERROR, "listening", message, fix)
+    return Finding(Severity.ERROR, "listening", found, fix)

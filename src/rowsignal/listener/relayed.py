@@ -40,6 +40,7 @@ from rowsignal.nats.subjects import (
     subject_of,
 )
 from rowsignal.payload import LOG_CHANNEL, Hint, Key, PayloadError, decode_json, parse_key
+from rowsignal.postgres.errors import describe
 from rowsignal.postgres.statements import query
 
 logger = logging.getLogger("rowsignal.listener")
@@ -94,7 +95,7 @@ class RelayConnection:
             await connection._connect(url, timeout)
         except OUTAGES as error:
             await connection.close()
-            raise HintsUnavailableError(AWAY.format(_reason(error))) from error
+            raise HintsUnavailableError(AWAY.format(describe(error))) from error
         except BaseException:
             await connection.close()
             raise
@@ -129,7 +130,7 @@ class RelayConnection:
                     subscriptions.append(await client.subscribe(subject, cb=take))
                 await client.flush()
         except OUTAGES as error:
-            logger.info("a table cannot be subscribed to in NATS: %s", _reason(error))
+            logger.info("a table cannot be subscribed to in NATS: %s", describe(error))
             self.lost.set()
             self._beat.set()
             return None
@@ -159,7 +160,7 @@ class RelayConnection:
         except NotFoundError:
             return None
         except OUTAGES as error:
-            logger.info("NATS does not say whether a table is relayed: %s", _reason(error))
+            logger.info("NATS does not say whether a table is relayed: %s", describe(error))
             return None
         if KV_OPERATION in (found.headers or {}):  # it was deleted
             return None
@@ -201,7 +202,7 @@ class RelayConnection:
         self._beat.set()
 
     async def _note_error(self, error: Exception) -> None:
-        logger.debug("the connection to NATS: %s", _reason(error))
+        logger.debug("the connection to NATS: %s", describe(error))
         if isinstance(error, SlowConsumerError):  # nats-py has dropped a message
             self._miss()
 
@@ -296,7 +297,3 @@ def _capture_in(data: bytes) -> RelayedCapture | None:
     except (ValueError, AttributeError, RecursionError):
         return None
     return cast("RelayedCapture", found) if found in CAPTURES else None
-
-
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".rstrip(": ")

@@ -38,21 +38,33 @@ def sqlstate(error: BaseException) -> str | None:
 
 
 def message(error: BaseException) -> str:
-    """Return an error's message in one line, without statement and parameter values."""
+    """Return an error's message in one line, without statement, parameter values and class name.
+
+    Errors without a text, such as those of `asyncio.timeout`, are named in words.
+    """
     cause = cause_of(error)
     diagnostics = getattr(cause, "diag", None)  # psycopg's
     text = getattr(diagnostics or cause, "message_primary" if diagnostics else "message", None)
     text = text or str(cause)
-    first, *_ = str(text).splitlines() or [""]
-    return first
+    first, *_ = str(text).strip().splitlines() or [""]
+    return first or _words_for(cause)
+
+
+def _words_for(silent: BaseException) -> str:
+    if isinstance(silent, TimeoutError):
+        return "there was no answer in time"
+    if isinstance(silent, OSError):
+        return "the connection was lost"
+    return type(silent).__name__
 
 
 def describe(error: BaseException) -> str:
     """Return the kind of an error and its message in one line, for logs, without any values."""
-    name, text, state = type(cause_of(error)).__name__, message(error), sqlstate(error)
+    name, state = type(cause_of(error)).__name__, sqlstate(error)
     if state is not None and state[:2] in VALUE_CLASSES:  # such messages quote what they are about
         return f"{name} (SQLSTATE {state})"
-    return f"{name}: {text}" if text else name
+    text = message(error)
+    return name if text == name else f"{name}: {text}"
 
 
 def is_locked(error: BaseException) -> bool:

@@ -17,6 +17,7 @@ from rowsignal.sse.access.grants import EVERY_TABLE
 from rowsignal.triggers import TableStatus
 
 STATUS_TIMEOUT = 2.0
+UNREACHABLE = "PostgreSQL cannot be reached"
 INTERNAL = re.compile(
     r"sqlalchemy|asyncpg|<class|Traceback|0x[0-9a-f]{6}|\[Errno|Connect call failed"
 )
@@ -117,5 +118,6 @@ def plain_reason(reason: str | None) -> str | None:
 
 def plain_text(text: str) -> str:
     """Return a text without the names of exceptions, or a sentence where a driver wrote it."""
-    plain = re.sub(r"\b\w+(Error|Exception)(: |$)", "", text)
-    return plain if plain and not INTERNAL.search(plain) else "PostgreSQL cannot be reached"
+    plain = re.sub(r"\b\w+(Error|Exception): ", "", text)
+    plain = re.sub(r"\b\w+(Error|Exception)\b", UNREACHABLE, plain)  # all that there is to tell
+    return plain if plain and not INTERNAL.search(plain) else UNREACHABLE
