@@ -1,6 +1,7 @@
 """Waits for tests that do things to them: begun, armed, and rid of all that could hide a loss."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -42,6 +43,16 @@ async def until_listening(engine: AsyncEngine, mode: str) -> None:
     async with asyncio.timeout(30):
         while Dispatcher.of(engine).listener.state.mode != mode:
             await asyncio.sleep(0.005)
+
+
+async def until_equal(read: Callable[[], Awaitable[object]], wanted: object) -> None:
+    """Return when what is read is as wanted; a server process is slow to see its client leave."""
+    found = None
+    for _ in range(1_500):
+        if (found := await read()) == wanted:
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"{found!r} does not become {wanted!r}")
 
 
 async def close_listener(engine: AsyncEngine) -> None:

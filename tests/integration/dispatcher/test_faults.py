@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import count, repeat
 from typing import Any
 from uuid import uuid4
@@ -22,6 +23,7 @@ from rowsignal.waiting import wait_for_row_change
 from support.pgbouncer import pgbouncer
 from support.proxy import Proxy, proxied
 from support.shop import Base, Order
+from support.waits import until_equal
 
 QUICK = Timings(canary=0.3, query_timeout=0.5, idle_timeout=0.2, delays=lambda: repeat(0.05))
 numbers = count()
@@ -57,13 +59,9 @@ async def execute(server: EmbeddedPostgres, database: str, statement: str) -> li
 
 
 async def gone(server: EmbeddedPostgres, database: str) -> None:
-    """Return when no connection is left; a server process learns late that its client has gone."""
+    """Return when no connection is left."""
     statement = f"select pid, query from pg_stat_activity where datname = '{database}'"
-    for _ in range(1_500):
-        if not (left := await execute(server, "postgres", statement)):
-            return
-        await asyncio.sleep(0.02)
-    pytest.fail(f"connections are left: {left}")
+    await until_equal(partial(execute, server, "postgres", statement), [])
 
 
 async def pay(server: EmbeddedPostgres, database: str, where: str = "true") -> None:
@@ -270,7 +268,7 @@ async def test_one_connection_listens_for_any_number_of_waits(
     async with watching(fragile.url_of(database)) as engine:
         waits = begin_waits(engine) + begin_waits(engine)
         await until(engine, "armed", waits=40)
-        assert (await execute(fragile, "postgres", statement))[0][0] == 2
+        await until_equal(partial(execute, fragile, "postgres", statement), [(2,)])
         await pay(fragile, database)
         await paid(waits)
 

@@ -33,7 +33,7 @@ from support.nats_server import NatsServer, client_of, kill_leader, nats_cluster
 from support.relayed_waits import ROWS, Application, application, hinted_by
 from support.relays import StreamReader, relay_process, relaying
 from support.shop import Line, Order
-from support.waits import NOTIFIED_ONLY, begin_wait, until_listening, until_mode
+from support.waits import NOTIFIED_ONLY, begin_wait, until_equal, until_listening, until_mode
 from support.wal import WalShop
 from support.web_server import Site, serving
 
@@ -89,7 +89,7 @@ async def test_a_message_of_the_relay_ends_a_wait_and_nothing_listens(
         waiting = begin_wait(app.engine, Order, 7)
         await until_mode(app.engine, "armed")
         assert (listener.state.mode, listener.state.origin) == ("listening", "nats")
-        assert await app.listening() == 0
+        await until_equal(app.listening, 0)
         await app.pay(7)
         assert (await waiting).total == 1
 
@@ -102,9 +102,7 @@ async def test_an_idle_application_holds_no_connection_to_postgresql(
         waiting = begin_wait(app.engine, Order, 7)
         await until_mode(app.engine, "armed")
         await app.engine.dispose()
-        async with asyncio.timeout(PATIENCE):
-            while await app.connections():
-                await asyncio.sleep(0.02)
+        await until_equal(app.connections, 0)
         await app.pay(7)
         assert (await waiting).total == 1
 
@@ -498,7 +496,7 @@ async def test_event_loops_that_are_over_leave_nothing(
     )
     _, said = await process.communicate()
     assert (process.returncode, said.decode()) == (0, "")
-    assert await app.connections() == 0
+    await until_equal(app.connections, 0)
 
 
 async def test_six_event_loops_share_an_engine(app: Application, relayed: str) -> None:
