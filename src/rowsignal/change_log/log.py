@@ -38,7 +38,7 @@ from rowsignal.change_log.reader import (
 from rowsignal.change_log.records import RELATION, Record
 from rowsignal.changes import Reset
 from rowsignal.identifiers import QualifiedName
-from rowsignal.postgres.connections import beside, driver_of
+from rowsignal.postgres.connections import beside, driver_of, lent
 from rowsignal.postgres.statements import query
 
 PAGE = 1000
@@ -233,7 +233,7 @@ class ChangeLog:
         without gap or duplicate. Close it soon: it keeps vacuum from cleaning up.
         """
         await self.position()  # begins the log if there is none, and raises its errors
-        async with self._engine.connect() as connection:
+        async with lent(self._engine) as connection:
             reading = await connection.execution_options(
                 isolation_level="REPEATABLE READ", postgresql_readonly=True
             )
@@ -331,7 +331,7 @@ class ChangeLog:
 
     @asynccontextmanager
     async def _driver(self) -> AsyncIterator[asyncpg.Connection]:
-        async with self._engine.connect() as connection:
+        async with lent(self._engine) as connection:
             try:
                 yield await driver_of(connection)
             except asyncpg.PostgresError as error:

@@ -20,7 +20,7 @@ from rowsignal.exceptions import (
     StandbyError,
 )
 from rowsignal.identifiers import QualifiedName
-from rowsignal.postgres.connections import driver_of
+from rowsignal.postgres.connections import driver_of, lent
 from rowsignal.postgres.statements import query
 
 Result = TypeVar("Result")
@@ -225,7 +225,7 @@ async def _started(work: Awaitable[Result]) -> AsyncIterator[asyncio.Future[Resu
 @asynccontextmanager
 async def log_transaction(engine: AsyncEngine) -> AsyncIterator[LogTransaction]:
     """Open a transaction for one read of the log; discard a connection that failed."""
-    async with engine.connect() as connection:
+    async with lent(engine) as connection:
         driver = await driver_of(connection)
         try:
             await _begin(driver)

@@ -157,12 +157,19 @@ class LogTail:
             if self._task is not None and self._is_ending:
                 await asyncio.wait([self._task])
             if self._task is None or self._task.done():
-                self.position = await self.log.position()
+                self.position = await self._first_position()
                 self._listener.attach(self)
                 self._is_running, self._is_ending = True, False
                 self._pacer = Pacer(self._listener, self, self._pace)
                 self._task = asyncio.create_task(self._run(), name="rowsignal log tail")
                 self._task.add_done_callback(self._ended)
+
+    async def _first_position(self) -> str:
+        try:
+            return await self.log.position()
+        except BaseException:
+            await asyncio.shield(self.log.aclose())  # there is no task yet that would do it
+            raise
 
     def _retire_soon(self) -> None:
         if not self._tables and self._retirement is None:
@@ -174,7 +181,7 @@ class LogTail:
         self._end()
 
     def _end(self) -> None:
-        if self._task is not None:
+        if self._task is not None and not self._is_ending:
             self._is_ending = True
             self._task.cancel()
 
@@ -212,10 +219,10 @@ class LogTail:
         finally:
             self._is_running = False
             self._listener.hooks.mode_changed(table=self.label, mode="stopped")
-            self._listener.detach(self)
             pruning.cancel()
             await asyncio.gather(pruning, return_exceptions=True)
             await asyncio.shield(self.log.aclose())
+            self._listener.detach(self)
 
     async def targets(self) -> Sequence[Target] | None:
         """Return the bucket of the log; with a relay the followed tables, if it carries them all.

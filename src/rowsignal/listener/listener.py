@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar, cast
 
 import asyncpg
 from sqlalchemy.exc import SQLAlchemyError
@@ -45,8 +45,6 @@ OUTAGES = (
 
 STEADY = 5.0  # seconds a connection must last before the next failure counts as a first one
 
-Companion = TypeVar("Companion")
-
 
 class Receiver(Protocol):
     """Callback interface of a listener. Methods must not block."""
@@ -68,6 +66,9 @@ class Receiver(Protocol):
 
     async def stopped(self) -> None:
         """Handle the end of the listener."""
+
+
+Companion = TypeVar("Companion", bound=Receiver)
 
 
 @dataclass(slots=True)
@@ -121,7 +122,7 @@ class Listener:
         self.state = ListenerState(origin=self._origin.name)
         self.side = SideConnection(beside(self.engine, self.read_url))
         self.reads = ReadConnections(lambda: beside(self.engine, self.read_url))
-        self._companions: dict[type[Any], Any] = {}
+        self._companions: dict[type[Any], Receiver] = {}
         self._failure = ""
         self._wire: HintConnection | None = None
         self._receivers: set[Receiver] = set()
@@ -139,8 +140,7 @@ class Listener:
         """Return the object of a class that shares this listener's life; create it at first use."""
         if kind not in self._companions:
             self._companions[kind] = make()
-        found: Companion = self._companions[kind]
-        return found
+        return cast("Companion", self._companions[kind])
 
     async def __aenter__(self) -> Self:
         """Connect; raise the error of the first connection.
@@ -214,7 +214,8 @@ class Listener:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        for receiver in tuple(self._receivers):
+        # Companions that are not attached may have connections from what they read before.
+        for receiver in {*self._receivers, *self._companions.values()}:
             await receiver.stopped()
         if self._retirement is not None:
             self._retirement.cancel()

@@ -6,7 +6,8 @@ import logging
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -263,6 +264,21 @@ class SideConnection:
 
 
 OwnConnection = SideConnection  # its name in 0.1
+
+
+@asynccontextmanager
+async def lent(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Lend a connection of an engine's pool; close it if the pool has been disposed of meanwhile.
+
+    SQLAlchemy would put it back into the old pool, where it would stay open.
+    """
+    pool = engine.pool
+    async with engine.connect() as connection:
+        try:
+            yield connection
+        finally:
+            if engine.pool is not pool:
+                await asyncio.shield(connection.invalidate())
 
 
 async def throw_away(connection: AsyncConnection) -> None:
