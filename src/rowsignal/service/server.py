@@ -26,6 +26,7 @@ WORKERS = {
     APP: "rowsignal.service.server:service_worker",
     GATEWAY: "rowsignal.service.server:gateway_worker",
 }
+BACKLOG = 2048  # connections that wait to be accepted, as uvicorn has it
 REASONS = {
     errno.EADDRINUSE: "another program listens there; choose another port, or end that program",
     errno.EACCES: "this user may not: ports below 1024 need a right of their own",
@@ -69,15 +70,27 @@ def serve(settings: Settings, *, factory: str = APP) -> None:
     Raises `AddressError` if the address cannot be bound.
     """
     configure_logs(settings.log_level, settings.log_format)
-    with bind(settings) as listener:
-        log.info("starting", page=page_address(settings, listener.getsockname()[1]))
-        if settings.workers == 1:
-            config = uvicorn.Config(_create(factory, settings), **_options(settings))
-            uvicorn.Server(config).run(sockets=[listener])
-            return
+    if settings.workers == 1:
+        _serve_alone(settings, factory)
+        return
+    with bind(settings) as bound:  # by the workers' parent once more
+        _log_start(settings, bound)
     settings.export()
     worker = WORKERS[factory]
     uvicorn.run(worker, **_options(settings), factory=True, workers=settings.workers)
+
+
+def _serve_alone(settings: Settings, factory: str) -> None:
+    with bind(settings) as listener:
+        # Before the log names the address: who connects at once waits until the start is over.
+        listener.listen(BACKLOG)
+        _log_start(settings, listener)
+        config = uvicorn.Config(_create(factory, settings), **_options(settings))
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _log_start(settings: Settings, bound: socket.socket) -> None:
+    log.info("starting", page=page_address(settings, bound.getsockname()[1]))
 
 
 def service_worker() -> FastAPI:

@@ -388,7 +388,9 @@ def test_serve_says_where_the_page_is_and_writes_json_where_no_terminal_is(
     try:
         first = json.loads(process.stderr.readline())
         assert first["event"] == "starting"
-        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", first["page"])
+        page = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/", first["page"])
+        assert page is not None
+        socket.create_connection(("127.0.0.1", int(page[1])), timeout=30).close()
         while json.loads(process.stderr.readline())["event"] != "Application startup complete.":
             pass
         process.send_signal(signal.SIGINT)
