@@ -146,6 +146,7 @@ def test(arguments: list[str]) -> int:
     if not any(argument.startswith("tests") for argument in arguments):
         workers = (os.cpu_count() or 1) + 2  # the whole suite: tests wait more than they work
         pytest += ["-n", str(workers), "--dist", "loadfile"]
+        pytest += ["--no-loadscope-reorder"]  # unit tests come last, to fill the gaps at the end
     if "--pg" not in arguments:
         return subprocess.call([*pytest, *arguments], cwd=ROOT)
     place = arguments.index("--pg")
