@@ -13,6 +13,7 @@ from rowsignal.dispatcher.conditions import (
 from rowsignal.dispatcher.dispatcher import HOPELESS, Dispatcher
 from rowsignal.dispatcher.instances import build_instance, loaded_values, overlay
 from rowsignal.dispatcher.row_query import UNREAD, RowState, key_parameters
+from rowsignal.dispatcher.row_reader import unreadable
 from rowsignal.dispatcher.row_waits import Subscription
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "key_parameters",
     "loaded_values",
     "overlay",
+    "unreadable",
 ]

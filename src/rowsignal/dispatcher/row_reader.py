@@ -237,11 +237,7 @@ class RowReader:
             logger.warning("%s: a row cannot be read: %s", self.label, cause)
         self._failure = cause
         self._listener.hooks.task_restarted(task=f"reads of {self.label}", reason=cause)
-        model, key = self.rows.shape.mapper.class_.__name__, waits[0].primary_key
-        shown = key if len(key) > 1 else key[0]
-        refusal = UnreadableRowError(f"{model} {shown!r} cannot be read: {_in_short(error)}")
-        refusal.__cause__ = error
-        return _end(waits, refusal)
+        return _end(waits, unreadable(waits[0], error))
 
     async def _load(self) -> None:
         """Load the requested objects in one query."""
@@ -322,6 +318,15 @@ def _end(waits: Iterable[Subscription], error: BaseException) -> int:
         ended += not wait.future.done()
         wait.fail(error)
     return ended
+
+
+def unreadable(wait: Subscription, error: Exception) -> UnreadableRowError:
+    """Return the error of a wait whose row the database has and Python cannot hold."""
+    model, key = wait.watch.shape.mapper.class_.__name__, wait.primary_key
+    shown = key if len(key) > 1 else key[0]
+    refusal = UnreadableRowError(f"{model} {shown!r} cannot be read: {_in_short(error)}")
+    refusal.__cause__ = error
+    return refusal
 
 
 def _resolve(futures: Iterable[asyncio.Future[int]], ended: int) -> None:

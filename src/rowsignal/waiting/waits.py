@@ -21,6 +21,7 @@ from rowsignal.dispatcher import (
     attributes_in,
     condition_of,
     loaded_values,
+    unreadable,
 )
 from rowsignal.exceptions import NotFoundError, WaitTimeoutError
 from rowsignal.identifiers import qualify
@@ -355,9 +356,12 @@ class _Wait:
     async def _presented(self, subscription: Subscription, found: RowState | None) -> Any:
         if found is None:
             return None
-        if self.target.session is None:
-            return await detached(self._dispatcher, subscription, found, self._deadline)
-        return await attached(self.target.session, self._view, subscription, found)
+        try:
+            if self.target.session is None:
+                return await detached(self._dispatcher, subscription, found, self._deadline)
+            return await attached(self.target.session, self._view, subscription, found)
+        except RecursionError as error:  # Python 3.13 reads JSON that is too deep to be copied
+            raise unreadable(subscription, error) from error
 
     def _complaint(self) -> str:
         model, waits = (

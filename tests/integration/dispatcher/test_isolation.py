@@ -106,13 +106,17 @@ async def test_a_row_that_cannot_be_read_ends_its_own_wait_alone(
         await writer.execute(f"update diaries set {assignment} where id = {MANY + 1}")
         with pytest.raises(UnreadableRowError, match=f"Diary {MANY + 1} cannot be read") as caught:
             await unreadable
-        assert caught.value.__cause__ is not None
+        cause = caught.value.__cause__
+        # Python 3.13 decodes JSON of any depth, and then cannot copy it.
+        is_read = isinstance(cause, RecursionError) and "decoding" not in str(cause)
+        assert cause is not None
         assert not any(wait.done() for wait in waits)
         await writer.execute(f"update diaries set pages = 1 where id <= {MANY}")
         assert {diary.pages for diary in await asyncio.gather(*waits)} == {1}
         await writer.execute("update cups set sips = 1")
         assert (await elsewhere).sips == 1
-        assert [task for task, _ in recorder.restarts] == ["reads of diaries"]
+        restarts = [] if is_read else ["reads of diaries"]
+        assert [task for task, _ in recorder.restarts] == restarts
 
 
 async def test_a_row_that_cannot_be_read_at_first_leaves_new_waits_alone(
