@@ -129,11 +129,8 @@ async def test_stalled_snapshot_readers_give_their_places_back(filled) -> None:
         for _ in range(30):
             reader = await stack.enter_async_context(reading(site.port, ROWS, buffer=4096))
             await reader.until("heartbeat")
-        began = asyncio.get_running_loop().time()
-        while outlet.fanout.readers:
+        while outlet.fanout.readers:  # until the test's limit, where no place is given back
             await asyncio.sleep(0.1)
-        waited = asyncio.get_running_loop().time() - began
-    assert waited < 30  # two write timeouts and a busy machine
 
 
 async def test_a_row_that_a_schema_refuses_is_passed_by_in_a_snapshot_and_after(engine) -> None:
