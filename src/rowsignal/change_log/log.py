@@ -208,7 +208,7 @@ class ChangeLog:
                 await cursor.open(start, request.tables, self._texts)
             batch, window = await cursor.next()
         except BaseException:
-            windows.drop(cursor)
+            await windows.discard(cursor)
             raise
         if cursor.is_at_end:
             windows.drop(cursor)

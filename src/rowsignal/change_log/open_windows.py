@@ -135,9 +135,15 @@ class OpenWindows:
         self._parked[key] = cursor, timer
 
     def drop(self, cursor: WindowCursor) -> None:
-        """Close a cursor that is at its end, or failed."""
+        """Close a cursor that is at its end, in the background."""
         self._in_use -= 1
         self._close(cursor)
+
+    async def discard(self, cursor: WindowCursor) -> None:
+        """Close a cursor whose reader failed or was cancelled."""
+        self.drop(cursor)
+        # Waited for: an event loop that ends with the reader would not wait for a new task.
+        await asyncio.shield(asyncio.gather(*self._closing, return_exceptions=True))
 
     async def aclose(self) -> None:
         """Close all cursors."""

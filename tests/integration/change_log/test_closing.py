@@ -1,11 +1,13 @@
 """No connection outlives what has opened it, wherever a start, a read or an end is cut off."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
 
 from rowsignal.change_log import ChangeLog
 from rowsignal.change_log.tail import LogTail
@@ -71,6 +73,27 @@ async def test_a_snapshot_that_is_read_when_the_log_is_closed(
     await until_equal(lambda: shop.sql.fetchval(OURS, ours.url.username), 0)
     assert await log.position()  # it opens its connections again
     await log.aclose()
+
+
+async def test_an_event_loop_that_ends_with_a_read(
+    shop: Shop, ours: AsyncEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = await shop.log.position()
+    await shop.insert(*range(30_000))
+    first = await shop.read(before, limit=100)
+
+    async def read(seconds: float) -> None:
+        log = ChangeLog(create_async_engine(ours.url, poolclass=NullPool))
+        page = asyncio.create_task(log.read(first.position, limit=20_000))
+        await asyncio.sleep(seconds)
+        if page.done():  # its cursor waits for the next page
+            await log.aclose()
+
+    for step in range(12):
+        await asyncio.to_thread(asyncio.run, read(step * 0.008))
+        gc.collect()
+    assert not [it for it in caplog.records if it.name == "asyncio"]
+    await until_equal(lambda: shop.sql.fetchval(OURS, ours.url.username), 0)
 
 
 async def test_a_log_that_was_read_and_never_followed(shop: Shop, ours: AsyncEngine) -> None:
