@@ -30,6 +30,7 @@ def test_texts_of_drivers_become_a_sentence(text: str):
             "TimeoutError: PostgreSQL did not answer within 3 s.",
             "PostgreSQL did not answer within 3 s.",
         ),
+        ("public.PrintError has no triggers.", "public.PrintError has no triggers."),
         ("The lock table is 60% full; writes fail.", "The lock table is 60% full; writes fail."),
         (
             "Notifications do not arrive: CannotConnectNowError: the system is starting up.",

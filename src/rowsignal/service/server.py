@@ -73,7 +73,7 @@ def serve(settings: Settings, *, factory: str = APP) -> None:
     if settings.workers == 1:
         _serve_alone(settings, factory)
         return
-    with bind(settings) as bound:  # by the workers' parent once more
+    with bind(settings) as bound:  # to fail before the first log line: uvicorn binds it again
         _log_start(settings, bound)
     settings.export()
     worker = WORKERS[factory]

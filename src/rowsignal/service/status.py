@@ -119,5 +119,6 @@ def plain_reason(reason: str | None) -> str | None:
 def plain_text(text: str) -> str:
     """Return a text without the names of exceptions, or a sentence where a driver wrote it."""
     plain = re.sub(r"\b\w+(Error|Exception): ", "", text)
-    plain = re.sub(r"\b\w+(Error|Exception)\b", UNREACHABLE, plain)  # all that there is to tell
+    # Only as all that is told of a cause: a table's name may look like an exception's.
+    plain = re.sub(r"(^|: )\w+(Error|Exception)(?=\.?$)", rf"\1{UNREACHABLE}", plain)
     return plain if plain and not INTERNAL.search(plain) else UNREACHABLE
