@@ -20,6 +20,7 @@ from rowsignal.identifiers import QualifiedName
 
 MAX_OPEN = 4  # connections, each with a window that the server has sorted
 IDLE_TIMEOUT = 2.0  # an open transaction keeps vacuum from cleaning up
+CLOSING = 2.0  # seconds for a rollback and a commit
 MAX_AGE = 20.0  # also of one that is read without a break
 
 Key = Hashable
@@ -87,11 +88,12 @@ class WindowCursor:
         return asyncio.get_running_loop().time() - self._opened_at > MAX_AGE
 
     async def close(self) -> None:
-        """End the transaction."""
+        """End the transaction; drop the connection if PostgreSQL does not answer."""
         if self._coming is not None:
             self._coming.cancel()
             await asyncio.gather(self._coming, return_exceptions=True)
-        await self._stack.aclose()
+        async with asyncio.timeout(CLOSING):
+            await self._stack.aclose()
 
 
 class OpenWindows:
@@ -141,9 +143,11 @@ class OpenWindows:
 
     async def discard(self, cursor: WindowCursor) -> None:
         """Close a cursor whose reader failed or was cancelled."""
-        self.drop(cursor)
-        # Waited for: an event loop that ends with the reader would not wait for a new task.
-        await asyncio.shield(asyncio.gather(*self._closing, return_exceptions=True))
+        self._in_use -= 1
+        task = asyncio.create_task(cursor.close())
+        self._track(task)
+        # An event loop that ends with the reader would not wait for a task made at its end.
+        await asyncio.wait([task])
 
     async def aclose(self) -> None:
         """Close all cursors."""
@@ -157,7 +161,9 @@ class OpenWindows:
         self._close(cursor)
 
     def _close(self, cursor: WindowCursor) -> None:
-        task = asyncio.ensure_future(cursor.close())
+        self._track(asyncio.create_task(cursor.close()))
+
+    def _track(self, task: asyncio.Task[None]) -> None:
         self._closing.add(task)
         task.add_done_callback(self._closed)
 

@@ -221,8 +221,10 @@ class LogTail:
             self._listener.hooks.mode_changed(table=self.label, mode="stopped")
             pruning.cancel()
             await asyncio.gather(pruning, return_exceptions=True)
-            await asyncio.shield(self.log.aclose())
-            self._listener.detach(self)
+            try:
+                await asyncio.shield(self.log.aclose())
+            finally:
+                self._listener.detach(self)  # last: the end of the listener waits for all of this
 
     async def targets(self) -> Sequence[Target] | None:
         """Return the bucket of the log; with a relay the followed tables, if it carries them all.

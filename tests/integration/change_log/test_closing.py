@@ -13,17 +13,12 @@ from rowsignal.change_log import ChangeLog
 from rowsignal.change_log.tail import LogTail
 from rowsignal.listener import Listener
 from rowsignal.listener.pacing import Pace
-from support.change_log import Shop, open_shop
+from support.change_log import Shop
+from support.proxy import through_proxy
 from support.waits import until_equal
 
 ITEM = ("public", "item")
 OURS = "select count(*) from pg_stat_activity where usename = $1"
-
-
-@pytest.fixture
-async def shop(engine: AsyncEngine) -> AsyncIterator[Shop]:
-    async with open_shop(engine) as shop:
-        yield shop
 
 
 @pytest.fixture
@@ -52,13 +47,8 @@ async def test_a_start_that_is_cancelled(shop: Shop, ours: AsyncEngine) -> None:
             await asyncio.sleep(step * 0.002)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-    for tail in tails:
-        await until_equal(lambda tail=tail: _mode_of(tail), "stopped")
+    assert {tail.mode for tail in tails} == {"stopped"}
     await until_equal(lambda: shop.sql.fetchval(OURS, ours.url.username), 0)
-
-
-async def _mode_of(tail: LogTail) -> str:
-    return tail.mode
 
 
 async def test_a_snapshot_that_is_read_when_the_log_is_closed(
@@ -94,6 +84,22 @@ async def test_an_event_loop_that_ends_with_a_read(
         gc.collect()
     assert not [it for it in caplog.records if it.name == "asyncio"]
     await until_equal(lambda: shop.sql.fetchval(OURS, ours.url.username), 0)
+
+
+async def test_a_read_that_is_cancelled_on_a_dead_connection(shop: Shop, ours: AsyncEngine) -> None:
+    before = await shop.log.position()
+    await shop.insert(*range(30_000))
+    first = await shop.read(before, limit=100)
+    async with through_proxy(ours.url.render_as_string(hide_password=False)) as (proxy, far):
+        for seconds in (0.02, 0.05):
+            log = ChangeLog(create_async_engine(far, poolclass=NullPool))
+            page = asyncio.create_task(log.read(first.position, limit=20_000))
+            await asyncio.sleep(seconds)
+            proxy.stall()
+            page.cancel()
+            await asyncio.wait([page])
+            proxy.resume()
+            await log.aclose()
 
 
 async def test_a_log_that_was_read_and_never_followed(shop: Shop, ours: AsyncEngine) -> None:
