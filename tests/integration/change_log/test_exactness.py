@@ -4,25 +4,17 @@ import asyncio
 import os
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import asyncpg
 import pytest
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from rowsignal.changes import Reset
 from rowsignal.retention import Retention, prune
-from support.change_log import Shop, open_shop
+from support.change_log import Shop
 
 ROWS = 30
 SECONDS = 60.0 if os.environ.get("ROWSIGNAL_STRESS") == "minutes" else 2.5
-
-
-@pytest.fixture
-async def shop(engine: AsyncEngine) -> AsyncIterator[Shop]:
-    async with open_shop(engine) as shop:
-        yield shop
 
 
 class RolledBackError(Exception):

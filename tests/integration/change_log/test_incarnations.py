@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
@@ -17,12 +16,6 @@ from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.exceptions import PendingChangesError, StandbyError
 from support.change_log import Shop, connect, ids, open_shop
 from support.standby import base_backup
-
-
-@pytest.fixture
-async def shop(engine: AsyncEngine) -> AsyncIterator[Shop]:
-    async with open_shop(engine) as shop:
-        yield shop
 
 
 async def read_unchecked(engine: AsyncEngine, position: str) -> list[int]:

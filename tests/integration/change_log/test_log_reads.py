@@ -1,23 +1,16 @@
 """The one statement that most looks at the log are, and when it is not asked."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from rowsignal.change_log import ChangeLog
 from rowsignal.change_log.quick_reader import window_statement
 from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.postgres.connections import is_direct
-from support.change_log import Shop, ids, open_shop
+from support.change_log import Shop, ids
 from support.pgbouncer import pgbouncer, pooled, settings_in_pool
-
-
-@pytest.fixture
-async def shop(engine: AsyncEngine) -> AsyncIterator[Shop]:
-    async with open_shop(engine) as shop:
-        yield shop
 
 
 async def test_an_ordinary_read_is_one_statement_in_its_own_transaction(shop: Shop) -> None:

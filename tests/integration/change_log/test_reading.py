@@ -1,6 +1,5 @@
 """What lies between two positions: everything that was committed, once, in order."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -11,13 +10,7 @@ from rowsignal.change_log import ChangeLog, positions
 from rowsignal.change_log import log as change_log
 from rowsignal.changes import Change, Operation, Reset
 from rowsignal.exceptions import PositionError, SchemaVersionError
-from support.change_log import Shop, ids, open_shop
-
-
-@pytest.fixture
-async def shop(engine: AsyncEngine) -> AsyncIterator[Shop]:
-    async with open_shop(engine) as shop:
-        yield shop
+from support.change_log import Shop, ids
 
 
 async def test_changes_come_once_and_in_order(shop: Shop) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
 from functools import partial
 
 import pytest
@@ -14,15 +13,9 @@ from rowsignal.change_log.tail import LogTail
 from rowsignal.changes import Reset
 from rowsignal.exceptions import SchemaVersionError
 from rowsignal.retention import Retention, get_retention, prune, set_retention
-from support.change_log import Shop, connect, ids, open_shop
+from support.change_log import Shop, connect, ids
 
 EVERYTHING = Retention(max_age=0.0)
-
-
-@pytest.fixture
-async def shop(engine: AsyncEngine) -> AsyncIterator[Shop]:
-    async with open_shop(engine) as shop:
-        yield shop
 
 
 async def logged(shop: Shop) -> list[int]:

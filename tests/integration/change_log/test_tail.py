@@ -17,16 +17,10 @@ from rowsignal.embedded import EmbeddedPostgres
 from rowsignal.exceptions import PositionError, SchemaVersionError
 from rowsignal.listener import Listener, Timings
 from rowsignal.listener.pacing import Pace
-from support.change_log import Shop, ids, open_shop
+from support.change_log import Shop, ids
 from support.proxy import Proxy, proxied
 
 ITEM = ("public", "item")
-
-
-@pytest.fixture
-async def shop(engine: AsyncEngine) -> AsyncIterator[Shop]:
-    async with open_shop(engine) as shop:
-        yield shop
 
 
 @pytest.fixture
