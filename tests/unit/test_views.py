@@ -7,10 +7,11 @@ import sqlalchemy as sa
 from pydantic import BaseModel
 
 from rowsignal.changes import Operation
+from rowsignal.sse.access.events import Event
 from rowsignal.sse.access.exposures import exposures_of
 from rowsignal.sse.access.filters import parse_where
 from rowsignal.sse.access.row_keys import key_writer
-from rowsignal.sse.access.views import Event, RowFilter, Seen, TableView, UnknownHistoryError
+from rowsignal.sse.access.views import RowFilter, Seen, TableView, UnknownHistoryError
 
 TABLE = sa.Table(
     "orders",

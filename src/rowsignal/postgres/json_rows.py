@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, M
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -118,19 +118,26 @@ class TableShape:
         """The schema and the name."""
         return self.schema, self.name
 
+    @property
+    def has_exact_key(self) -> bool:
+        """Tell whether equal keys are written alike."""
+        return all(part.is_exact for part in self.key)
+
     def accepts(self, key: Mapping[str, Any]) -> bool:
         """Tell whether a key from a request may be a key of this table."""
-        return len(key) == len(self.key) and all(
-            part.name in key and part.accepts(key[part.name]) for part in self.key
-        )
+        if len(key) != len(self.key):
+            return False
+        for part in self.key:  # a generator would take as long again
+            if part.name not in key or not part.accepts(key[part.name]):
+                return False
+        return True
 
     def source(self) -> FromClause:
         """Return the table for a query."""
         return table(self.name, *map(column, self.columns), schema=self.schema)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One row: its primary key in the form of changes, and the requested values."""
 
     key: Mapping[str, Any]
@@ -212,12 +219,18 @@ async def rows_by_key(
 ) -> list[Row | None]:
     """Return the rows with these keys, in their order, in one query; None for a missing row.
 
-    The connection is asyncpg's, whose own errors are raised.
+    Keys are written as PostgreSQL writes them. The connection is asyncpg's, whose own errors are
+    raised.
     """
     driver = await driver_of(connection)
     found = await driver.fetch(_by_key(shape, tuple(columns)), keys_as_json(shape, keys))
+    texts = [it for _, it in found]
+    if shape.has_exact_key:  # what was asked for is what is written
+        asked = [keys[number] for number, _ in found]
+        made = list(map(Row, asked, decode_rows(columns, texts)))
+    else:
+        made = _rows(shape, columns, texts)
     rows: list[Row | None] = [None] * len(keys)
-    made = _rows(shape, columns, [texts for _, texts in found])
     for (number, _), row in zip(found, made, strict=True):
         rows[number] = row
     return rows
@@ -235,7 +248,8 @@ async def all_rows(
     `condition` returns an expression over the table's columns, `keys` are the keys to read.
     """
     source = shape.source()
-    statement = select(_texts(shape, columns, source)).select_from(source)
+    names = (*_key_names(shape), *columns)
+    statement = select(_texts(shape, names, source)).select_from(source)
     if condition is not None:
         statement = statement.where(condition(source))
     if keys is not None:
@@ -277,14 +291,11 @@ def has_given_key(
 
 def keys_as_json(shape: TableShape, keys: Iterable[Mapping[str, Any]]) -> str:
     """Return keys as the JSON array that `given_keys` takes."""
-    return json.dumps(
-        [
-            {NUMBER: number}
-            | {f"k{place}": part.image(key[part.name]) for place, part in enumerate(shape.key)}
-            for number, key in enumerate(keys)
-        ],
-        default=str,
-    )
+    parts = [(f"k{place}", part.name, part.image) for place, part in enumerate(shape.key)]
+    named = [{name: image(key[column]) for name, column, image in parts} for key in keys]
+    for number, key in enumerate(named):
+        key[NUMBER] = number
+    return json.dumps(named, default=str)
 
 
 class _Named(UserDefinedType[Any]):
@@ -304,19 +315,19 @@ def _by_key(shape: TableShape, columns: tuple[str, ...]) -> str:
     """Return the statement; its only parameter is the keys."""
     source = shape.source()
     given = given_keys(shape, bindparam("keys", type_=TEXT))
-    statement = select(given.c[NUMBER], _texts(shape, columns, source)).select_from(
+    names = columns if shape.has_exact_key else (*_key_names(shape), *columns)
+    statement = select(given.c[NUMBER], _texts(shape, names, source)).select_from(
         source.join(given, has_given_key(shape, source, given))
     )
     return str(statement.compile(dialect=DIALECT))
 
 
 def _texts(shape: TableShape, columns: Iterable[str], source: FromClause) -> ColumnElement[Any]:
-    """Return an array of the JSON texts of key and columns.
+    """Return an array of the JSON texts of columns.
 
     A row value with one more column could be too wide, and a function takes too few arguments.
     """
-    names = [*(part.name for part in shape.key), *columns]
-    texts = [_as_json(source.c[name], shape.plain_domains) for name in names]
+    texts = [_as_json(source.c[name], shape.plain_domains) for name in columns]
     return array(texts, type_=TEXT) if texts else cast(literal_column("'{}'"), ARRAY(TEXT))
 
 
@@ -338,11 +349,14 @@ def _as_json(value: ColumnElement[Any], plain_domains: Sequence[int]) -> ColumnE
     return cast(chosen, TEXT)
 
 
+def _key_names(shape: TableShape) -> list[str]:
+    return [part.name for part in shape.key]
+
+
 def _rows(
     shape: TableShape, columns: Sequence[str], pages: Sequence[Sequence[str | None]]
 ) -> list[Row]:
-    width = len(shape.key)
-    names = [part.name for part in shape.key]
-    keys = [dict(zip(names, map(key_value, texts[:width]), strict=True)) for texts in pages]
+    names, width = _key_names(shape), len(shape.key)
+    keys = [dict(zip(names, map(key_value, texts), strict=False)) for texts in pages]
     values = decode_rows(columns, [texts[width:] for texts in pages])
-    return [Row(key, row) for key, row in zip(keys, values, strict=True)]
+    return list(map(Row, keys, values))

@@ -68,8 +68,9 @@ def decode_mapping(text: str | None) -> Values | None:
 
 def decode_rows(names: Sequence[str], rows: Sequence[Sequence[str | None]]) -> list[Values]:
     """Decode rows whose values come as one JSON text each."""
-    values = iter(decode_documents([text for row in rows for text in row]))
-    return [dict(zip(names, (next(values) for _ in names), strict=True)) for _ in rows]
+    values, width = decode_documents([text for row in rows for text in row]), len(names)
+    ends = [(place * width, place * width + width) for place in range(len(rows))]
+    return [dict(zip(names, values[start:end], strict=True)) for start, end in ends]
 
 
 def key_value(text: str | None) -> Any:

@@ -36,8 +36,8 @@ from rowsignal.service.settings import Settings
 from rowsignal.service.sharing import shared_limits, ticket_office
 from rowsignal.service.tasks import running_task
 from rowsignal.sse import Grant, Outlet
+from rowsignal.sse.access.events import Event
 from rowsignal.sse.access.exposures import Exposure
-from rowsignal.sse.access.views import Event
 from rowsignal.sse.http.problems import ProblemRoute, described
 from rowsignal.sse.http.router import router_of
 from rowsignal.sse.http.shutdown import end_in_time

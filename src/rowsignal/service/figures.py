@@ -9,9 +9,9 @@ from typing import Any
 
 from rowsignal.service.recent import Recent
 from rowsignal.sse import Grant, Outlet, TableGrant
+from rowsignal.sse.access.events import Event
 from rowsignal.sse.access.exposures import Exposure
 from rowsignal.sse.access.grants import EVERY_TABLE
-from rowsignal.sse.access.views import Event
 
 WINDOW = 30.0
 SAMPLES = 5000

@@ -20,9 +20,10 @@ from rowsignal.postgres.json_rows import one_view, pin_settings, table_shapes
 from rowsignal.postgres.json_values import decode_mapping, short_integer
 from rowsignal.postgres.statements import query
 from rowsignal.sse import Grant
+from rowsignal.sse.access.events import Event
 from rowsignal.sse.access.exposures import Exposure, Row
 from rowsignal.sse.access.past import PastView
-from rowsignal.sse.access.views import Event, TableView
+from rowsignal.sse.access.views import TableView
 from rowsignal.sse.delivery.rows import current_row
 from rowsignal.sse.http.requests import Ask, find, key_of, views_of
 

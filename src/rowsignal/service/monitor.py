@@ -15,7 +15,7 @@ from rowsignal.service.probe import Probe
 from rowsignal.service.readers import ReadersReport
 from rowsignal.service.status import StatusReport
 from rowsignal.sse import Grant, Outlet
-from rowsignal.sse.access.views import Event
+from rowsignal.sse.access.events import Event
 from rowsignal.sse.http.problems import ProblemRoute
 from rowsignal.sse.http.router import Authorize
 

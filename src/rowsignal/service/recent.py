@@ -4,7 +4,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 
-from rowsignal.sse.access.views import Event
+from rowsignal.sse.access.events import Event
 
 SPAN = 90.0
 BIN = 0.3

@@ -1,7 +1,7 @@
 """The loader, which adds rows to changes: from the log, else as they are now."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -66,6 +66,41 @@ class RowSnapshot:
     unreadable: dict[str, str] = field(default_factory=dict)
 
 
+class _Reading:
+    """The rows of one table that some changes need, by the texts of their keys.
+
+    By text, since keys are dicts: a row that changed ten times is read once.
+    """
+
+    def __init__(
+        self, shape: TableShape, wanted: frozenset[str] | None, *, prefers_log: bool
+    ) -> None:
+        self.shape = shape
+        self.columns = sorted((wanted or frozenset()).intersection(shape.columns))
+        self.keys: dict[str, Key] = {}
+        self.found = RowSnapshot()
+        self.is_exact = shape.has_exact_key
+        self._wanted = wanted
+        self._is_needed = shape.has_row_security or (wanted is not None and not prefers_log)
+
+    def bare(self, it: RowChange) -> RowChange:
+        """Remove the logged values of a row if policies decide whether it may be seen."""
+        if not self.shape.has_row_security:
+            return it
+        return RowChange(replace(it.change, row=None))
+
+    def ask(self, it: RowChange) -> str | None:
+        """Ask for the row of a change; return its name here, None if it is not needed."""
+        key, wanted = it.change.key, self._wanted
+        if key is None:
+            return None
+        if not self._is_needed and (wanted is None or _is_told(it, wanted)):
+            return None
+        name = repr(key)
+        self.keys[name] = key
+        return name
+
+
 class RowLoader:
     """Adds rows to changes. A row that cannot be read becomes a reset of its table alone.
 
@@ -91,40 +126,28 @@ class RowLoader:
         decide which rows may be seen. `is_unverified` marks notifications, which any role can send:
         the loader reads the tables to confirm them.
         """
-        told = [self._bare(it) for it in changes if it.table in self.shapes]
-        unread: dict[QualifiedName, dict[str, Key]] = {}
-        for it in told:
-            if it.change.key is not None and self._must_read(it, wanted, prefers_log=prefers_log):
-                # By text, since keys are dicts: a row that changed ten times is read once.
-                unread.setdefault(it.table, {})[repr(it.change.key)] = it.change.key
-        found = {
-            name: await self._read(self.shapes[name], keys, wanted.get(name, frozenset()))
-            for name, keys in unread.items()
-        }
-        loaded: list[Loaded] = []
-        for it in told:
+        readings: dict[QualifiedName, _Reading] = {}
+        told: list[tuple[RowChange, _Reading, str | None]] = []
+        for it in changes:
             table = it.table
+            reading = readings.get(table)
+            if reading is None and table in self.shapes:
+                columns = wanted.get(table)
+                reading = _Reading(self.shapes[table], columns, prefers_log=prefers_log)
+                readings[table] = reading
+            if reading is not None:
+                told.append((reading.bare(it), reading, reading.ask(it)))
+        for reading in readings.values():
+            await self._read(reading)
+        loaded: list[Loaded] = []
+        for it, reading, name in told:
             if it.change.key is None:
                 loaded.append(await self._without_key(it, is_unverified=is_unverified))
-            elif table in found and (name := repr(it.change.key)) in unread[table]:
-                loaded += _with_row(it, name, self.shapes[table], found[table], is_unverified)
-            else:
+            elif name is None:
                 loaded.append(it)
+            else:
+                loaded += _with_row(it, name, reading, is_unverified)
         return loaded
-
-    def _bare(self, it: RowChange) -> RowChange:
-        """Remove the logged values of a row if policies decide whether it may be seen."""
-        if not self.shapes[it.table].has_row_security:
-            return it
-        return RowChange(replace(it.change, row=None))
-
-    def _must_read(
-        self, it: RowChange, wanted: Mapping[QualifiedName, frozenset[str]], *, prefers_log: bool
-    ) -> bool:
-        if self.shapes[it.table].has_row_security:
-            return True
-        columns = wanted.get(it.table)
-        return columns is not None and not (prefers_log and is_told(it, columns))
 
     async def _without_key(self, it: RowChange, *, is_unverified: bool) -> Loaded:
         """Return a change without a key as a change of all rows, or of unknown ones."""
@@ -151,21 +174,17 @@ class RowLoader:
 
         return await self._reader.read_patiently(ask)
 
-    async def _read(
-        self, shape: TableShape, keys: Mapping[str, Key], wanted: frozenset[str]
-    ) -> RowSnapshot:
-        columns = sorted(wanted.intersection(shape.columns))
-        snapshot = RowSnapshot()
-        snapshot.refused = {name for name, key in keys.items() if not shape.accepts(key)}
-        asked = {name: key for name, key in keys.items() if name not in snapshot.refused}
+    async def _read(self, reading: "_Reading") -> None:
+        shape, snapshot = reading.shape, reading.found
+        snapshot.refused = {name for name, key in reading.keys.items() if not shape.accepts(key)}
+        asked = {name: key for name, key in reading.keys.items() if name not in snapshot.refused}
         try:
-            await self._read_into(snapshot, shape, asked, columns)
+            await self._read_into(snapshot, shape, asked, reading.columns)
         except Exception as error:
             if is_outage(error):
                 raise
             logger.exception("%s cannot be read", ".".join(shape.full_name))
             snapshot.unreadable |= dict.fromkeys(asked, describe(error))
-        return snapshot
 
     async def _read_into(
         self,
@@ -203,31 +222,29 @@ def _give_up(snapshot: RowSnapshot, shape: TableShape, name: str, error: Excepti
     snapshot.unreadable[name] = describe(error)
 
 
-def is_told(it: RowChange, wanted: Iterable[str]) -> bool:
+def _is_told(it: RowChange, wanted: frozenset[str]) -> bool:
     """Tell whether the log has all values to be shown."""
     change = it.change
     if change.operation is Operation.DELETE:
         return it.old is not None
-    return change.row is not None and change.row.keys() >= set(wanted)
+    return change.row is not None and wanted <= change.row.keys()
 
 
-def _with_row(
-    it: RowChange, name: str, shape: TableShape, found: RowSnapshot, is_unverified: bool
-) -> Iterator[Loaded]:
-    change = it.change
+def _with_row(it: RowChange, name: str, reading: _Reading, is_unverified: bool) -> Sequence[Loaded]:
+    change, found = it.change, reading.found
     # Telling it would let any role make up changes of rows that cannot exist.
     if name in found.refused and is_unverified:
-        logger.debug("a notification for %s has a key that no row can have", shape.full_name)
-        return
+        logger.debug("a notification for %s has a key that no row can have", it.table)
+        return ()
     if name not in found.rows:
         reason = UNREADABLE.format(found.unreadable.get(name, "its key does not fit the table"))
-        yield TableReset(reason=reason, position=change.position, table=it.table)
-        return
+        return (TableReset(reason=reason, position=change.position, table=it.table),)
     row = found.rows[name]
-    if row is None or row.key == change.key or all(part.is_exact for part in shape.key):
-        yield RowChange(change, None if row is None else row.values, it.old)
-        return
+    if row is None or row.key == change.key or reading.is_exact:
+        return (RowChange(change, None if row is None else row.values, it.old),)
     # An equal key that is written differently (1.0 and 1.00): the row has moved from one to the
     # other, and readers know rows by what is written.
-    yield RowChange(replace(change, operation=Operation.DELETE, position=None), None, it.old)
-    yield RowChange(replace(change, operation=Operation.UPDATE, key=row.key), row.values)
+    return (
+        RowChange(replace(change, operation=Operation.DELETE, position=None), None, it.old),
+        RowChange(replace(change, operation=Operation.UPDATE, key=row.key), row.values),
+    )

@@ -11,8 +11,9 @@ import sqlalchemy as sa
 from pydantic import BaseModel
 from sqlalchemy.orm import Mapper
 
-from rowsignal.json_forms import json_form
+from rowsignal.json_forms import JSON_SAFE_INTEGER, json_form
 from rowsignal.mapping import RowTypes, attribute_names
+from rowsignal.mapping.column_readers import as_it_is
 from rowsignal.sse.access.column_types import plain_type
 from rowsignal.sse.access.row_keys import PROCESS_SECRET, KeyWriter, key_writer
 
@@ -93,10 +94,12 @@ class Exposure:
         writers = [(column, name, self._writer(column)) for column, name in shown.items()]
 
         def shape(row: Row, kept: Kept) -> dict[str, Any]:
-            for column, _, write in writers:
+            shaped = {}
+            for column, name, write in writers:
                 if column not in kept:
                     kept[column] = write(row.get(column))
-            return {name: kept[column] for column, name, _ in writers}
+                shaped[name] = kept[column]
+            return shaped
 
         return shape
 
@@ -104,8 +107,12 @@ class Exposure:
         """Return the function that converts a column's JSON value to the one that is sent."""
         if self.types is None:
             return writer(_column(self.table, column).type)
-        read = self.types.columns[column].read
-        return lambda value: json_form(read(value))
+        reader = self.types.columns[column]
+        if reader.parse is as_it_is:
+            return json_form
+        if reader.parse is int:
+            return _integer_writer(reader.read)
+        return lambda value: json_form(reader.read(value))
 
     def _through_schema(self, schema: type[BaseModel], shown: Mapping[str, str] | None) -> Shape:
         include = None if shown is None else set(shown.values())
@@ -146,6 +153,16 @@ def writer(type_: sa.types.TypeEngine[Any]) -> Writer:
     if isinstance(stored, sa.Float):
         return _write_float
     return _write_exact if isinstance(stored, sa.Numeric) else _write
+
+
+def _integer_writer(read: Writer) -> Writer:
+    def write(value: Any) -> Any:
+        # Nearly every value is its own form.
+        if type(value) is int and -JSON_SAFE_INTEGER <= value <= JSON_SAFE_INTEGER:
+            return value
+        return json_form(read(value))
+
+    return write
 
 
 def _write_exact(value: Any) -> Any:

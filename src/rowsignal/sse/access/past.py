@@ -4,9 +4,10 @@ import logging
 from typing import Any
 
 from rowsignal.changes import Operation
+from rowsignal.sse.access.events import Event
 from rowsignal.sse.access.exposures import Exposure, Row
 from rowsignal.sse.access.filters import all_hold
-from rowsignal.sse.access.views import Event, TableView
+from rowsignal.sse.access.views import TableView
 
 logger = logging.getLogger("rowsignal.sse")
 

@@ -1,50 +1,19 @@
 """Views: which changes readers with equal grants and equal requests get, and how."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
+from dataclasses import dataclass
 
 from rowsignal.changes import Operation
-from rowsignal.sse import frames
-from rowsignal.sse.access.exposures import Exposure, Kept, Row, Shape
+from rowsignal.sse.access.events import Event, RowKey
+from rowsignal.sse.access.exposures import Exposure, Row
 from rowsignal.sse.access.filters import Condition, all_hold
+from rowsignal.sse.access.frame_writers import FrameWriter
 
-RowKey = tuple[Any, ...]
 MAX_TRACKED = 100_000
 
 
 class UnknownHistoryError(Exception):
     """It is unknown whether a row that is hidden now was ever shown."""
-
-
-@dataclass(slots=True, eq=False)
-class Event:
-    """One change with the values that views decide on.
-
-    `new` is the present row, None if there is none; `old` holds the values before the change, None
-    if the log does not have them. `frames` caches encoded frames, `kept_new` and `kept_old`
-    converted values, for all readers. `is_refused` is set when types or schema refused the row.
-    """
-
-    operation: Operation
-    exposure: Exposure
-    key: Row | None
-    changed: tuple[str, ...] | None = None
-    new: Row | None = None
-    old: Row | None = None
-    position: str | None = None
-    transaction_id: int | None = None
-    captured_at: datetime | None = None
-    frames: dict[object, bytes] = field(default_factory=dict)
-    kept_new: Kept = field(default_factory=dict)
-    kept_old: Kept = field(default_factory=dict)
-    is_refused: bool = False
-
-    @property
-    def row_key(self) -> RowKey:
-        """The key's values, as a lookup key."""
-        return () if self.key is None else tuple(self.key.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,13 +90,8 @@ class RowFilter:
         self.conditions = view.conditions
         self.filter_columns = view.filter_columns
         self.seen = Seen(known=known, limit=tracked)
-        self.shape: Shape = exposure.shape(view.columns)
-        columns = exposure.columns
-        self.shown = columns if view.columns is None else columns & view.columns
-        self.needed = exposure.needed(self.shown)
-        self.names = dict(zip(("schema", "table"), map(str, exposure.full_name), strict=True))
-        self.key = exposure.key_writer(self.shown)
-        self._style = (exposure.name, self.shown)
+        self.writer = FrameWriter(exposure, view.columns)
+        self.shown = self.writer.shown
 
     def show(self, event: Event, *, with_id: bool) -> bytes | None:
         """Return the frame of an event for this view's readers; None if they do not get it."""
@@ -138,16 +102,8 @@ class RowFilter:
         operation = self._operation(event, was_visible)
         if operation is None or self._is_unwanted(event, operation):
             return None
-        has_old = event.old is not None and was_visible is True
-        # Readers with other filters and equal columns get the very same bytes.
-        style = (operation, with_id, has_old, self._style)
-        made = event.frames.get(style)
-        if made is None:
-            old = event.old if has_old else None
-            data = self._data(event, operation, old)
-            made = frames.frame(str(operation), data, event.position if with_id else None)
-            event.frames[style] = made
-        return made
+        with_old = event.old is not None and was_visible is True
+        return self.writer.change(event, operation, with_id=with_id, with_old=with_old)
 
     def _is_unwanted(self, event: Event, operation: Operation) -> bool:
         """Tell whether the reader did not request the operation, or may not see it."""
@@ -232,32 +188,11 @@ class RowFilter:
         # For a reader that may see every row a superfluous delete reveals nothing.
         return True
 
-    def _data(self, event: Event, operation: Operation, old: Row | None) -> dict[str, Any]:
-        data: dict[str, Any] = {
-            "operation": str(operation),
-            **self.names,
-            "key": None if event.key is None else self.key(event.key),
-            "changed": self._changed(event, operation),
-            "transaction_id": event.transaction_id and str(event.transaction_id),
-            "captured_at": event.captured_at and event.captured_at.isoformat(),
-        }
-        if operation in {Operation.INSERT, Operation.UPDATE} and event.new is not None:
-            data["row"] = self.shape(event.new, event.kept_new)
-        if old is not None and self.needed <= old.keys():
-            data["old"] = self.shape(old, event.kept_old)
-        return data
-
-    def _changed(self, event: Event, operation: Operation) -> list[str] | None:
-        if operation is not Operation.UPDATE or event.changed is None:
-            return None
-        return [column for column in event.changed if column in self.shown]
-
     def snapshot(self, row: Row) -> bytes:
         """Return the frame of a current row, and add its key."""
-        key = self.exposure.key_of(row)
-        data = {**self.names, "key": self.key(key), "row": self.shape(row, {})}
-        self.seen.add([tuple(key.values())])
-        return frames.frame("snapshot", data)
+        frame = self.writer.row(row)
+        self.seen.add([tuple(self.exposure.key_of(row).values())])
+        return frame
 
 
 def _as_found(operation: Operation, *, is_present: bool) -> Operation:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from rowsignal.hooks import Hooks
-from rowsignal.sse.access.views import Event
+from rowsignal.sse.access.events import Event
 from rowsignal.sse.limits import Limits
 
 

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from rowsignal.sse import frames
+from rowsignal.sse.access.events import Event
 from rowsignal.sse.access.exposures import Exposure
-from rowsignal.sse.access.views import Event, UnknownHistoryError
+from rowsignal.sse.access.views import UnknownHistoryError
 from rowsignal.sse.delivery.buffers import Reader
 from rowsignal.sse.delivery.context import DeliveryContext
 from rowsignal.sse.delivery.groups import (

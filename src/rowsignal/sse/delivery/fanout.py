@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from rowsignal.exceptions import ReaderLimitError
 from rowsignal.hooks import Hooks
 from rowsignal.sse import frames
+from rowsignal.sse.access.events import Event
 from rowsignal.sse.access.exposures import Exposure
-from rowsignal.sse.access.views import Event
 from rowsignal.sse.delivery.context import Counts, DeliveryContext
 from rowsignal.sse.delivery.feeds import TableFeed
 from rowsignal.sse.limits import Limits

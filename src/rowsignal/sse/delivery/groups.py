@@ -5,14 +5,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from rowsignal.sse import frames
+from rowsignal.sse.access.events import Event, RowKey
 from rowsignal.sse.access.exposures import Exposure, Row
-from rowsignal.sse.access.views import (
-    Event,
-    RowFilter,
-    RowKey,
-    TableView,
-    UnknownHistoryError,
-)
+from rowsignal.sse.access.views import RowFilter, TableView, UnknownHistoryError
 from rowsignal.sse.delivery.buffers import Reader
 
 Shown = list[tuple[tuple[str, RowKey], bytes]]
@@ -109,7 +104,8 @@ class SubscriberGroup:
         if error is not None:
             logger.error("the row %s of %s cannot be shown", key, table, exc_info=error)
         self._refused(self, table)
-        row = {**row_filter.names, "key": None if key is None else row_filter.key(key)}
+        writer = row_filter.writer
+        row = {**writer.names, "key": None if key is None else writer.key(key)}
         return frames.passed_by(UNSHOWABLE.format(table), row, position)
 
     def remember(self, other: "SubscriberGroup") -> None:

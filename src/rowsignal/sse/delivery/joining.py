@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -11,10 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from rowsignal.changes import Reset
 from rowsignal.exceptions import PositionError
+from rowsignal.identifiers import QualifiedName
 from rowsignal.postgres.json_rows import pin_settings
 from rowsignal.sse import frames
+from rowsignal.sse.access.events import Event
 from rowsignal.sse.access.exposures import Row
-from rowsignal.sse.access.views import Event, UnknownHistoryError
+from rowsignal.sse.access.views import UnknownHistoryError
 from rowsignal.sse.delivery.buffers import Reader
 from rowsignal.sse.delivery.distribution import AT_ONCE, UNKNOWN
 from rowsignal.sse.delivery.feeds import TableFeed
@@ -215,15 +218,34 @@ async def _show(start: StartContext, group: SubscriberGroup, batch: SourceBatch)
         it.full_name: it.columns | group.row_filters[it.name].filter_columns for it in exposures
     }
     pieces: list[bytes] = []
-    async with start.turns.request(start.principal):
-        for part in batch.parts():
-            items = await start.feed.events(part, wanted)
+    async with (
+        start.turns.request(start.principal),
+        aclosing(_loaded(start, batch, wanted)) as parts,
+    ):
+        async for items in parts:
             _refuse_gaps(items)
             events = [item for item in items if isinstance(item, Event)]
             for first in range(0, len(events), AT_ONCE):
                 await asyncio.sleep(0)  # readers that have caught up have their turn
                 pieces += _frames(group, events[first : first + AT_ONCE])
     return b"".join(pieces)
+
+
+async def _loaded(
+    start: StartContext, batch: SourceBatch, wanted: Mapping[QualifiedName, frozenset[str]]
+) -> AsyncGenerator[list[Event | Reset], None]:
+    """Yield the events of a batch in parts; the rows of the next are read while one is handled."""
+    coming: deque[asyncio.Future[list[Event | Reset]]] = deque()
+    try:
+        for part in batch.parts():
+            coming.append(asyncio.ensure_future(start.feed.events(part, wanted)))
+            if len(coming) > 1:
+                yield await coming.popleft()
+        yield await coming.popleft()
+    finally:
+        for task in coming:
+            task.cancel()
+        await asyncio.gather(*coming, return_exceptions=True)
 
 
 def _frames(group: SubscriberGroup, events: Sequence[Event]) -> list[bytes]:

@@ -12,9 +12,10 @@ from rowsignal.exceptions import NotWatchedError
 from rowsignal.postgres import json_rows
 from rowsignal.postgres.json_rows import DIALECT, KeyColumn, TableShape, pin_settings
 from rowsignal.sse.access.column_types import plain_type
+from rowsignal.sse.access.events import RowKey
 from rowsignal.sse.access.exposures import Exposure, Row
 from rowsignal.sse.access.filters import where_clause
-from rowsignal.sse.access.views import RowKey, TableView
+from rowsignal.sse.access.views import TableView
 
 __all__ = ["all_rows", "current_row", "having_keys", "pin_settings", "shape_of"]
 

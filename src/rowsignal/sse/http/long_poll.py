@@ -15,8 +15,9 @@ from rowsignal.change_log.reader import ANSWER
 from rowsignal.changes import Operation
 from rowsignal.exceptions import NotFoundError, UnreadableRowError, WaitTimeoutError
 from rowsignal.mapping import class_for
+from rowsignal.sse.access.events import RowKey
 from rowsignal.sse.access.exposures import Exposure, Row
-from rowsignal.sse.access.views import RowKey, TableView
+from rowsignal.sse.access.views import TableView
 from rowsignal.sse.delivery.groups import UNSHOWABLE
 from rowsignal.sse.delivery.rows import current_row, having_keys, pin_settings
 from rowsignal.sse.frames import compact

@@ -10,10 +10,11 @@ from rowsignal.changes import Operation
 from rowsignal.exceptions import FilterError, NotFoundError, NotPermittedError
 from rowsignal.payload import PayloadError, decode_json
 from rowsignal.sse.access.column_types import Number, kind_of
+from rowsignal.sse.access.events import RowKey
 from rowsignal.sse.access.exposures import Exposure
 from rowsignal.sse.access.filters import Condition, parse_where
 from rowsignal.sse.access.grants import Grant, TableGrant
-from rowsignal.sse.access.views import RowKey, TableView
+from rowsignal.sse.access.views import TableView
 
 logger = logging.getLogger("rowsignal.sse")
 
