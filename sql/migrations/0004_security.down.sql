@@ -21,5 +21,7 @@ drop table rowsignal.dead_letter, rowsignal.worker, rowsignal.consumer_partition
 alter table rowsignal.horizon drop column origin;
 alter table rowsignal.tick drop column changes;
 alter table rowsignal.change drop column trace;
+create index if not exists change_xid on rowsignal.change (xid);
+drop index if exists rowsignal.change_xid_relation;
 
 delete from rowsignal.migration where version = 4;

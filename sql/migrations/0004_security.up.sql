@@ -23,6 +23,11 @@ alter table rowsignal.change alter column trace set default
             'escape') operator(pg_catalog.~) '^[] -[^-~]+$'
     then pg_catalog.current_setting('rowsignal.trace', true) end;
 
+-- With the relation, so that a reader of other tables passes over a million changes of this one without
+-- a look at any of them.
+create index if not exists change_xid_relation on rowsignal.change (xid, relation);
+drop index if exists rowsignal.change_xid;
+
 -- How a value of any type becomes text or JSON without running code of the type's owner.
 --
 -- A user can attach code to a type: a cast (CREATE CAST ... WITH FUNCTION), operators, the checks of

@@ -19,6 +19,10 @@ insert into rowsignal.change (xid, relation, operation, key, changed)
 select (3 + g / 1000)::text::xid8, 'item'::regclass, 'u', jsonb_build_object('id', g), '{v}'
 from generate_series(1, $1::int) g
 """
+FLOOD = """
+insert into rowsignal.change (relation, operation, key)
+select 1, 'i', jsonb_build_object('id', g) from generate_series(1, $1::int) g
+"""
 
 
 @pytest.fixture(params=["analyzed", "never analyzed"])
@@ -32,7 +36,9 @@ async def big_log(engine: AsyncEngine, request: pytest.FixtureRequest) -> AsyncI
         yield shop
 
 
-async def plan(shop: Shop, position: str, prepare: str | None = None) -> str:
+async def plan(
+    shop: Shop, position: str, prepare: str | None = None, relations: str = "null"
+) -> str:
     """Return the plan of the reading statement, as it runs."""
     start = positions.decode(position)
     assert isinstance(start, positions.Position)
@@ -47,7 +53,7 @@ async def plan(shop: Shop, position: str, prepare: str | None = None) -> str:
         now = await driver.fetchval("select pg_current_snapshot()::text")
         rows = await driver.fetch(
             "explain (analyze, buffers, costs off, timing off, summary off) execute reading"
-            f" ('{start.seen.xmax}', '{running}', '{now}', 0, null, 5000)"
+            f" ('{start.seen.xmax}', '{running}', '{now}', 0, {relations}, 5000)"
         )
         await driver.execute("deallocate reading")
     return "\n".join(row[0] for row in rows)
@@ -103,3 +109,14 @@ async def test_the_index_is_used_whatever_else_goes_on(big_log: Shop) -> None:
     assert_cheap(await plan_of_look(big_log, later, is_narrowed=False))
     assert_cheap(await plan_of_look(big_log, later, is_narrowed=True))
     assert ids(await big_log.read(later)) == [0, 20]
+
+
+async def test_changes_of_other_tables_are_not_looked_at(big_log: Shop) -> None:
+    if big_log.sql.get_server_version() < (17, 0):
+        pytest.skip("the index has no part in choosing tables before PostgreSQL 17")
+    start = await big_log.log.position()
+    await big_log.sql.execute(FLOOD, 50_000)
+    await big_log.insert(1)
+    item = await big_log.sql.fetchval("select 'item'::regclass::oid")
+    assert_cheap(await plan(big_log, start, relations=f"'{{{item}}}'"))
+    assert_cheap(await plan_of_look(big_log, start, is_narrowed=True))
