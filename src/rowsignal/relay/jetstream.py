@@ -82,13 +82,16 @@ class JetStreamPublisher:
         return Head(sequence, (last.headers or {}).get(POSITION))
 
     async def publish(
-        self, message: Message, after: int, follows: str | None
-    ) -> asyncio.Future[Stored]:
+        self, message: Message, after: int, follows: str | None, *, is_acknowledged: bool
+    ) -> asyncio.Future[Stored] | None:
         """Send a message that is stored only right after a sequence, and the id that it has."""
         headers = message.headers
         headers[EXPECTED_SEQUENCE] = str(after)
         if follows is not None:
             headers[EXPECTED_ID] = follows
+        if not is_acknowledged:
+            await self._client.publish(message.subject, message.payload, headers=headers)
+            return None
         if not self._inbox:
             await self._listen()
         number = str(next(self._numbers))

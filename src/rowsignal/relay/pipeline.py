@@ -1,21 +1,37 @@
-"""Messages in flight: many at once, each acknowledged in its order, or all of them in doubt."""
+"""Messages in flight: many at once, acknowledged in their order, or all of them in doubt."""
 
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NoReturn
 
 from rowsignal.relay.messages import Message
 from rowsignal.relay.publisher import Acknowledgement, FencedError, Head, Publisher, Receipt
 
 LIMIT = 2000
-REPORT = 500  # acknowledgements between two reports, where there are as many at once
+RUN = 100  # messages that are sent before one is acknowledged, at most
+REPORT = 500  # messages between two reports, where as many are acknowledged at once
 
 Report = Callable[[int, Message], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A message whose acknowledgement is awaited, and the sequence that it is meant for."""
+
+    acknowledgement: Acknowledgement
+    message: Message
+    sequence: int
+
+
 class Pipeline:
     """Publishes one message after another without waiting for each.
+
+    A message is stored only right behind the one before it, so the acknowledgement of one is that
+    of all before it, and where one is refused all behind it are: only the last of a run asks. All
+    that it is told then is that it is out of place. So the first of all asks as well: where the
+    next pipeline begins with what was refused, it is told why.
 
     Where one fails, nothing is known of those after it: the end of the stream says where to go on.
     """
@@ -27,19 +43,17 @@ class Pipeline:
         *,
         timeout: float,
         report: Report,
-        limit: int = LIMIT,
     ) -> None:
         """Go on after the end of a stream.
 
         `report` is told how many messages are stored, and which was the last of them.
         """
-        self.sequence = self._stored = head.sequence
+        self.sequence = self._start = self._stored = self._asked = head.sequence
         self._publisher = publisher
         self._timeout = timeout
         self._report = report
-        self._limit = limit
-        self._last_id: str | None = None  # None where the last message is known to be stored
-        self._flying: deque[tuple[Acknowledgement, Message]] = deque()
+        self._last_id: str | None = None
+        self._flying: deque[Flight] = deque()
         self._sent = asyncio.Event()
         self._settled = asyncio.Event()
 
@@ -48,35 +62,45 @@ class Pipeline:
         """The largest size of a message in bytes."""
         return self._publisher.max_bytes
 
-    async def send(self, message: Message) -> None:
-        """Publish a message; wait only while too many are in flight."""
-        while len(self._flying) >= self._limit:
+    async def send(self, message: Message, *, is_last: bool = True) -> None:
+        """Publish a message; wait only while too many are in flight.
+
+        One that is not the last is acknowledged with those that follow, so some have to follow.
+        """
+        while self.sequence - self._stored >= LIMIT:
             self._settled.clear()
             await self._settled.wait()
-        follows = self._last_id if self._flying else None
-        acknowledgement = await self._publisher.publish(message, self.sequence, follows)
+        follows = self._last_id if self.sequence > self._stored else None
+        acknowledgement = await self._publisher.publish(
+            message, self.sequence, follows, is_acknowledged=is_last or self._is_run_over()
+        )
         self.sequence += 1
         self._last_id = message.id
-        self._flying.append((acknowledgement, message))
-        self._sent.set()
+        if acknowledgement is not None:
+            self._asked = self.sequence
+            self._flying.append(Flight(acknowledgement, message, self.sequence))
+            self._sent.set()
+
+    def _is_run_over(self) -> bool:
+        return self.sequence == self._start or self.sequence - self._asked >= RUN
 
     async def collect(self) -> NoReturn:
         """Take the acknowledgements as they come; raise when one does not, or says no."""
-        stored, count = self._stored, 0
+        count = 0
         while True:
             while not self._flying:
                 self._sent.clear()
                 await self._sent.wait()
-            acknowledgement, message = self._flying[0]
-            receipt = await self._receipt(acknowledgement)
-            stored += 1
-            if receipt.seq != stored:
+            flight = self._flying[0]
+            receipt = await self._receipt(flight.acknowledgement)
+            if receipt.seq != flight.sequence:
                 raise FencedError
             self._flying.popleft()
+            count += flight.sequence - self._stored
+            self._stored = flight.sequence
             self._settled.set()
-            count += 1
             if not self._flying or count >= REPORT:
-                self._report(count, message)
+                self._report(count, flight.message)
                 count = 0
 
     async def _receipt(self, acknowledgement: Acknowledgement) -> Receipt:
@@ -90,5 +114,4 @@ class Pipeline:
     def close(self) -> None:
         """Wait for nothing any more."""
         while self._flying:
-            acknowledgement, _ = self._flying.popleft()
-            self._publisher.forget(acknowledgement)
+            self._publisher.forget(self._flying.popleft().acknowledgement)

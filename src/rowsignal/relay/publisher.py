@@ -43,11 +43,14 @@ class Publisher(Protocol):
     async def head(self) -> Head:
         """Return the end of the stream, which is made where there is none."""
 
-    async def publish(self, message: Message, after: int, follows: str | None) -> Acknowledgement:
+    async def publish(
+        self, message: Message, after: int, follows: str | None, *, is_acknowledged: bool
+    ) -> Acknowledgement | None:
         """Send a message that is stored only right after a sequence.
 
         `follows`, the id of the message of that sequence, is given while it is not known to be
-        stored: a number alone would also fit behind a message of another relay.
+        stored: a number alone would also fit behind a message of another relay. One that is not to
+        be acknowledged costs less; whether it is stored, an acknowledgement after it tells.
         """
 
     def forget(self, acknowledgement: Acknowledgement) -> None:

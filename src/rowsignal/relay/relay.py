@@ -216,8 +216,8 @@ class Term:
             columns = await self._follow_columns(feed)
             wanted = {name: frozenset(names) for name, names in columns.items()}
             loaded = await feed.load(batch, wanted)
-            for it in loaded:
-                await self._send(feed, pipeline, it, columns)
+            for number, it in enumerate(loaded, 1):
+                await self._send(feed, pipeline, it, columns, is_last=number == len(loaded))
             await self._finish(feed, batch, pipeline, is_empty=not loaded)
 
     async def _follow_columns(self, feed: CaptureFeed) -> dict[QualifiedName, tuple[str, ...]]:
@@ -250,6 +250,8 @@ class Term:
         pipeline: Pipeline,
         it: Loaded | Reset,
         columns: dict[QualifiedName, tuple[str, ...]],
+        *,
+        is_last: bool,
     ) -> None:
         if not isinstance(it, RowChange):
             await self._send_reset(pipeline, it)
@@ -262,7 +264,7 @@ class Term:
             await self._send_reset(pipeline, reset)
             return
         self._reached = message.id
-        await pipeline.send(message)
+        await pipeline.send(message, is_last=is_last)
 
     def _written(self, it: RowChange, columns: tuple[str, ...]) -> Message | None:
         try:
