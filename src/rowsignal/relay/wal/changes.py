@@ -91,7 +91,7 @@ class ChangeReader:
 
     def read(self, message: Message) -> list[Item]:
         """Return the changes that a message tells; none for most that are about no row."""
-        if isinstance(message, Insert | Update | Delete):
+        if isinstance(message, (Insert, Update, Delete)):
             return self._row_change(message)
         if isinstance(message, Begin):
             self._begin(message)
@@ -142,7 +142,7 @@ class ChangeReader:
         if rows is None:
             return []
         try:
-            items = list(self._changes(rows, message))
+            items = self._changes(rows, message)
         except (ValueError, RecursionError) as error:
             reason = UNREADABLE.format(".".join(rows.table), error)
             items = [TableReset(reason=reason, position=self._place(0), table=rows.table)]
@@ -159,28 +159,31 @@ class ChangeReader:
                 self._rows[oid] = RowReader(relation, family.table, family.key, self._readers)
         return self._rows[oid]
 
-    def _changes(self, rows: RowReader, message: Insert | Update | Delete) -> Iterator[Item]:
+    def _changes(self, rows: RowReader, message: Insert | Update | Delete) -> list[Item]:
+        if isinstance(message, Update):
+            return self._updated(rows, message)
         if isinstance(message, Insert):
-            yield self._inserted(rows, message.new)
-        elif isinstance(message, Delete):
-            yield self._deleted(rows, message.old, is_full=message.is_full)
-        else:
-            yield from self._updated(rows, message)
+            return [self._inserted(rows, message.new)]
+        return [self._deleted(rows, message.old, is_full=message.is_full)]
 
-    def _updated(self, rows: RowReader, message: Update) -> Iterator[Item]:
-        old, new, is_full = message.old, message.new, message.is_full
+    def _updated(self, rows: RowReader, message: Update) -> list[Item]:
+        _, old, is_full, new = message
         rows.complete(new, old, is_full=is_full)
         if old is not None and rows.is_moved(old, new):
-            deleted = self._deleted(rows, old, is_full=is_full, before=1)
-            if not self._is_known(self._number - 1):
-                yield deleted
-            yield self._inserted(rows, new)
-            return
-        changed = rows.changed(old, new) if old is not None and is_full else None
-        if changed == ():  # the log has no such change either
-            return
-        old_row = rows.row(old) if old is not None and is_full else None
-        yield self._made(rows, Operation.UPDATE, rows.key(new), rows.row(new), old_row, changed)
+            return self._moved(rows, old, new, is_full=is_full)
+        if old is None or not is_full:
+            return [self._made(rows, Operation.UPDATE, rows.key(new), rows.row(new))]
+        changed = rows.changed(old, new)
+        if not changed:  # the log has no such change either
+            return []
+        key, row = rows.key(new), rows.row(new)
+        return [self._made(rows, Operation.UPDATE, key, row, rows.row(old), changed)]
+
+    def _moved(self, rows: RowReader, old: Values, new: Values, *, is_full: bool) -> list[Item]:
+        """Return the changes of a row whose key has changed."""
+        deleted = self._deleted(rows, old, is_full=is_full, before=1)
+        inserted = self._inserted(rows, new)
+        return [inserted] if self._is_known(self._number - 1) else [deleted, inserted]
 
     def _inserted(self, rows: RowReader, new: Values) -> Item:
         return self._made(rows, Operation.INSERT, rows.key(new), rows.row(new))

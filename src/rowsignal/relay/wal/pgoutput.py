@@ -19,6 +19,7 @@ TRUNCATE = struct.Struct("!IB")
 LOGICAL = struct.Struct("!BQ")
 COLUMN = struct.Struct("!Ii")
 POSITION = struct.Struct("!Q")
+TEXT, NULL, TOASTED = b"tnu"
 
 
 class MalformedMessageError(ValueError):
@@ -245,20 +246,24 @@ def _tuple(data: bytes, at: int, kinds: str) -> tuple[Values, int]:
     at += 3
     values: Values = []
     for _ in range(count):
-        value, at = _value(data, at)
-        values.append(value)
+        kind = data[at]
+        if kind == TEXT:  # read here, since a call for each value would take as long as the rest
+            start = at + 1 + LONG.size
+            at = start + LONG.unpack_from(data, at + 1)[0]
+            values.append(str(data[start:at], "utf-8", "surrogateescape"))
+        else:
+            values.append(_other_value(kind))
+            at += 1
+    if at > len(data):
+        raise ValueError("it ends within a value")
     return values, at
 
 
-def _value(data: bytes, at: int) -> tuple[Value, int]:
-    kind = data[at]
-    if kind == 0x74:  # t
-        text, at = _counted(data, at + 1)
-        return text.decode("utf-8", "surrogateescape"), at
-    if kind == 0x6E:  # n
-        return None, at + 1
-    if kind == 0x75:  # u
-        return UNCHANGED, at + 1
+def _other_value(kind: int) -> Unchanged | None:
+    if kind == NULL:
+        return None
+    if kind == TOASTED:
+        return UNCHANGED
     raise ValueError(f"a value cannot be of kind {chr(kind)!r}")
 
 
