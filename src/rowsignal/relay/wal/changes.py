@@ -52,6 +52,7 @@ class ChangeReader:
     def __init__(self, start: WalPosition, next_xid: int) -> None:
         self._at = self._told = (start.lsn, start.number)
         self.is_amid = False
+        self.commits = 0  # transactions that have been read to their end
         self.wants_checkpoint = False
         self._start = start
         self._xid = next_xid
@@ -97,6 +98,7 @@ class ChangeReader:
             self._begin(message)
         elif isinstance(message, Commit):
             self.is_amid = False
+            self.commits += 1
             self._advance(message.end_lsn)
         elif isinstance(message, Relation):
             self._relations[message.oid] = message

@@ -159,19 +159,26 @@ class ReplicationConnection:
             raise ReplicationError(_message(error)) from error
 
     def _available(self, limit: int) -> list[bytes | Keepalive]:
-        pgconn = self._pgconn
+        """Return all that has come: libpq reads as much of it at a time as its buffer holds."""
         found: list[bytes | Keepalive] = []
         try:
-            pgconn.consume_input()
-            while len(found) < limit:
-                size, data = pgconn.get_copy_data(1)
-                if size == 0:
-                    break
-                if size < 0:
-                    raise self._end()
-                found.append(self._unpacked(bytes(data)))
+            while len(found) < limit and (more := self._buffered(limit - len(found))):
+                found += more
         except OperationalError as error:
             raise ReplicationError(_message(error)) from error
+        return found
+
+    def _buffered(self, limit: int) -> list[bytes | Keepalive]:
+        pgconn = self._pgconn
+        found: list[bytes | Keepalive] = []
+        pgconn.consume_input()
+        while len(found) < limit:
+            size, data = pgconn.get_copy_data(1)
+            if size == 0:
+                break
+            if size < 0:
+                raise self._end()
+            found.append(self._unpacked(bytes(data)))
         return found
 
     def _unpacked(self, data: bytes) -> bytes | Keepalive:

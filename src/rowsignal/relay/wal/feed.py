@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NoReturn
 
@@ -26,6 +26,7 @@ from rowsignal.streams.sources import SourceBatch
 logger = logging.getLogger("rowsignal.relay")
 
 BATCH = 500
+GATHER_TIME = 0.005  # seconds before a read while transactions come faster than they are read
 STATUS_INTERVAL = 1.0
 CATALOG_INTERVAL = 2.0
 QUERY_TIMEOUT = 10.0
@@ -58,6 +59,7 @@ class WalFeed:
         self._ignored = set[int]()
         self._notices = deque[TableReset]()
         self._is_asked = False
+        self._is_gathering = False
         self.wants_checkpoint = False
 
     @property
@@ -86,10 +88,7 @@ class WalFeed:
                 self._offered = self._changes.position
                 self._is_asked = self._changes.wants_checkpoint = False
                 return SourceBatch((), self.position)
-            items: list[RowChange | Reset] = []
-            for it in await self._connection.receive(BATCH):
-                items += await self._take(it)
-            if items:
+            if items := await self._taken(await self._receive()):
                 self._offered = self._changes.told
                 return SourceBatch(items, self.position)
         return SourceBatch([self._notices.popleft()], self.position)
@@ -123,18 +122,35 @@ class WalFeed:
                 await self._refresh()
                 read_at = loop.time()
 
-    async def _take(self, item: bytes | Keepalive) -> Iterable[RowChange | Reset]:
-        if isinstance(item, Keepalive):
-            self._changes.reached(item.end)
-            self._is_asked |= item.wants_reply
-            if item.wants_reply:
-                await self._connection.send_status(self._stored.lsn)
-            return ()
-        message = decode(item)
-        found: list[RowChange | Reset] = list(self._changes.read(message))
-        if isinstance(message, Relation):
-            found += await self._met(message)
+    async def _receive(self) -> Sequence[bytes | Keepalive]:
+        """Wait for messages; let some gather where the last read has found several transactions.
+
+        A read, and what it leads to on the way to NATS, costs as much as some changes do.
+        """
+        if self._is_gathering:
+            await asyncio.sleep(GATHER_TIME)
+        return await self._connection.receive(BATCH)
+
+    async def _taken(self, received: Sequence[bytes | Keepalive]) -> list[RowChange | Reset]:
+        """Return the changes that some messages tell."""
+        found: list[RowChange | Reset] = []
+        commits = self._changes.commits
+        for it in received:
+            if isinstance(it, Keepalive):
+                await self._answer(it)
+                continue
+            message = decode(it)
+            found += self._changes.read(message)
+            if isinstance(message, Relation):
+                found += await self._met(message)
+        self._is_gathering = self._changes.commits - commits > 1 and len(received) < BATCH
         return [it for it in found if not isinstance(it, RowChange) or it.table in self.shapes]
+
+    async def _answer(self, keepalive: Keepalive) -> None:
+        self._changes.reached(keepalive.end)
+        if keepalive.wants_reply:
+            self._is_asked = True
+            await self._connection.send_status(self._stored.lsn)
 
     async def _met(self, relation: Relation) -> Sequence[TableReset]:
         """Look up a relation that the catalogue had not, or had otherwise, when it was read."""
