@@ -74,7 +74,7 @@ class MessageWriter:
 
         Raises `ValueError` or `RecursionError` for values that cannot be written as JSON.
         """
-        change = it.change
+        change, row = it.change, _carried(it.row, columns)
         body = {
             "operation": change.operation,
             "schema": change.schema,
@@ -82,11 +82,12 @@ class MessageWriter:
             "key": change.key,
             "changed": change.changed and [name for name in change.changed if name in columns],
             "captured_at": change.captured_at and change.captured_at.isoformat(),
-            "row": _carried(it.row, columns),
+            "row": row,
             "old": _carried(it.old, columns),
         }
-        if absent := [] if it.row is None else [name for name in columns if name not in it.row]:
-            body["absent"] = absent  # large values that were not touched: the WAL lacks them
+        if row is not None and len(row) < len(columns):
+            # Large values that were not touched: the WAL lacks them.
+            body["absent"] = [name for name in columns if name not in row]
         headers = self._headers(position, position)
         headers[SCHEMA] = schema_version(columns)
         if change.transaction_id is not None:
@@ -144,7 +145,8 @@ def _marked(value: object) -> str:
     raise TypeError(f"{value!r} is not a value of JSON.")
 
 
-_encode = json.JSONEncoder(separators=(",", ":"), default=_marked).encode
+# Bodies are trees, and looking for circles takes a tenth of the time.
+_encode = json.JSONEncoder(separators=(",", ":"), default=_marked, check_circular=False).encode
 
 
 def encode(body: Mapping[str, Any]) -> bytes:
