@@ -18,6 +18,8 @@
     select 'constraint', conname, pg_get_constraintdef(oid)
     from pg_constraint where connamespace = 'rowsignal'::regnamespace
     union all
+    select 'index', indexname, indexdef from pg_indexes where schemaname = 'rowsignal'
+    union all
     select 'type', typname, (select array_agg(a::text order by a::text) from unnest(coalesce(typacl, acldefault('T', typowner))) as a)::text
     from pg_type where typnamespace = 'rowsignal'::regnamespace and typtype = 'c'
     union all
