@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -19,6 +20,7 @@ INSTALLATIONS = (
     "opt/homebrew/opt/postgresql@*/bin",
     "usr/local/opt/postgresql@*/bin",
 )
+UNPRIVILEGED = 65534  # the id of the system's user without rights
 INHERITED_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
 
@@ -87,15 +89,15 @@ def unprivileged_account() -> Account | None:
     """Return an account for the server if this process is root, else None."""
     if os.geteuid() != 0:
         return None
-    for name in ("postgres", "nobody"):
+    for find in (partial(pwd.getpwnam, "postgres"), partial(pwd.getpwuid, UNPRIVILEGED)):
         try:
-            entry = pwd.getpwnam(name)
+            entry = find()
         except KeyError:
             continue
         return Account(entry.pw_uid, entry.pw_gid)
     raise EmbeddedPostgresError(
-        "PostgreSQL refuses to run as root, and this machine has neither a user postgres nor a "
-        "user nobody to run it as: add one, or do not run as root."
+        "PostgreSQL refuses to run as root, and this machine has neither a user postgres nor one "
+        f"with the id {UNPRIVILEGED} to run it as: add a user postgres, or do not run as root."
     )
 
 

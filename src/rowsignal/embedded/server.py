@@ -54,8 +54,8 @@ class EmbeddedPostgres:
       can then connect.
     - `timeout`: seconds for the initialisation, and for each start.
 
-    Under root the server runs as the owner of `data_dir`, or else as the user `postgres` or
-    `nobody`.
+    Under root the server runs as the owner of `data_dir`, or else as the user `postgres`, or else
+    as the system's unprivileged user, whose id is 65534.
     """
 
     def __init__(
