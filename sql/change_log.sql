@@ -1,5 +1,5 @@
 -- The change log: every committed change of every logged table, and what says which part of it
--- a position may still be read from. Nobody but the owner has rights on any of it.
+-- a position may still be read from. Only the owner has rights on any of it.
 
 -- :: change_log
 -- Columns go from wide to narrow so that no byte is lost to alignment. `xid` is the top-level
@@ -83,7 +83,7 @@ $rowsignal$;
 -- Begin a new log where this one has no incarnation: after installation, a crash, a promotion or a
 -- restore. Takes no lock that a writer would wait for, and none at all where nothing is to be done.
 -- After a crash or a promotion the log is the one it was, for consumers whose position is stored in
--- this database, and nobody else's positions count. After a restore, what was logged before is behind
+-- this database; no other positions count. After a restore, what was logged before is behind
 -- the new horizon, and pruned like everything else there.
 create or replace function rowsignal.start_incarnation_v2() returns uuid
 language plpgsql security definer

@@ -103,7 +103,7 @@ $rowsignal$;
 -- :: record what retention overtakes
 -- Called by the pruning that moves the horizon, in its transaction and before it deletes. Where
 -- changes that were not handled are about to go, that is recorded. Where there are none, a position
--- that the horizon passes moves along with it: nobody wants what lies between.
+-- that the horizon passes moves along with it: what lies between is wanted no more.
 create or replace function rowsignal.overtake_consumers_v1(horizon pg_snapshot) returns void
 language sql volatile
 set search_path = pg_catalog, pg_temp

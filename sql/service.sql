@@ -21,7 +21,7 @@ select pg_catalog.current_database()::text as name, pg_catalog.current_setting('
     pg_catalog.pg_notification_queue_usage() as queue_usage
 
 -- :: service_estimates
--- Rows as the planner believes; -1 where nobody has counted.
+-- Rows as the planner believes; -1 without statistics.
 select n.nspname::text as schema, c.relname::text as name, c.reltuples::bigint as rows
 from pg_catalog.pg_class as c
 join pg_catalog.pg_namespace as n on n.oid = c.relnamespace

@@ -321,13 +321,13 @@ end
 $rowsignal$;
 
 -- The change log: every committed change of every logged table, and what says which part of it
--- a position may still be read from. Nobody but the owner has rights on any of it.
+-- a position may still be read from. Only the owner has rights on any of it.
 
 -- :: start_incarnation
 -- Begin a new log where this one has no incarnation: after installation, a crash, a promotion or a
 -- restore. Takes no lock that a writer would wait for, and none at all where nothing is to be done.
 -- After a crash or a promotion the log is the one it was, for consumers whose position is stored in
--- this database, and nobody else's positions count. After a restore, what was logged before is behind
+-- this database; no other positions count. After a restore, what was logged before is behind
 -- the new horizon, and pruned like everything else there.
 create or replace function rowsignal.start_incarnation_v2() returns uuid
 language plpgsql security definer
@@ -648,7 +648,7 @@ $rowsignal$;
 -- :: record what retention overtakes
 -- Called by the pruning that moves the horizon, in its transaction and before it deletes. Where
 -- changes that were not handled are about to go, that is recorded. Where there are none, a position
--- that the horizon passes moves along with it: nobody wants what lies between.
+-- that the horizon passes moves along with it: what lies between is wanted no more.
 create or replace function rowsignal.overtake_consumers_v1(horizon pg_snapshot) returns void
 language sql volatile
 set search_path = pg_catalog, pg_temp

@@ -32,8 +32,13 @@ def frame(event: str, data: object, position: str | None = None) -> bytes:
     event: bye
     data: {"reason":"shutdown"}
     """
+    return encoded(event, compact(data), position)
+
+
+def encoded(event: str, data: bytes, position: str | None = None) -> bytes:
+    """Return the frame of one event whose data is JSON already."""
     place = "" if position is None else f"id: {position}\n"
-    return b"%bevent: %b\ndata: %b\n\n" % (place.encode(), event.encode(), compact(data))
+    return b"%bevent: %b\ndata: %b\n\n" % (place.encode(), event.encode(), data)
 
 
 def retry(delay: float) -> bytes:

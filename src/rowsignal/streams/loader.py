@@ -142,14 +142,14 @@ class RowLoader:
         loaded: list[Loaded] = []
         for it, reading, name in told:
             if it.change.key is None:
-                loaded.append(await self._without_key(it, is_unverified=is_unverified))
+                loaded.append(await self._without_key(it, reading.shape, is_unverified))
             elif name is None:
                 loaded.append(it)
             else:
                 loaded += _with_row(it, name, reading, is_unverified)
         return loaded
 
-    async def _without_key(self, it: RowChange, *, is_unverified: bool) -> Loaded:
+    async def _without_key(self, it: RowChange, shape: TableShape, is_unverified: bool) -> Loaded:
         """Return a change without a key as a change of all rows, or of unknown ones."""
         change = it.change
         if change.operation is not Operation.TRUNCATE:
@@ -157,7 +157,6 @@ class RowLoader:
                 return it
             reason = NO_KEY.format(f"an {change.operation}")
             return TableReset(reason=reason, position=change.position, table=it.table)
-        shape = self.shapes[it.table]
         # TRUNCATE ONLY of a parent leaves the rows of its children; a hint may be forged.
         if (is_unverified or shape.has_children) and await self._has_rows(shape):
             return TableReset(reason=REFILLED, position=change.position, table=it.table)
@@ -174,7 +173,7 @@ class RowLoader:
 
         return await self._reader.read_patiently(ask)
 
-    async def _read(self, reading: "_Reading") -> None:
+    async def _read(self, reading: _Reading) -> None:
         shape, snapshot = reading.shape, reading.found
         snapshot.refused = {name for name, key in reading.keys.items() if not shape.accepts(key)}
         asked = {name: key for name, key in reading.keys.items() if name not in snapshot.refused}

@@ -27,17 +27,16 @@ class FrameWriter:
         self._shape = exposure.shape(columns)
         self._needed = exposure.needed(self.shown)
         self._heads = {operation: _head(operation, self.names) for operation in Operation}
-        self._style = (exposure.name, self.shown)
 
     def change(self, event: Event, operation: Operation, *, with_id: bool, with_old: bool) -> bytes:
         """Return the frame of a change, with its position as id and the old values if wanted."""
         # Readers with other filters and equal columns get the very same bytes.
-        style = (operation, with_id, with_old, self._style)
+        style = (operation, with_id, with_old, self.shown)
         made = event.frames.get(style)
         if made is None:
-            place = f"id: {event.position}\n" if with_id and event.position is not None else ""
             data = self._change(event, operation, with_old=with_old)
-            made = event.frames[style] = b"%b%b\n\n" % (place.encode(), data)
+            position = event.position if with_id else None
+            made = event.frames[style] = frames.encoded(str(operation), data, position)
         return made
 
     def row(self, row: Row) -> bytes:
@@ -46,6 +45,7 @@ class FrameWriter:
         return frames.frame("snapshot", {**self.names, "key": key, "row": self._shape(row, {})})
 
     def _change(self, event: Event, operation: Operation, *, with_old: bool) -> bytes:
+        """Return the JSON of a change."""
         parts = [
             self._heads[operation],
             b"null" if event.key is None else compact(self.key(event.key)),
@@ -67,9 +67,8 @@ class FrameWriter:
 
 
 def _head(operation: Operation, names: Mapping[str, str]) -> bytes:
-    """Return the start of a change's frame, up to its key."""
-    opened = compact({"operation": str(operation), **names})[:-1]
-    return b'event: %b\ndata: %b,"key":' % (str(operation).encode(), opened)
+    """Return the start of a change's JSON, up to its key."""
+    return compact({"operation": str(operation), **names})[:-1] + b',"key":'
 
 
 def _origin(event: Event) -> bytes:
