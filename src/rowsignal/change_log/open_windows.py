@@ -20,7 +20,7 @@ from rowsignal.identifiers import QualifiedName
 
 MAX_OPEN = 4  # connections, each with a window that the server has sorted
 IDLE_TIMEOUT = 2.0  # an open transaction keeps vacuum from cleaning up
-CLOSING = 2.0  # seconds for a rollback and a commit
+CLOSE_TIMEOUT = 2.0  # for a rollback and a commit
 MAX_AGE = 20.0  # also of one that is read without a break
 
 Key = Hashable
@@ -92,7 +92,7 @@ class WindowCursor:
         if self._coming is not None:
             self._coming.cancel()
             await asyncio.gather(self._coming, return_exceptions=True)
-        async with asyncio.timeout(CLOSING):
+        async with asyncio.timeout(CLOSE_TIMEOUT):
             await self._stack.aclose()
 
 

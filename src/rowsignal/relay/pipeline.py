@@ -28,10 +28,11 @@ class Flight:
 class Pipeline:
     """Publishes one message after another without waiting for each.
 
-    A message is stored only right behind the one before it, so the acknowledgement of one is that
-    of all before it, and where one is refused all behind it are: only the last of a run asks. All
-    that it is told then is that it is out of place. So the first of all asks as well: where the
-    next pipeline begins with what was refused, it is told why.
+    JetStream stores a message only behind the one before it. An acknowledgement therefore covers
+    all messages before it, and after a refused message all later ones are refused: only the last
+    message of a run asks for an acknowledgement. A refusal of that one says only that it is out of
+    place. The first message of a pipeline asks, too: when it is the refused one of the pipeline
+    before, the answer has the reason.
 
     Where one fails, nothing is known of those after it: the end of the stream says where to go on.
     """
@@ -48,11 +49,11 @@ class Pipeline:
 
         `report` is told how many messages are stored, and which was the last of them.
         """
-        self.sequence = self._start = self._stored = self._asked = head.sequence
+        self.sequence = self._stored = head.sequence
         self._publisher = publisher
         self._timeout = timeout
         self._report = report
-        self._last_id: str | None = None
+        self._last_id: str | None = None  # None before the first message
         self._flying: deque[Flight] = deque()
         self._sent = asyncio.Event()
         self._settled = asyncio.Event()
@@ -65,7 +66,7 @@ class Pipeline:
     async def send(self, message: Message, *, is_last: bool = True) -> None:
         """Publish a message; wait only while too many are in flight.
 
-        One that is not the last is acknowledged with those that follow, so some have to follow.
+        The acknowledgement of a later message covers one that is not the last of its run.
         """
         while self.sequence - self._stored >= LIMIT:
             self._settled.clear()
@@ -77,12 +78,12 @@ class Pipeline:
         self.sequence += 1
         self._last_id = message.id
         if acknowledgement is not None:
-            self._asked = self.sequence
             self._flying.append(Flight(acknowledgement, message, self.sequence))
             self._sent.set()
 
     def _is_run_over(self) -> bool:
-        return self.sequence == self._start or self.sequence - self._asked >= RUN
+        asked = self._flying[-1].sequence if self._flying else self._stored
+        return self._last_id is None or self.sequence - asked >= RUN
 
     async def collect(self) -> NoReturn:
         """Take the acknowledgements as they come; raise when one does not, or says no."""

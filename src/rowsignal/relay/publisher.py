@@ -49,8 +49,8 @@ class Publisher(Protocol):
         """Send a message that is stored only right after a sequence.
 
         `follows`, the id of the message of that sequence, is given while it is not known to be
-        stored: a number alone would also fit behind a message of another relay. One that is not to
-        be acknowledged costs less; whether it is stored, an acknowledgement after it tells.
+        stored: a number alone would also fit behind a message of another relay. Without an
+        acknowledgement of its own a message costs less; that of a later one covers it.
         """
 
     def forget(self, acknowledgement: Acknowledgement) -> None:

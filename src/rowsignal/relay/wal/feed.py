@@ -123,7 +123,7 @@ class WalFeed:
                 read_at = loop.time()
 
     async def _receive(self) -> Sequence[bytes | Keepalive]:
-        """Wait for messages; let some gather where the last read has found several transactions.
+        """Wait for messages; after a read of several transactions let more gather first.
 
         A read, and what it leads to on the way to NATS, costs as much as some changes do.
         """
