@@ -49,7 +49,7 @@ async def rate(server: EmbeddedPostgres, script: str, clients: int, seconds: int
 
 
 async def turn(server: EmbeddedPostgres, script: str, clients: int, seconds: int) -> Turn:
-    """Let `clients` run a script over and over for some seconds, and nobody else connect.
+    """Let `clients` run a script over and over for some seconds, without other connections.
 
     The processor time is that of the backends, which the postmaster has collected when they have
     ended: unlike the rate it does not depend on what else the machine is doing. A backend that

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 DOCS = Path(__file__).parent.parent / "docs"
 MEASUREMENTS = DOCS / "explanation" / "measurements"
 VARIANTS = {
-    "hint": "triggers, nobody watching",
+    "hint": "triggers, nothing waits",
     "watched": "one cold row watched",
     "naive": "NOTIFY for each row",
     "least": "one constant row inserted",
@@ -34,7 +34,7 @@ HIGHLIGHTS = {
     "sooner_than_polling": "sooner than polling every half second, times",
     "kib_per_wait": "KiB for each of 10,000 waits",
     "resolve_rate_over_get": "rate of resolving 10,000 waits, over bare `session.get`",
-    "unwatched_tps_8": "write rate of 8 clients with triggers and nobody watching, over none",
+    "unwatched_tps_8": "write rate of 8 clients with triggers and no waits, over none",
     "deliveries_over_bare": "deliveries to 1,000 readers, over an app that writes prepared bytes",
     "drain_over_select": "rate of reading the change log, over a bare SELECT",
     "middleware_over_bare": "time of a request with the session middleware, over hand-written",

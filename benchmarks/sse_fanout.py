@@ -147,7 +147,7 @@ async def serve_bare(dsn: str, *, reads: bool) -> None:
 
 
 class Crowd:
-    """Many sockets that are read by nobody in particular: bytes are counted and thrown away."""
+    """Many sockets whose bytes are counted and thrown away."""
 
     def __init__(self) -> None:
         self.selector = selectors.EpollSelector()

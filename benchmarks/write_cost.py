@@ -4,11 +4,11 @@ pgbench drives a server with fsync on, as fast as its disk is and then as if eac
 millisecond (`commit_delay`). All tables are alike but for their triggers, and take turns:
 
     plain     no trigger: the peer
-    hint      hint triggers, and nobody watching
-    watched   hint triggers, and one wait for a row that nobody writes, in a table that all do
+    hint      hint triggers, and no waits
+    watched   hint triggers, and one wait for a row that is never written, in a busy table
     naive     a NOTIFY for each row, whoever listens: what one would write first
     least     a trigger that inserts one constant row: what any log costs, whatever it logs
-    log       log triggers, and nobody reading
+    log       log triggers, and no reader
     log_read  log triggers, and one reader that follows
 """
 
@@ -188,7 +188,7 @@ async def rates(
 
 
 async def costs(server: EmbeddedPostgres, script: str) -> dict[str, Cost]:
-    """Return what a transaction costs the processors in each variant that nobody watches.
+    """Return what a transaction costs the processors in each variant without waits and readers.
 
     A turn is compared with the turns of its own round, half of which run the other way about, so
     that what other machines on this host do in the meantime concerns both.
