@@ -38,7 +38,7 @@ from rowsignal.change_log.reader import (
 from rowsignal.change_log.records import RELATION, Record
 from rowsignal.changes import Reset
 from rowsignal.identifiers import QualifiedName
-from rowsignal.postgres.connections import beside, driver_of, lent
+from rowsignal.postgres.connections import beside, driver_of, lent, throw_away
 from rowsignal.postgres.statements import query
 
 PAGE = 1000
@@ -338,7 +338,7 @@ class ChangeLog:
                 raise explained(error) from error
             # A query that was cancelled may still be running on this connection.
             except BaseException:
-                await asyncio.shield(connection.invalidate())
+                await throw_away(connection)
                 raise
 
 

@@ -119,7 +119,7 @@ class QuickReader:
     async def _discard(self) -> None:
         connection, self._connection, self._driver = self._connection, None, None
         if connection is not None:
-            await asyncio.shield(throw_away(connection))
+            await throw_away(connection)
 
 
 @cache

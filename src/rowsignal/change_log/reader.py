@@ -20,7 +20,7 @@ from rowsignal.exceptions import (
     StandbyError,
 )
 from rowsignal.identifiers import QualifiedName
-from rowsignal.postgres.connections import driver_of, lent
+from rowsignal.postgres.connections import driver_of, lent, throw_away
 from rowsignal.postgres.statements import query
 
 Result = TypeVar("Result")
@@ -236,11 +236,10 @@ async def log_transaction(engine: AsyncEngine) -> AsyncIterator[LogTransaction]:
             await driver.execute("rollback")
             raise
         except asyncpg.PostgresError as error:
-            # Shielded: a second cancellation would leave the connection checked out for ever.
-            await asyncio.shield(connection.invalidate())
+            await throw_away(connection)
             raise explained(error) from error
         except BaseException:
-            await asyncio.shield(connection.invalidate())
+            await throw_away(connection)
             raise
 
 

@@ -1,6 +1,5 @@
 """The connection of a partition's handlers, open while there are changes to handle."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -46,7 +45,7 @@ class HandlerConnection:
             if not self.is_pooled:
                 await self._introduce(driver)
         except BaseException:
-            await asyncio.shield(throw_away(connection))
+            await throw_away(connection)
             raise
         self._connection, self._driver = connection, driver
         return connection, driver
@@ -91,4 +90,4 @@ class HandlerConnection:
         """Close the connection; the next use opens a new one."""
         connection, self._connection, self._driver = self._connection, None, None
         if connection is not None:
-            await asyncio.shield(throw_away(connection))
+            await throw_away(connection)

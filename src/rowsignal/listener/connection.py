@@ -5,7 +5,6 @@ import random
 import secrets
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from rowsignal.identifiers import QualifiedName
 from rowsignal.listener.hints import HintsUnavailableError, Side, Target
 from rowsignal.listener.timings import Timings
 from rowsignal.payload import CHANNEL, LOCK_CLASS, LOG_CHANNEL
+from rowsignal.postgres.connections import throw_away
 from rowsignal.postgres.errors import sqlstate
 from rowsignal.postgres.statements import query
 
@@ -70,7 +70,7 @@ class Wire:
                 wire = cls(connection, raw.driver_connection, receive)
                 await wire._listen()
             except BaseException:
-                await asyncio.shield(_abandon(connection))
+                await throw_away(connection)
                 raise
             return wire
 
@@ -160,7 +160,8 @@ class Wire:
     async def close(self) -> None:
         """Drop the connection without waiting for the server."""
         self.lost.set()
-        await asyncio.shield(_abandon(self._connection, self._driver))
+        self._driver.terminate()
+        await throw_away(self._connection)
 
     async def _is_lost_within(self, seconds: float) -> bool:
         try:
@@ -192,11 +193,3 @@ class Wire:
             " (give Listener a listen_url that goes to PostgreSQL itself), or its network path is"
             " dead"
         )
-
-
-async def _abandon(connection: AsyncConnection, driver: asyncpg.Connection | None = None) -> None:
-    if driver is not None:
-        driver.terminate()
-    with suppress(asyncpg.InterfaceError, OSError):
-        await connection.invalidate()
-    await connection.close()

@@ -259,8 +259,7 @@ class SideConnection:
     async def _discard(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            # Shielded: a cancellation on the way would leave the connection open.
-            await asyncio.shield(throw_away(connection))
+            await throw_away(connection)
 
 
 OwnConnection = SideConnection  # its name in 0.1
@@ -278,11 +277,24 @@ async def lent(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
             yield connection
         finally:
             if engine.pool is not pool:
-                await asyncio.shield(connection.invalidate())
+                await throw_away(connection)
 
 
 async def throw_away(connection: AsyncConnection) -> None:
-    """Close a connection in any state."""
+    """Close a connection in any state; a cancellation takes effect when it is closed."""
+    closing = asyncio.ensure_future(_close(connection))
+    try:
+        await asyncio.shield(closing)
+    except asyncio.CancelledError:
+        await asyncio.wait([closing])
+        # An event loop that ends cancels the shielded task as well, even before it has begun. After
+        # half of it SQLAlchemy would keep the connection as one that is in use.
+        if closing.cancelled():
+            await _close(connection)
+        raise
+
+
+async def _close(connection: AsyncConnection) -> None:
     try:
         await connection.invalidate()
         await connection.close()
