@@ -26,7 +26,6 @@ from rowsignal.exceptions import MissingExtraError
 from rowsignal.orm.models.base import Base
 from rowsignal.orm.models.queries import add_queries
 from rowsignal.orm.urls import async_url
-from rowsignal.postgres.connections import throw_away
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -254,7 +253,7 @@ class AsyncDatabaseManager:
                 await _unlock(connection)
             except BaseException:
                 # the end of the server session releases the lock in every state
-                await throw_away(connection)
+                await connection.invalidate()
                 raise
 
     @cached_property
