@@ -5,11 +5,13 @@ import itertools
 from collections.abc import Callable, Hashable, Sequence
 
 from rowsignal.sse import frames
+from rowsignal.sse.delivery.direct_writes import PausedWrite
 
 Rows = Sequence[tuple[Hashable, bytes]]
 
 numbers = itertools.count()
 JOINED = 128 * 1024  # bytes; a write costs the same whatever its size
+PIECE = 64 * 1024  # bytes written at once: servers copy unsent bytes for each reader
 
 
 class Reader:
@@ -18,7 +20,8 @@ class Reader:
     `push` never waits. A reader with more than `limit` bytes is too slow: its buffer is discarded,
     it gets a reset, and its stream ends. Other readers are not affected. `writing_since` is the
     start time of the present write; `resets` counts the resets that it was sent; `abort` stops the
-    task that writes, `on_close` stops the frames that precede the buffer's content.
+    task that writes, `on_close` stops the frames that precede the buffer's content. `write` writes
+    bytes while that task waits for some: the buffer is for what the server does not take at once.
     """
 
     __slots__ = (
@@ -32,6 +35,7 @@ class Reader:
         "on_close",
         "overflowed",
         "resets",
+        "write",
         "writing_since",
     )
 
@@ -43,10 +47,11 @@ class Reader:
         self.writing_since: float | None = None
         self.abort: Callable[[], object] | None = None
         self.on_close: Callable[[], object] | None = None
+        self.write: Callable[[bytes], PausedWrite | None] | None = None
         self._chunks: list[bytes] = []
         self._size = 0
         self.is_closed = False
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[PausedWrite | None] | None = None
 
     @property
     def size(self) -> int:
@@ -55,7 +60,7 @@ class Reader:
 
     def push(self, chunk: bytes, rows: Rows | None = None) -> None:  # noqa: ARG002 -- for readers that conflate
         """Add bytes; `rows` holds the same bytes in pieces, each with its row."""
-        if self.is_closed:
+        if self.is_closed or self._write_at_once(chunk):
             return
         # A burst may be larger than the buffer: a reader that waits for it is not slow.
         if self._size and self._size + len(chunk) > self.limit:
@@ -63,9 +68,22 @@ class Reader:
         else:
             self._chunks.append(chunk)
             self._size += len(chunk)
+        self._wake()
+
+    def _write_at_once(self, chunk: bytes) -> bool:
+        """Write bytes for which the task of the response waits; return whether that was done."""
         waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if self.write is None or waiter is None or waiter.done() or len(chunk) > PIECE:
+            return False
+        try:
+            paused = self.write(chunk)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 -- the task raises it
+            waiter.set_exception(error)
+        else:
+            if paused is not None:
+                self.writing_since = waiter.get_loop().time()
+                waiter.set_result(paused)
+        return True
 
     def close(self, last: bytes) -> None:
         """End the stream with `last`, after the waiting bytes."""
@@ -79,8 +97,11 @@ class Reader:
             self.is_gone = self.is_closed = True
             self.abort()
 
-    def arrival(self) -> asyncio.Future[None] | None:
-        """Return a future to await before `take`; None if there are bytes already."""
+    def arrival(self) -> asyncio.Future[PausedWrite | None] | None:
+        """Return a future to await before `take`; None if there are bytes already.
+
+        Its result is a direct write that paused and must be awaited first, if there is one.
+        """
         if self._size or self.is_closed:
             return None
         self._waiter = asyncio.get_running_loop().create_future()

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from contextvars import Context, copy_context
 
 from sse_starlette import EventSourceResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from rowsignal.sse.delivery.buffers import Reader
+from rowsignal.sse.delivery.buffers import PIECE, Reader
+from rowsignal.sse.delivery.direct_writes import DirectWriter
 
-PIECE = 64 * 1024
 LAST_WRITE_TIMEOUT = 0.5  # seconds to finish a frame when a stream is closed
 
 
@@ -51,7 +52,8 @@ class EventStream(EventSourceResponse):
         """
         waiting = asyncio.current_task()
         assert waiting is not None  # noqa: S101 -- ASGI applications run in tasks
-        sending = asyncio.create_task(self._send_all(send))
+        context = copy_context()
+        sending = asyncio.create_task(self._send_all(send, context), context=context)
         self.reader.abort = sending.cancel
         # receive() returns at the disconnect only: nothing else ends this wait.
         sending.add_done_callback(lambda _: waiting.cancel())
@@ -76,24 +78,28 @@ class EventStream(EventSourceResponse):
         if self.client_close_handler_callable is not None:
             await self.client_close_handler_callable(message)
 
-    async def _send_all(self, send: Send) -> None:
-        reader, clock = self.reader, asyncio.get_running_loop().time
+    async def _send_all(self, send: Send, context: Context) -> None:
         if not await self._send_opening(send):
             return
+        reader = self.reader
+        reader.write = DirectWriter(send, context).write
         while True:
-            arrival = reader.arrival()
-            # Awaiting costs a turn of the event loop; with bytes there already it is spared.
-            if arrival is not None:
-                await arrival
+            await self._wait_for_bytes()
             chunk = reader.take()
             if not chunk:
                 return
-            if len(chunk) > PIECE:
-                await self._write_pieces(send, chunk)
-                continue
-            reader.writing_since = clock()
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            reader.writing_since = None
+            await self._write_pieces(send, chunk)
+
+    async def _wait_for_bytes(self) -> None:
+        """Wait until the buffer has bytes or ends; meanwhile changes are written directly."""
+        arrival = self.reader.arrival()
+        while arrival is not None:
+            paused = await arrival
+            if paused is None:
+                return
+            await paused
+            self.reader.writing_since = None
+            arrival = self.reader.arrival()
 
     async def _send_opening(self, send: Send) -> bool:
         """Send the first frames; stop if the stream is closed meanwhile, say at the token's end.
