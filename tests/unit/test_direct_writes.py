@@ -136,11 +136,15 @@ async def test_a_client_that_leaves_amid_a_pause_cancels_the_write() -> None:
 
 
 async def test_a_time_limit_around_send_ends_that_stream_and_not_the_feed() -> None:
-    client = Client()
+    client, ended = Client(), asyncio.Event()
 
     async def send(message: Message) -> None:
-        async with asyncio.timeout(0.01):
-            await client.send(message)
+        try:
+            async with asyncio.timeout(0.01):
+                await client.send(message)
+        except TimeoutError:
+            ended.set()
+            raise
 
     async def push() -> None:
         me = asyncio.current_task()
@@ -148,7 +152,7 @@ async def test_a_time_limit_around_send_ends_that_stream_and_not_the_feed() -> N
         async with streaming(client, send) as reader:
             client.takes.clear()
             reader.push(b"one")
-            await asyncio.sleep(0.1)
+            await ended.wait()
             reader.push(b"two")
             attempts.append(me.cancelling())
 

@@ -1,6 +1,8 @@
 """Streams below middleware: what a layer does around `send` concerns its own stream alone."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -14,7 +16,7 @@ from rowsignal.sse import Limits, Outlet
 from rowsignal.sse.access.exposures import exposures_of
 from rowsignal.sse.access.grants import grant_everything
 from rowsignal.sse.http.router import router_of
-from support.event_streams import Order, execute, make_tables, reading
+from support.event_streams import EventReader, Order, execute, make_tables, reading
 from support.web_server import serving
 
 PATH = "/v1/changes/orders"
@@ -71,6 +73,22 @@ def application(engine: AsyncEngine) -> FastAPI:
     return app
 
 
+@asynccontextmanager
+async def two_readers(
+    engine: AsyncEngine, app: ASGIApp
+) -> AsyncIterator[tuple[EventReader, EventReader]]:
+    """Serve an application, with one reader that need not be read from and one that is."""
+    async with (
+        Listener(engine),
+        serving(app) as site,
+        reading(site.port, PATH, buffer=4096) as slow,
+        reading(site.port, PATH) as quick,
+    ):
+        for reader in (slow, quick):
+            await reader.until(lambda event: event.id != "")
+        yield slow, quick
+
+
 @pytest.mark.parametrize("layers", ["pure", "with BaseHTTPMiddleware"])
 async def test_layers_around_send_pass_every_change_on(engine, layers) -> None:
     """A reader that stalls for a while, beside one that does not, gets each change once."""
@@ -80,14 +98,7 @@ async def test_layers_around_send_pass_every_change_on(engine, layers) -> None:
     app.add_middleware(TimeLimit, seconds=30)
     if layers != "pure":
         app.middleware("http")(through)
-    async with (
-        Listener(engine),
-        serving(app) as site,
-        reading(site.port, PATH, buffer=4096) as slow,
-        reading(site.port, PATH) as quick,
-    ):
-        for reader in (slow, quick):
-            await reader.until(lambda event: event.id != "")
+    async with two_readers(engine, app) as (slow, quick):
         for first in range(0, ROWS, BATCH):
             await fill(engine, first, first + BATCH - 1)
             await quick.until(lambda event, last=first + BATCH - 1: event.key == last)
@@ -100,14 +111,7 @@ async def test_layers_around_send_pass_every_change_on(engine, layers) -> None:
 async def test_a_time_limit_of_a_layer_ends_the_stalled_stream_alone(engine) -> None:
     await make_tables(engine)
     guarded = TimeLimit(application(engine), seconds=0.3)
-    async with (
-        Listener(engine),
-        serving(guarded) as site,
-        reading(site.port, PATH, buffer=4096) as stalled,
-        reading(site.port, PATH) as quick,
-    ):
-        for reader in (stalled, quick):
-            await reader.until(lambda event: event.id != "")
+    async with two_readers(engine, guarded) as (_, quick):
         row = 0
         async with asyncio.timeout(60):
             while not guarded.ended:

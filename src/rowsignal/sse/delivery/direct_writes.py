@@ -1,4 +1,4 @@
-"""Writes to a client without waking the task that serves it, as far as the server takes them."""
+"""Direct writes: bytes are sent to a client without waking the task that serves it."""
 
 import asyncio
 from collections.abc import Coroutine, Generator
@@ -9,11 +9,11 @@ from starlette.types import Send
 
 
 class PausedWrite(Generator[object, None, None]):
-    """A write that has begun and that the server does not take yet; await it for the rest."""
+    """A write that waits until the HTTP server takes more bytes; await it to finish it."""
 
     def __init__(self, writing: Coroutine[object, None, None], pause: object) -> None:
         self._writing = writing
-        self._pauses = [pause]  # that nothing waits for yet
+        self._pauses = [pause]  # what the write yielded, and nothing awaits yet
 
     def __await__(self) -> Generator[object, None, None]:
         return self
@@ -30,7 +30,7 @@ class PausedWrite(Generator[object, None, None]):
 class DirectWriter:
     """Sends to one client from any task, as though the task that serves the client did.
 
-    A server takes nearly every write at once: waking a task for it costs more than handing over the
+    An HTTP server takes nearly every write at once: waking a task costs more than handing over the
     bytes. The write runs in the context of the serving task and as that task, so that time limits
     and context variables of the layers around `send` are theirs, also when the task goes on with a
     paused write (Python manual, Extending asyncio: `_enter_task`). Make it in that task.
@@ -46,7 +46,7 @@ class DirectWriter:
         self._task: Any = asyncio.current_task()
 
     def write(self, chunk: bytes) -> PausedWrite | None:
-        """Write bytes while the serving task waits; return the rest to await, if there is one."""
+        """Write bytes while the serving task waits; return the write if it has to be awaited."""
         loop, task, caller = self._loop, self._task, asyncio.current_task()
         writing = self._write(chunk)
         if caller is not None:
